@@ -1,0 +1,46 @@
+# The Python that .venv is made with: make PYTHON=python3.12 venv
+PYTHON ?= python3
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test slow lint format clean
+
+help:
+	@echo "make venv    .venv with this package (editable) and its test tools"
+	@echo "make demo    a short training run; prints its results"
+	@echo "make test    the tests, without the slow ones"
+	@echo "make slow    the slow tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  formats the code"
+	@echo "make clean   removes .venv, caches and builds; runs/ stays"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[test]'
+	touch $@
+
+demo: venv
+	$(BIN)/python -m prompt_tuning.train --gin_file=runs/demo.gin
+
+test: venv
+	$(BIN)/python -m pytest
+
+slow: venv
+	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none
+
+lint: venv
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: venv
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find prompt_tuning scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
