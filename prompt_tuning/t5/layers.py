@@ -1,0 +1,230 @@
+"""T5's layers, with T5X's parameter names, shapes and logical axes.
+
+Numerics follow the original code (Flaxformer): parameters are float32 and cast to the activation
+dtype where used; norms, softmax and logits are float32; masked logits get -1e10 added.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from prompt_tuning.t5.config import T5Config
+
+NEG_INF = -1e10
+
+Axes = tuple[str, ...]
+Shape = tuple[int, ...]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": nn.gelu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "linear": lambda x: x,
+}
+
+
+def partitioned_param(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, axes: Axes, shape: Shape
+) -> Array:
+    """A float32 parameter with logical axis names, one a dimension."""
+    return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
+
+
+def dropout(x: Array, rate: float, module: nn.Module, enabled: bool) -> Array:
+    """Dropout whose mask is shared along the length axis (-2), as in T5X."""
+    if not enabled or rate == 0.0:
+        return x
+    shape = (*x.shape[:-2], 1, x.shape[-1])
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+class Dense(nn.Module):
+    """x @ kernel, no bias; kernel [in, out]."""
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    scale: float = 1.0  # multiplies the initialiser's standard deviation
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
+        shape = (x.shape[-1], self.features)
+        kernel = partitioned_param(self, "kernel", init, self.axes, shape)
+        return matmul(x, kernel.astype(self.dtype))
+
+
+def matmul(x: Array, kernel: Array) -> Array:
+    """x [..., in] @ kernel [in, out] in the kernel's dtype, accumulated in float32."""
+    y = jax.lax.dot_general(
+        x.astype(kernel.dtype),
+        kernel,
+        (((x.ndim - 1,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    return y.astype(kernel.dtype)
+
+
+class Embed(nn.Module):
+    """Token embedding [V, D], looked up by a gather; also the tied output layer of T5 v1.0."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(1.0)
+        shape = (self.config.vocab_size, self.config.d_model)
+        self.embedding = partitioned_param(self, "embedding", init, ("vocab", "embed"), shape)
+
+    def __call__(self, tokens: Array) -> Array:
+        return jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.config.dtype)
+
+    def attend(self, x: Array) -> Array:
+        """Logits [..., V] of x [..., D]: x times the transposed table, over sqrt(D)."""
+        table = self.embedding.astype(jnp.float32)
+        return x.astype(jnp.float32) @ table.T / np.sqrt(self.config.d_model)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) * scale, statistics in float32; no mean, no bias."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        ones = nn.initializers.ones
+        scale = partitioned_param(self, "scale", ones, ("embed",), (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        return (x * scale).astype(self.dtype)
+
+
+def relative_buckets(
+    relative_position: np.ndarray | Array, bidirectional: bool, num_buckets: int, max_distance: int
+) -> Array:
+    """Bucket ids (T5) of `relative_position` = key position - query position.
+
+    Bidirectional: keys after the query use the upper half of the buckets. Causal: all buckets are
+    for the past, the future is clipped to 0. Within a direction with n buckets, distances below
+    n/2 have their own bucket and the rest are logarithmic up to `max_distance`.
+    """
+    distance = -jnp.asarray(relative_position, jnp.int32)
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = (distance < 0) * num_buckets
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(distance, 0)
+    exact = num_buckets // 2
+    eps = np.finfo(np.float32).eps
+    ratio = jnp.log(distance.astype(jnp.float32) / exact + eps) / np.log(max_distance / exact)
+    logarithmic = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(logarithmic, num_buckets - 1))
+
+
+class RelativePositionBias(nn.Module):
+    """The additive attention bias of a stack, `rel_embedding` [heads, buckets], float32."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_positions: Array, key_positions: Array) -> Array:
+        """[..., Q] and [..., K] positions to a bias [..., heads, Q, K]."""
+        cfg = self.config
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        shape = (cfg.num_heads, cfg.relative_buckets)
+        axes = ("heads", "relpos_buckets")
+        table = partitioned_param(self, "rel_embedding", init, axes, shape)
+        relative = key_positions[..., None, :] - query_positions[..., :, None]
+        buckets = relative_buckets(
+            relative, self.bidirectional, cfg.relative_buckets, cfg.relative_max_distance
+        )
+        bias = jnp.take(table.T.astype(jnp.float32), buckets, axis=0)  # [..., Q, K, heads]
+        return jnp.moveaxis(bias, -1, -3)
+
+
+def attention_bias(mask: Array) -> Array:
+    """0 where `mask` is True, -1e10 elsewhere; float32."""
+    return jnp.where(mask, 0.0, NEG_INF).astype(jnp.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without 1/sqrt(head_dim): the factor sits in the query's initialiser."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        keys_values: Array | tuple[Array, Array],
+        bias: Array | None,
+        *,
+        cache: tuple[Array, Array] | None = None,
+        index: Array | int = 0,
+        enable_dropout: bool = False,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Attends from x to keys and values.
+
+        Args:
+          x: [B, Q, D] queries' input.
+          keys_values: [B, K, D] input of keys and values, or the projected pair itself, each
+            [B, K, heads, head_dim].
+          bias: broadcastable to [B, heads, Q, K], float32: relative positions plus mask.
+          cache: a pair [B, L, heads, head_dim] into which new keys and values are written at
+            `index` before attending over all L.
+          index: scalar int32, the position of x in the cache.
+          enable_dropout: drop attention weights.
+
+        Returns:
+          [B, Q, D], and the keys and values that were attended to.
+        """
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        joined = cfg.num_heads * cfg.head_dim
+
+        def project(name: str, y: Array, scale: float = 1.0) -> Array:
+            y = Dense(joined, ("embed", "joined_kv"), dtype, scale, name=name)(y)
+            return y.reshape(*y.shape[:-1], cfg.num_heads, cfg.head_dim)
+
+        query = project("query", x, cfg.head_dim**-0.5)
+        if isinstance(keys_values, tuple):
+            key, value = keys_values
+        else:
+            key, value = project("key", keys_values), project("value", keys_values)
+        if cache is not None:
+            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, index, axis=1)
+            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, index, axis=1)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits = logits + bias
+        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+        weights = dropout(weights, cfg.dropout_rate, self, enable_dropout)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
+        y = y.astype(dtype).reshape(*x.shape[:-1], joined)
+        return Dense(x.shape[-1], ("joined_kv", "embed"), dtype, name="out")(y), (key, value)
+
+
+class Mlp(nn.Module):
+    """Feed-forward layer; with two activations the product of both branches (gated)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Array, *, enable_dropout: bool = False) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        gated = len(cfg.activations) > 1
+        hidden = jnp.ones((), dtype)
+        for i, activation in enumerate(cfg.activations):
+            name = f"wi_{i}" if gated else "wi"
+            branch = Dense(cfg.d_ff, ("embed", "mlp"), dtype, name=name)(x)
+            hidden = hidden * _ACTIVATIONS[activation](branch)
+        hidden = dropout(hidden, cfg.dropout_rate, self, enable_dropout)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        return Dense(cfg.d_model, ("mlp", "embed"), dtype, name="wo")(hidden)

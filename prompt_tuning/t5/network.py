@@ -1,0 +1,283 @@
+"""The T5 encoder-decoder: encode, decode (teacher forced), decode_step (cached)."""
+
+from typing import cast
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.layers import (
+    Attention,
+    Dense,
+    Embed,
+    Mlp,
+    RelativePositionBias,
+    RMSNorm,
+    attention_bias,
+    dropout,
+)
+from prompt_tuning.t5.sites import Sites
+
+KeysValues = tuple[Array, Array]
+
+
+class Encoded(flax.struct.PyTreeNode):
+    """The encoder's output: states [B, T', D] and mask [B, T'] bool; T' counts added positions."""
+
+    states: Array
+    mask: Array
+
+
+class Cache(flax.struct.PyTreeNode):
+    """What cached decoding carries from step to step.
+
+    Attributes:
+      encoded: the encoder's output.
+      index: scalar int32, the position that the next token takes.
+      keys_values: a pair [B, L, heads, head_dim] for each decoder layer's self-attention.
+      cross: a pair [B, T', heads, head_dim] for each layer; None before the first step, which
+        computes them.
+    """
+
+    encoded: Encoded
+    index: Array
+    keys_values: tuple[KeysValues, ...]
+    cross: tuple[KeysValues, ...] | None
+
+
+class EncoderLayer(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array, real: Array, *, enable_dropout: bool) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        # Flaxformer zeroes padding after every norm; so do we, for equal arrays at padding too.
+        y = RMSNorm(dtype, name="pre_attention_layer_norm")(x) * real
+        y, _ = Attention(cfg, name="attention")(y, y, bias, enable_dropout=enable_dropout)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
+        y = Mlp(cfg, name="mlp")(y, enable_dropout=enable_dropout)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+
+
+class Encoder(nn.Module):
+    config: T5Config
+    sites: Sites
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array, *, enable_dropout: bool) -> Encoded:
+        """x [B, T, D] embedded tokens, mask [B, T] bool."""
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        x, mask = self.sites.embedded(x, mask)
+        x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
+        positions = jnp.arange(x.shape[1])
+        bias = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")(
+            positions, positions
+        )
+        bias = bias + attention_bias(mask[:, None, :, None] & mask[:, None, None, :])
+        real = mask[..., None].astype(dtype)
+        for i in range(cfg.num_encoder_layers):
+            layer = EncoderLayer(cfg, name=f"layers_{i}")
+            x = layer(x, bias, real, enable_dropout=enable_dropout)
+        x = RMSNorm(dtype, name="encoder_norm")(x) * real
+        return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), mask)
+
+
+class DecoderLayer(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        self_bias: Array,
+        cross_source: Array | KeysValues,
+        cross_bias: Array,
+        real: Array,
+        *,
+        cache: KeysValues | None,
+        index: Array | int,
+        enable_dropout: bool,
+    ) -> tuple[Array, KeysValues, KeysValues]:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        y = RMSNorm(dtype, name="pre_self_attention_layer_norm")(x) * real
+        attend = Attention(cfg, name="self_attention")
+        y, kv = attend(y, y, self_bias, cache=cache, index=index, enable_dropout=enable_dropout)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x) * real
+        attend = Attention(cfg, name="encoder_decoder_attention")
+        y, cross = attend(y, cross_source, cross_bias, enable_dropout=enable_dropout)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
+        y = Mlp(cfg, name="mlp")(y, enable_dropout=enable_dropout)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), kv, cross
+
+
+class Decoder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        encoded: Encoded,
+        real_input: Array,
+        real_target: Array,
+        *,
+        cache: Cache | None = None,
+        enable_dropout: bool = False,
+    ) -> tuple[Array, Cache | None]:
+        """Runs the decoder over embedded tokens.
+
+        Args:
+          x: [B, L, D] embedded decoder input; with a cache, L = 1.
+          encoded: the encoder's output.
+          real_input: [B, L] bool, where the decoder input is real; outputs elsewhere are zero.
+          real_target: [B, L] bool, where the target is real; takes part in attention.
+          cache: state of cached decoding; without it a causal mask is used.
+          enable_dropout: apply dropout.
+
+        Returns:
+          [B, L, D] after the final norm (or logits [B, L, V] float32 where the output layer is
+          untied), and the cache after this step.
+        """
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        x = dropout(x, cfg.dropout_rate, self, enable_dropout)
+        positions = jnp.arange(x.shape[1])
+        keys, causal = positions, positions[None, :] <= positions[:, None]
+        if cache is not None:
+            keys = jnp.arange(cache.keys_values[0][0].shape[1])
+            positions = cache.index[None]
+            causal = keys[None, :] <= positions[:, None]
+        self_bias = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")(
+            positions, keys
+        )
+        self_mask = causal[None, None]
+        if cache is None:
+            self_mask &= real_target[:, None, :, None] & real_target[:, None, None, :]
+        self_bias = self_bias + attention_bias(self_mask)
+        cross_bias = attention_bias(real_target[:, None, :, None] & encoded.mask[:, None, None, :])
+        real = real_input[..., None].astype(dtype)
+        keys_values, crosses = [], []
+        for i in range(cfg.num_decoder_layers):
+            x, kv, cross = DecoderLayer(cfg, name=f"layers_{i}")(
+                x,
+                self_bias,
+                cache.cross[i] if cache is not None and cache.cross else encoded.states,
+                cross_bias,
+                real,
+                cache=cache.keys_values[i] if cache is not None else None,
+                index=cache.index if cache is not None else 0,
+                enable_dropout=enable_dropout,
+            )
+            keys_values.append(kv)
+            crosses.append(cross)
+        x = RMSNorm(dtype, name="decoder_norm")(x) * real
+        x = dropout(x, cfg.dropout_rate, self, enable_dropout)
+        if not cfg.tied_logits:
+            logits = Dense(
+                cfg.vocab_size, ("embed", "vocab"), jnp.dtype("float32"), name="logits_dense"
+            )
+            x = nn.with_logical_constraint(logits(x), ("batch", "length", "vocab"))
+        if cache is not None:
+            cache = cache.replace(
+                index=cache.index + 1, keys_values=tuple(keys_values), cross=tuple(crosses)
+            )
+        return x, cache
+
+
+class T5(nn.Module):
+    """T5 with a tuning method acting at its sites.
+
+    `T5(config)` is the plain backbone; `T5(config, method)` adds the method's parameters and
+    leaves the path of every backbone parameter as it is in T5X.
+    """
+
+    config: T5Config
+    sites: Sites = Sites()
+
+    def setup(self) -> None:
+        self.token_embedder = Embed(self.config)
+        self.encoder = Encoder(self.config, self.sites)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, encoder_input_tokens: Array, *, enable_dropout: bool = False) -> Encoded:
+        """Encodes tokens [B, T] int32; 0 is padding."""
+        mask = encoder_input_tokens > 0
+        x = self.token_embedder(encoder_input_tokens)
+        return self.encoder(x, mask, enable_dropout=enable_dropout)
+
+    def decode(
+        self,
+        encoded: Encoded,
+        decoder_input_tokens: Array,
+        decoder_target_tokens: Array,
+        *,
+        enable_dropout: bool = False,
+    ) -> Array:
+        """Teacher-forced logits [B, L, V] float32."""
+        first = jnp.arange(decoder_input_tokens.shape[1]) == 0
+        x = self.token_embedder(decoder_input_tokens)
+        x, _ = self.decoder(
+            x,
+            encoded,
+            (decoder_input_tokens > 0) | first,
+            decoder_target_tokens > 0,
+            enable_dropout=enable_dropout,
+        )
+        return self._logits(x)
+
+    def init_cache(self, encoded: Encoded, length: int) -> Cache:
+        """An empty cache for decoding up to `length` tokens."""
+        cfg = self.config
+        shape = (encoded.states.shape[0], length, cfg.num_heads, cfg.head_dim)
+        empty = jnp.zeros(shape, cfg.dtype)
+        layers = tuple((empty, empty) for _ in range(cfg.num_decoder_layers))
+        return Cache(encoded, jnp.zeros((), jnp.int32), layers, None)
+
+    def decode_step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+        """One token [B] int32 for each row to the next token's logits [B, V] float32."""
+        real = jnp.ones((tokens.shape[0], 1), bool)
+        x = self.token_embedder(tokens[:, None])
+        x, after = self.decoder(x, cache.encoded, real, real, cache=cache)
+        return self._logits(x)[:, 0], cast(Cache, after)
+
+    def _logits(self, x: Array) -> Array:
+        return self.token_embedder.attend(x) if self.config.tied_logits else x
+
+    def __call__(
+        self,
+        encoder_input_tokens: Array,
+        decoder_input_tokens: Array,
+        decoder_target_tokens: Array,
+        *,
+        enable_dropout: bool = False,
+    ) -> Array:
+        """Teacher-forced logits.
+
+        Args:
+          encoder_input_tokens: [B, T] int32, 0 is padding.
+          decoder_input_tokens: [B, L] int32, the targets shifted right by one, 0 in front.
+          decoder_target_tokens: [B, L] int32.
+          enable_dropout: needs `rngs={"dropout": key}`.
+
+        Returns:
+          [B, L, V] float32.
+        """
+        encoded = self.encode(encoder_input_tokens, enable_dropout=enable_dropout)
+        return self.decode(
+            encoded, decoder_input_tokens, decoder_target_tokens, enable_dropout=enable_dropout
+        )
+
+
+def init_shapes(config: T5Config, sites: Sites = Sites()):
+    """The parameter tree of `T5(config, sites)` as boxed shapes: nothing is allocated."""
+    model = T5(config, sites)
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)
+    return variables["params"]
