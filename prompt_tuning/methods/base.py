@@ -1,0 +1,48 @@
+"""The interface of a tuning method."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from prompt_tuning.t5.sites import Sites
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What a method may look at when it initialises.
+
+    Attributes:
+      embedding: [V, D] float32 token embeddings.
+      encode: text to token ids, without an end token; None where there is no vocabulary.
+      labels: the task's label words, if it has any.
+    """
+
+    embedding: np.ndarray
+    encode: Callable[[str], list[int]] | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(Sites):
+    """A tuning method: what it does at the backbone's sites, and which leaves it trains.
+
+    Nothing outside a method's own file names the method: the trainer asks `trains`, and
+    `prompt_tuning.params.ParamSplit` derives the rest by comparing shapes.
+    """
+
+    def trains(self, path: str, added: bool) -> bool:
+        """Whether the leaf at `path` is trained; `added` says that this method brought it."""
+        return added
+
+    def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
+        """Values, by path, of added leaves that start from the backbone, a text or a file.
+
+        Called once, outside jit, after the backbone is loaded. Leaves left out keep the value of
+        their module's own initialiser.
+        """
+        return {}
+
+    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Arrays of `trained` (by path) that stand for the method on their own, by file name."""
+        return {}

@@ -1,0 +1,114 @@
+"""Where a prompt starts (Lester et al. 2021, section 3.2): an array [P, D] float32.
+
+An initialiser is a frozen dataclass called with (length P, backbone, NumPy generator).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+
+from prompt_tuning.methods.base import Backbone
+
+SPECIAL_IDS = 3  # padding, end of sequence, unknown: no words to start from
+
+
+class Initializer(Protocol):
+    def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Uniform on [low, high): the paper's [-0.5, 0.5); the original code's is [0, 0.5)."""
+
+    low: float = -0.5
+    high: float = 0.5
+
+    def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
+        shape = (length, backbone.embedding.shape[1])
+        return rng.uniform(self.low, self.high, shape).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledVocabulary:
+    """Embeddings of distinct tokens drawn from the `top` most common ones.
+
+    A SentencePiece vocabulary is sorted by frequency, so these are the first ids after the special
+    ones.
+    """
+
+    top: int = 5_000
+
+    def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
+        last = min(SPECIAL_IDS + self.top, backbone.embedding.shape[0])
+        if length > last - SPECIAL_IDS:
+            raise ValueError(
+                f"prompt length {length}: only {last - SPECIAL_IDS} tokens to sample from; "
+                "shorten the prompt or raise SampledVocabulary.top"
+            )
+        ids = rng.choice(np.arange(SPECIAL_IDS, last), size=length, replace=False)
+        return backbone.embedding[ids]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassLabels:
+    """One row a label, the mean of its sub-tokens' embeddings; `rest` fills the other rows.
+
+    Attributes:
+      labels: the label words; empty for the task's own.
+      rest: for the rows beyond the labels (all rows, for a task without labels).
+    """
+
+    labels: Sequence[str] = ()
+    rest: Initializer = SampledVocabulary()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+
+    def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
+        labels = (self.labels or backbone.labels)[:length]
+        rows = [
+            backbone.embedding[_ids(backbone, label, "class label")].mean(axis=0, keepdims=True)
+            for label in labels
+        ]
+        rest = self.rest(length - len(rows), backbone, rng)
+        return np.concatenate([*rows, rest]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The embeddings of a text, cut to the prompt's length; `rest` fills what is left."""
+
+    text: str = ""
+    rest: Initializer = SampledVocabulary()
+
+    def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
+        ids = _ids(backbone, self.text, "prompt text")[:length]
+        rest = self.rest(length - len(ids), backbone, rng)
+        return np.concatenate([backbone.embedding[ids], rest]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class FromFile:
+    """A saved prompt: `.npy` [P, D], or `.safetensors` as written by a run."""
+
+    path: str = ""
+
+    def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
+        from prompt_tuning.checkpoint import prompts
+
+        if not self.path:
+            raise ValueError("FromFile.path is empty: set PROMPT_FILE to a saved prompt")
+        shape = (length, backbone.embedding.shape[1])
+        return prompts.load(epath.Path(self.path), shape=shape)
+
+
+def _ids(backbone: Backbone, text: str, what: str) -> list[int]:
+    if backbone.encode is None:
+        raise ValueError(f"{what} {text!r}: a vocabulary is needed to initialise from text")
+    ids = backbone.encode(text)
+    if not ids:
+        raise ValueError(f"{what} {text!r} has no tokens in the vocabulary")
+    return ids

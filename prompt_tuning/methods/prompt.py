@@ -1,0 +1,109 @@
+"""Prompt tuning (Lester et al., EMNLP 2021): P trained vectors in the encoder's input."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.methods.initializers import ClassLabels, Initializer
+from prompt_tuning.t5.layers import partitioned_param
+
+PROMPT_PATH = "encoder/prompt/prompt/prompt"
+PLACEMENTS = ("prefix", "suffix", "suffix_before_eos")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTuning(Method):
+    """P x D parameters, one vector an added encoder position.
+
+    Attributes:
+      length: P.
+      placement: "prefix"; "suffix" (after each row's last real token) or "suffix_before_eos";
+        or an integer, the number of input positions that stay in front.
+      initializer: where the prompt starts.
+    """
+
+    length: int = 100
+    placement: str | int = "prefix"
+    initializer: Initializer = ClassLabels()
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"PROMPT_LENGTH = {self.length}: a prompt has at least one vector")
+        known = isinstance(self.placement, int) and self.placement >= 0
+        if not known and self.placement not in PLACEMENTS:
+            raise ValueError(
+                f"prompt placement {self.placement!r}: choose one of {', '.join(PLACEMENTS)}, "
+                "or a position (an integer from 0)"
+            )
+
+    def embedded(self, x: Array, mask: Array) -> tuple[Array, Array]:
+        prompt = PromptModule(self.length, name="prompt")(x)
+        return place(x, mask, prompt, self.placement)
+
+    def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {PROMPT_PATH: self.initializer(self.length, backbone, rng)}
+
+    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return {"prompt": trained[PROMPT_PATH]}
+
+
+class Prompt(nn.Module):
+    """The prompt's parameters, `prompt` [P, D], uniform on [-0.5, 0.5) unless set afterwards."""
+
+    length: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        axes, shape = ("prompt", "prompt_embed"), (self.length, x.shape[-1])
+        prompt = partitioned_param(self, "prompt", _uniform, axes, shape)
+        return prompt.astype(x.dtype)
+
+
+class PromptModule(nn.Module):
+    """Gives the prompt the original code's path, `prompt/prompt/prompt`."""
+
+    length: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return Prompt(self.length, name="prompt")(x)
+
+
+def _uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
+
+
+def place(x: Array, mask: Array, prompt: Array, placement: str | int) -> tuple[Array, Array]:
+    """Puts a prompt into embedded input.
+
+    Args:
+      x: [B, T, D].
+      mask: [B, T] bool, True at real tokens, which stand in front of the padding.
+      prompt: [P, D], or [B, P, D] for a prompt a row.
+      placement: as `PromptTuning.placement`.
+
+    Returns:
+      [B, P+T, D] and its mask [B, P+T], True at the prompt.
+    """
+    batch, length = mask.shape
+    prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[-2:]))
+    real = jnp.ones(prompt.shape[:2], bool)
+    if placement == "prefix" or isinstance(placement, int):
+        front = 0 if isinstance(placement, str) else min(placement, length)
+        x = jnp.concatenate([x[:, :front], prompt, x[:, front:]], axis=1)
+        return x, jnp.concatenate([mask[:, :front], real, mask[:, front:]], axis=1)
+    lengths = mask.sum(axis=1, keepdims=True)
+    at = lengths if placement == "suffix" else jnp.maximum(lengths - 1, 0)
+    # Row by row: positions below `at` come from x, the next P from the prompt, the rest from x.
+    p = prompt.shape[1]
+    out = jnp.arange(p + length)[None, :]
+    source = jnp.where(out < at, out, jnp.where(out < at + p, length + out - at, out - p))
+    x = jnp.take_along_axis(jnp.concatenate([x, prompt], axis=1), source[..., None], axis=1)
+    return x, jnp.take_along_axis(jnp.concatenate([mask, real], axis=1), source, axis=1)

@@ -1,0 +1,109 @@
+"""Which leaves are trained: decided here once, for gradient, optimizer, checkpoint and report."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from prompt_tuning.methods.base import Method
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import init_shapes
+
+Params = Mapping[str, Any]  # a nested dict of arrays
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested to flat: {"encoder/layers_0/...": leaf}."""
+    return flatten_dict(params, sep="/")
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat to nested."""
+    return unflatten_dict(dict(leaves), sep="/")
+
+
+def join(a: Params, b: Params) -> dict[str, Any]:
+    """One tree of the leaves of both.
+
+    Raises:
+      ValueError: naming the paths that are in both.
+    """
+    left, right = flatten(a), flatten(b)
+    if both := sorted(left.keys() & right.keys()):
+        raise ValueError(f"leaves both trained and frozen: {both}")
+    return unflatten(left | right)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSplit:
+    """The division of a model's leaves, by path.
+
+    Attributes:
+      shapes: path to shape and dtype, of every leaf.
+      added: paths that the method brought: the model's with it, less the model's without it.
+      trained: paths that are trained.
+    """
+
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    added: frozenset[str]
+    trained: frozenset[str]
+
+    @classmethod
+    def of(cls, config: T5Config, method: Method) -> "ParamSplit":
+        """Derives the split from shapes alone: nothing is allocated.
+
+        Raises:
+          ValueError: if the method trains nothing.
+        """
+        with_method = flatten(nn.unbox(init_shapes(config, method)))
+        added = frozenset(with_method) - frozenset(flatten(nn.unbox(init_shapes(config))))
+        trained = frozenset(path for path in with_method if method.trains(path, path in added))
+        if not trained:
+            raise ValueError(f"{method} trains no parameter")
+        return cls(with_method, added, trained)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        return frozenset(self.shapes) - self.trained
+
+    @property
+    def backbone(self) -> frozenset[str]:
+        return frozenset(self.shapes) - self.added
+
+    def split(self, params: Params) -> tuple[dict, dict]:
+        """Params to (trained, frozen): two trees with the same paths as before, pruned."""
+        leaves = flatten(params)
+        self._check(leaves)
+        trained = {path: leaf for path, leaf in leaves.items() if path in self.trained}
+        frozen = {path: leaf for path, leaf in leaves.items() if path in self.frozen}
+        return unflatten(trained), unflatten(frozen)
+
+    def merge(self, trained: Params, frozen: Params) -> dict:
+        """The inverse of `split`.
+
+        Raises:
+          ValueError: naming the paths, if the trees overlap or do not cover the model.
+        """
+        params = join(trained, frozen)
+        self._check(flatten(params))
+        return params
+
+    def labels(self, params: Params) -> dict:
+        """A tree like `params` of "train" and "frozen", for `optax.multi_transform`."""
+        return unflatten(
+            {path: "train" if path in self.trained else "frozen" for path in flatten(params)}
+        )
+
+    def count(self, paths: frozenset[str]) -> int:
+        """Number of parameters at `paths`."""
+        return sum(math.prod(self.shapes[path].shape) for path in paths)
+
+    def _check(self, leaves: Mapping[str, Any]) -> None:
+        if missing := sorted(self.shapes.keys() - leaves.keys()):
+            raise ValueError(f"missing leaves: {missing}")
+        if unknown := sorted(leaves.keys() - self.shapes.keys()):
+            raise ValueError(f"leaves that the model does not have: {unknown}")
