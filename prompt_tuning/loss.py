@@ -1,0 +1,93 @@
+"""T5X's loss: cross entropy with z-loss, label smoothing and its five normalisers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Settings of the loss.
+
+    Attributes:
+      z_loss: coefficient of logsumexp(logits)^2.
+      label_smoothing: probability taken from the target and spread over the other V-1 words; the
+        entropy of that distribution is subtracted, so that the best loss is 0.
+      normalizing_factor: None (a sum over tokens, as the original), a number to divide by, or one
+        of `NORMALIZERS`.
+    """
+
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    normalizing_factor: float | str | None = None
+
+    def __post_init__(self) -> None:
+        factor = self.normalizing_factor
+        if isinstance(factor, str) and factor not in NORMALIZERS:
+            raise ValueError(
+                f"LOSS_NORMALIZING_FACTOR = {factor!r}: give None, a number, or one of "
+                f"{', '.join(NORMALIZERS)}"
+            )
+
+    def __call__(
+        self, logits: Array, targets: Array, weights: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of a batch.
+
+        Args:
+          logits: [B, L, V] float32.
+          targets: [B, L] int32.
+          weights: [B, L], 1 where a target counts; None as in T5X when a batch has none: every
+            position for a sum or a number, real targets for a named normaliser.
+
+        Returns:
+          The scalar loss, and sums over the batch: `cross_ent_loss` and `z_loss` (its parts),
+          `token_loss` (the loss before normalising), `accuracy` (correct targets), `weight_sum`.
+        """
+        if weights is None:
+            named = isinstance(self.normalizing_factor, str)
+            weights = targets > 0 if named else jnp.ones_like(targets)
+        weights = weights.astype(jnp.float32)
+        scale = self._scale(weights)
+        cross_entropy, z_term = self.per_token(logits, targets)
+        total = jnp.sum((cross_entropy + z_term) * weights * scale)
+        correct = (jnp.argmax(logits, axis=-1) == targets) * weights
+        return total, {
+            "cross_ent_loss": jnp.sum(cross_entropy * weights * scale),
+            "z_loss": jnp.sum(z_term * weights * scale),
+            "token_loss": jnp.sum((cross_entropy + z_term) * weights),
+            "accuracy": jnp.sum(correct),
+            "weight_sum": jnp.sum(weights),
+        }
+
+    def per_token(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+        """[B, L] cross entropy and z-loss of each position, unweighted."""
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        cross_entropy = log_z - target_logit
+        if self.label_smoothing:
+            vocab, e = logits.shape[-1], self.label_smoothing
+            low = e / (vocab - 1)
+            others = vocab * log_z - jnp.sum(logits, axis=-1) - cross_entropy
+            entropy = -((1 - e) * np.log(1 - e) + (vocab - 1) * low * np.log(low + 1e-20))
+            cross_entropy = (1 - e) * cross_entropy + low * others - entropy
+        return cross_entropy, self.z_loss * jnp.square(log_z)
+
+    def _scale(self, weights: Array) -> Array | float:
+        match self.normalizing_factor:
+            case None:
+                return 1.0
+            case "NUM_REAL_TARGET_TOKENS":
+                return 1.0 / jnp.sum(weights)
+            case "NUM_TOTAL_TARGET_TOKENS":
+                return 1.0 / weights.size
+            case "AVERAGE_PER_SEQUENCE":
+                real = jnp.sum(weights, axis=-1, keepdims=True)
+                return 1.0 / (jnp.maximum(real, 1.0) * jnp.sum(real > 0))
+            case number:
+                return 1.0 / float(number)

@@ -1,0 +1,76 @@
+"""The train step: differentiates the trained leaves only, closes over the frozen ones."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from prompt_tuning.loss import Loss
+from prompt_tuning.params import Params, ParamSplit
+from prompt_tuning.t5.network import T5
+
+Batch = Mapping[str, Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes: frozen leaves and the random key are not in it.
+
+    Attributes:
+      step: scalar int32, updates done.
+      trained: tree of trained leaves.
+      opt_state: the optimizer's state, of trained leaves only.
+    """
+
+    step: Array
+    trained: Params
+    opt_state: Any
+
+    @classmethod
+    def create(cls, trained: Params, optimizer: optax.GradientTransformation) -> "TrainState":
+        return cls(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+
+
+def loss_fn(
+    model: T5, loss: Loss, params: Params, batch: Batch, dropout_key: Array | None
+) -> tuple[Array, dict[str, Array]]:
+    """Loss of a batch; a `dropout_key` switches dropout on."""
+    logits: Any = model.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        batch["decoder_target_tokens"],
+        enable_dropout=dropout_key is not None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    return loss(logits, batch["decoder_target_tokens"], batch.get("decoder_loss_weights"))
+
+
+def make_train_step(
+    model: T5, split: ParamSplit, optimizer: optax.GradientTransformation, loss: Loss
+) -> Callable[[TrainState, Params, Batch, Array | None], tuple[TrainState, dict[str, Array]]]:
+    """A pure step (state, frozen, batch, key) -> (state, metrics); jit it, donating the state.
+
+    `key` is the run's dropout key, the same at every step: step n uses `fold_in(key, n)`; None
+    switches dropout off.
+    Metrics are sums over the batch (see `Loss`), the loss and the trained leaves' gradient norm.
+    """
+
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, key: Array | None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        dropout_key = None if key is None else jax.random.fold_in(key, state.step)
+
+        def objective(trained: Params) -> tuple[Array, dict[str, Array]]:
+            return loss_fn(model, loss, split.merge(trained, frozen), batch, dropout_key)
+
+        (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.trained)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        metrics |= {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
+        return TrainState(state.step + 1, trained, opt_state), metrics
+
+    return step
