@@ -1,0 +1,79 @@
+"""One prompt as a file: `.npy` as the original code writes it, or `.safetensors`."""
+
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.files import renamed_when_done
+
+TENSOR = "prompt"
+
+
+def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads a prompt [P, D] as float32; never unpickles.
+
+    Args:
+      path: a `.safetensors` file, or a `.npy` file of whatever suffix.
+      shape: the (P, D) that it must have.
+
+    Raises:
+      CheckpointError: if the file is missing, is no prompt, has other sides, or is not finite.
+    """
+    path = epath.Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such prompt file; check PROMPT_FILE")
+    prompt = _read(path)
+    if prompt.ndim != 2 or not np.issubdtype(prompt.dtype, np.floating):
+        raise CheckpointError(
+            f"{path}: a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}"
+        )
+    if shape is not None and prompt.shape[1] != shape[1]:
+        raise CheckpointError(
+            f"{path}: the prompt is {prompt.shape[1]} wide, the backbone {shape[1]}; "
+            "use a prompt that was trained on a backbone of this size"
+        )
+    if shape is not None and prompt.shape[0] != shape[0]:
+        raise CheckpointError(
+            f"{path}: the prompt has {prompt.shape[0]} vectors, not {shape[0]}; "
+            f"set PROMPT_LENGTH = {prompt.shape[0]}"
+        )
+    if not np.isfinite(prompt).all():
+        raise CheckpointError(f"{path}: the prompt holds values that are not finite")
+    return prompt.astype(np.float32)
+
+
+def length(path: epath.PathLike) -> int:
+    """P of a saved prompt [P, D].
+
+    Raises:
+      CheckpointError: as `load`.
+    """
+    return load(path).shape[0]
+
+
+def save(path: epath.PathLike, prompt: np.ndarray) -> None:
+    """Writes a prompt [P, D] as float32, in the format that the path's suffix names."""
+    prompt = np.ascontiguousarray(prompt, np.float32)
+    with renamed_when_done(path) as temporary, temporary.open("wb") as file:
+        if epath.Path(path).suffix == ".safetensors":
+            file.write(save_safetensors({TENSOR: prompt}))
+        else:
+            np.save(file, prompt, allow_pickle=False)
+
+
+def _read(path: epath.Path) -> np.ndarray:
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_safetensors(path.read_bytes())
+            if set(tensors) != {TENSOR}:
+                raise CheckpointError(f"{path}: holds {sorted(tensors)}, not one {TENSOR!r}")
+            return tensors[TENSOR]
+        with path.open("rb") as file:
+            return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a prompt in .npy or .safetensors format") from error
