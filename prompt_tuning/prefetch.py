@@ -1,0 +1,48 @@
+"""Batches made ahead of the step that needs them, in a thread."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yields `source` while a thread works up to `depth` items ahead; close it to stop the thread.
+
+    An error in `source` is raised here, at the item that it hit.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in source:
+                if stop.is_set():
+                    return
+                put((item, None))
+            put((None, StopIteration()))
+        except Exception as error:  # handed to the consumer
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,98 @@
+"""What a run tells at its end: parameters, the table of scores, the learning curve."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.methods.base import Method
+from prompt_tuning.params import ParamSplit, flatten
+from prompt_tuning.sharding import shardings_of
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import init_shapes
+
+
+def parameters(split: ParamSplit) -> str:
+    """How many parameters are trained, added and frozen, one line each."""
+    total = split.count(frozenset(split.shapes))
+    kinds = {"trained": split.trained, "added": split.added, "frozen": split.frozen}
+    counts = {kind: split.count(paths) for kind, paths in kinds.items()}
+    lines = [
+        f"{kind:8} {len(kinds[kind]):5} leaves {count:15,} parameters {count / total:9.4%}"
+        for kind, count in counts.items()
+    ]
+    return "\n".join([*lines, f"{'total':8} {len(split.shapes):5} leaves {total:15,} parameters"])
+
+
+def plan(config: T5Config, method: Method, mesh: Mesh) -> str:
+    """Parameters, and each leaf's shape, dtype and partition spec: from shapes alone."""
+    split = ParamSplit.of(config, method)
+    shardings = flatten(shardings_of(init_shapes(config, method), mesh))
+    lines = [
+        f"{'train' if path in split.trained else 'frozen':6} {path:64} "
+        f"{shape.dtype.name} {shape.shape} {shardings[path].spec}"
+        for path, shape in sorted(split.shapes.items())
+    ]
+    return "\n".join([f"mesh {dict(mesh.shape)}", *lines, parameters(split)])
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Named rows of metrics as a plain-text table; a metric that a row lacks is left blank."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    width = max(len(name) for name in rows)
+    head = " " * width + "".join(f"  {name:>18}" for name in columns)
+    lines = [
+        name.ljust(width) + "".join(f"  {row[c]:18.4f}" if c in row else " " * 20 for c in columns)
+        for name, row in rows.items()
+    ]
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with renamed_when_done(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def learning_curve(
+    path: epath.PathLike,
+    train: Sequence[Mapping[str, float]],
+    validation: Sequence[Mapping[str, float]],
+    levels: Mapping[str, float],
+) -> None:
+    """Draws training loss and the validation metrics against the step, as a PNG.
+
+    Args:
+      path: the file.
+      train: lines {"step", "loss_per_nonpadding_target_token", ...}.
+      validation: lines {"step", metric: value, ...}.
+      levels: horizontal lines by name (majority class, frozen backbone).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(6.4, 6.0))
+    loss = [line["loss_per_nonpadding_target_token"] for line in train]
+    above.plot([line["step"] for line in train], loss, color="#0072B2")
+    above.set_ylabel("training loss (nats per target token)")
+    steps = [line["step"] for line in validation]
+    # Okabe and Ito's colours: told apart by colour-blind readers too.
+    colors = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
+    names = [name for name in validation[0] if name != "step"] if validation else []
+    for i, name in enumerate(names):
+        values = [line[name] for line in validation]
+        below.plot(steps, values, marker="o", markersize=3, color=colors[i % 4], label=name)
+    for style, (name, level) in zip((":", "--", "-."), levels.items(), strict=False):
+        below.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)
+    below.set_xlabel("training step")
+    below.set_ylabel("validation")
+    below.legend(fontsize="small")
+    figure.tight_layout()
+    with renamed_when_done(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+    plt.close(figure)

@@ -1,0 +1,211 @@
+"""The trainer: from a backbone, a method and batches to trained leaves on disk."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from prompt_tuning import sharding
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.loss import Loss
+from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.metrics_writer import MetricsWriter
+from prompt_tuning.optim import adafactor, only_trained
+from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
+from prompt_tuning.prefetch import prefetch
+from prompt_tuning.progress import Progress
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import T5, init_shapes
+from prompt_tuning.train_log import TrainLog
+from prompt_tuning.train_step import TrainState, make_train_step
+
+HostBatch = Mapping[str, np.ndarray]
+EMBEDDING = "token_embedder/embedding"
+
+
+class Evaluator(Protocol):
+    """Scores a model and keeps the result; called at step 0, each `eval_period`, at the end."""
+
+    def __call__(self, tuned: "TunedModel", step: int) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedModel:
+    """A model with its parameters, ready to predict.
+
+    Attributes:
+      model: the backbone with the method at its sites.
+      split: which leaves are trained.
+      trained, frozen: the two halves of the parameters.
+      mesh: where they lie.
+    """
+
+    model: T5
+    split: ParamSplit
+    trained: Params
+    frozen: Params
+    mesh: Mesh
+
+    @property
+    def params(self) -> dict:
+        return self.split.merge(self.trained, self.frozen)
+
+
+def initialize(
+    config: T5Config,
+    method: Method,
+    *,
+    mesh: Mesh,
+    seed: int = 0,
+    checkpoint: epath.PathLike | None = None,
+    encode: Callable[[str], list[int]] | None = None,
+    labels: Sequence[str] = (),
+) -> TunedModel:
+    """Builds a model: backbone leaves from `checkpoint` (or at random, if None), added leaves by
+    the method; every leaf is made or read straight onto its shards.
+
+    Args:
+      config: the backbone's shape.
+      method: the tuning method.
+      mesh: from `sharding.make_mesh`.
+      seed: of all random initialisation.
+      checkpoint: backbone weights, see `checkpoint.backbone.load`.
+      encode: text to ids, for initialisers that start from words.
+      labels: the task's label words, for the same.
+    """
+    model, split = T5(config, method), ParamSplit.of(config, method)
+    boxed = init_shapes(config, method)
+    shardings = flatten(sharding.shardings_of(boxed, mesh))
+    shapes = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+        for path, leaf in split.shapes.items()
+    }
+    loaded: dict[str, Any] = {}
+    if checkpoint is not None:
+        loaded = backbone.load(checkpoint, {path: shapes[path] for path in split.backbone})
+    missing = {path: shardings[path] for path in shapes if path not in loaded}
+    leaves = loaded | _random_leaves(model, missing, seed)
+    about = Backbone(np.asarray(leaves[EMBEDDING], np.float32), encode, tuple(labels))
+    values = method.initial_values(about, seed)
+    for path, value in values.items():
+        leaves[path] = jax.device_put(np.asarray(value, np.float32), shardings[path])
+    trained, frozen = split.split(unflatten(leaves))
+    return TunedModel(model, split, trained, frozen, mesh)
+
+
+def _random_leaves(model: T5, wanted: Mapping[str, NamedSharding], seed: int) -> dict[str, Any]:
+    """Leaves at `wanted` from the modules' initialisers; the compiler drops the others."""
+    if not wanted:
+        return {}
+    tokens = jnp.zeros((1, 2), jnp.int32)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = flatten(nn.unbox(model.init(key, tokens, tokens, tokens)["params"]))
+        return {path: leaves[path] for path in wanted}
+
+    return jax.jit(init, out_shardings=dict(wanted))(jax.random.key(seed))
+
+
+def fit(
+    tuned: TunedModel,
+    *,
+    model_dir: epath.PathLike,
+    batches: Callable[[int], Iterator[HostBatch]],
+    total_steps: int,
+    learning_rate: optax.ScalarOrSchedule = 0.3,
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor,
+    loss: Loss = Loss(),
+    evaluators: Sequence[Evaluator] = (),
+    eval_period: int = 1_000,
+    checkpoint_period: int = 1_000,
+    keep: int = 1,
+    log_period: int = 50,
+    seed: int = 0,
+) -> TunedModel:
+    """Trains a model's trained leaves; goes on from the newest checkpoint in `model_dir`.
+
+    Args:
+      tuned: from `initialize`; its configuration's `dropout_rate` is used while training.
+      model_dir: where checkpoints and logs are written.
+      batches: from a step to the batches from that step on.
+      total_steps: steps of this run (a backbone's pre-training steps are not counted).
+      learning_rate: constant or schedule; the real one is logged.
+      optimizer: learning rate to optax transformation.
+      loss: its settings.
+      evaluators: run before the first step, each `eval_period` steps, and after the last.
+      eval_period, checkpoint_period, log_period: in steps.
+      keep: newest checkpoints to keep.
+      seed: of dropout.
+
+    Returns:
+      The model with its trained leaves.
+    """
+    transform = only_trained(optimizer(learning_rate), tuned.split)
+    state = create_state(tuned, transform)
+    checkpoints = RunCheckpoints(model_dir, keep)
+    if checkpoints.latest is not None:
+        _, state = checkpoints.restore(state)
+    start = int(state.step)
+    step = jax.jit(
+        make_train_step(tuned.model, tuned.split, transform, loss),
+        donate_argnums=0,
+        out_shardings=(
+            jax.tree.map(lambda leaf: leaf.sharding, state),
+            NamedSharding(tuned.mesh, P()),
+        ),
+    )
+    dropout_key = jax.random.key(seed) if tuned.model.config.dropout_rate else None
+    writer = MetricsWriter(epath.Path(model_dir) / "train")
+    log = TrainLog(writer, learning_rate)
+    stream = prefetch(batches(start))
+
+    def evaluate(done: int) -> None:
+        began = time.perf_counter()
+        at_step = dataclasses.replace(tuned, trained=state.trained)
+        for evaluator in evaluators:
+            evaluator(at_step, done)
+        log.pause(time.perf_counter() - began)
+
+    try:
+        with Progress(start, total_steps) as progress, sharding.on(tuned.mesh):
+            if start == 0:
+                evaluate(0)
+            for done in range(start + 1, total_steps + 1):
+                batch = next(stream)
+                placed = sharding.put_batch(batch, tuned.mesh)
+                state, metrics = step(state, tuned.frozen, placed, dropout_key)
+                log.add(metrics, batch)
+                last = done == total_steps
+                if last or done % log_period == 0:
+                    progress.update(done, log.flush(done))
+                if last or done % checkpoint_period == 0:
+                    checkpoints.save(done, state)
+                if last or done % eval_period == 0:
+                    evaluate(done)
+    finally:
+        stream.close()
+        checkpoints.close()
+        writer.close()
+    return dataclasses.replace(tuned, trained=state.trained)
+
+
+def create_state(tuned: TunedModel, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state, its optimizer slots laid out as the leaves they belong to."""
+    replicated = NamedSharding(tuned.mesh, P())
+    slots = sharding.like_trained(
+        jax.eval_shape(optimizer.init, tuned.trained), tuned.trained, tuned.mesh
+    )
+    opt_state = jax.jit(optimizer.init, out_shardings=slots)(tuned.trained)
+    return TrainState(
+        jax.device_put(jnp.zeros((), jnp.int32), replicated), tuned.trained, opt_state
+    )
