@@ -1,0 +1,251 @@
+"""What training and evaluation read: batches and evaluation sets of a SeqIO task, in NumPy."""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning.data.metrics import MetricFn
+from prompt_tuning.data.quiet import seqio
+from prompt_tuning.data.tasks import RowSource, labels_of
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import EvalSet
+
+FEATURES = ("inputs", "targets")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """A SeqIO task or mixture as arrays.
+
+    Attributes:
+      task: its registered name.
+      lengths: tokens, with EOS, of "inputs" (longer ones are cut) and "targets".
+      batch_size: examples in a batch of all processes together.
+      seed: of the order.
+      module: imported first; registers tasks.
+      use_cached: reads tasks that allow it from SeqIO's cache.
+
+    Raises:
+      UserError: for an unknown task, a module that cannot be imported, or an impossible size.
+    """
+
+    task: str
+    lengths: Mapping[str, int]
+    batch_size: int
+    seed: int = 0
+    module: str | None = None
+    use_cached: bool = False
+
+    def __post_init__(self) -> None:
+        _check_lengths(self.lengths)
+        if self.batch_size < 1:
+            raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
+        if self.module:
+            _import(self.module)
+        _check_name(self.task)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that the task, or any task of the mixture, has."""
+        tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
+        return tuple(sorted({name for task in tasks for name in task.splits}))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The task's label words; none for text to text."""
+        return labels_of(self.task)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without an end token."""
+        features = seqio.get_mixture_or_task(self.task).output_features
+        return features["inputs"].vocabulary.encode(text)
+
+    def train_batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the shuffled, endless "train" batches, from batch `start` on.
+
+        The order depends on the seed alone, if the task's source keeps to it, as those of
+        `tasks.register` do. Of tasks registered elsewhere, targets that are too long are cut.
+
+        Returns:
+          Batches {encoder_input_tokens: [B, T], decoder_target_tokens, decoder_input_tokens,
+          decoder_loss_weights: [B, L]} int32; B is the share of one process.
+
+        Raises:
+          UserError: if the task has no such split or it is empty, a target is too long, or the
+            batch does not divide over the processes.
+        """
+        for task in self._tasks("train"):
+            if isinstance(task.source, RowSource):
+                targets = (row.targets for row in task.source.rows("train"))
+                self._check_targets(task, targets)
+        processes = jax.process_count()
+        if self.batch_size % processes:
+            raise UserError(
+                f"BATCH_SIZE = {self.batch_size}: must divide over {processes} processes"
+            )
+        dataset = seqio.get_dataset(
+            self.task,
+            dict(self.lengths),
+            # SeqIO has cut the features by then; checking that again takes a third of the time.
+            seqio.EncDecFeatureConverter(pack=False, apply_length_check=False),
+            dataset_split="train",
+            use_cached=self.use_cached,
+            shuffle=True,
+            num_epochs=None,
+            shard_info=seqio.ShardInfo(jax.process_index(), processes),
+            verbose=False,
+            seed=self.seed,
+            batch_size=self.batch_size // processes,
+        )
+        return _endless(dataset.skip(start).as_numpy_iterator(), self.task)
+
+    def eval_sets(self, split: str) -> list[EvalSet]:
+        """The evaluation set of each task of a mixture that has the split; of a task, its own."""
+        return [
+            dataclasses.replace(self, task=task.name).eval_set(split) for task in self._tasks(split)
+        ]
+
+    def eval_set(self, split: str) -> EvalSet:
+        """The whole of a split, in its order.
+
+        Raises:
+          UserError: if there is no such split or it is empty, a target or label word is too long,
+            or it is a mixture, whose tasks have metrics of their own.
+        """
+        tasks = self._tasks(split)
+        if isinstance(seqio.get_mixture_or_task(self.task), seqio.Mixture):
+            names = ", ".join(task.name for task in tasks)
+            raise UserError(f"{self.task} is a mixture; evaluate its tasks: {names}")
+        [task] = tasks
+        examples = self._examples(task, split)
+        feature = task.output_features["targets"]
+        targets = [_text(task, example, "targets") for example in examples]
+        labels = labels_of(task.name)
+        self._check_targets(task, [*labels, *targets])
+        label_ids = [
+            [*feature.vocabulary.encode(label), feature.vocabulary.eos_id] for label in labels
+        ]
+        return EvalSet(
+            task=task.name,
+            split=split,
+            inputs=[_text(task, example, "inputs") for example in examples],
+            targets=targets,
+            encoder_input_tokens=_pad([e["inputs"] for e in examples], self.lengths["inputs"]),
+            labels=labels,
+            label_tokens=_pad(label_ids, self.lengths["targets"]),
+            target_length=self.lengths["targets"],
+            metric_fns=tuple(_over_texts(fn, task, examples) for fn in task.predict_metric_fns),
+            decode=functools.partial(_decode, feature.vocabulary),
+        )
+
+    def _tasks(self, split: str) -> list[seqio.Task]:
+        """The tasks that have the split."""
+        tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
+        found = [task for task in tasks if split in task.splits]
+        if not found:
+            there_are = ", ".join(self.splits)
+            raise UserError(f"{self.task}: no split {split!r}; there are: {there_are}")
+        for task in found:
+            if self.use_cached and task.supports_caching and not task.cache_dir:
+                raise UserError(f"{task.name}: is not cached; set USE_CACHED_TASKS = False")
+        return found
+
+    def _examples(self, task: seqio.Task, split: str) -> list[dict[str, Any]]:
+        dataset = task.get_dataset(
+            dict(self.lengths), split=split, use_cached=self.use_cached, shuffle=False
+        )
+        examples = list(dataset.as_numpy_iterator())
+        if not examples:
+            raise UserError(f"{task.name}: the split {split!r} is empty")
+        return examples
+
+    def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
+        feature, most = task.output_features["targets"], self.lengths["targets"]
+        for text in dict.fromkeys(texts):
+            length = len(feature.vocabulary.encode(text)) + feature.add_eos
+            if length > most:
+                shown = text if len(text) <= 60 else text[:57] + "..."
+                raise UserError(
+                    f"{task.name}: the target {shown!r} has {length} tokens with its end token, "
+                    f'more than the {most} of TASK_FEATURE_LENGTHS["targets"]'
+                )
+
+
+def _check_lengths(lengths: Mapping[str, int]) -> None:
+    sizes = [lengths.get(name) for name in FEATURES]
+    if set(lengths) != set(FEATURES) or not all(type(n) is int and n > 0 for n in sizes):
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS = {dict(lengths)}: must give positive numbers of tokens for "
+            '"inputs" and "targets"'
+        )
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"MIXTURE_OR_TASK_MODULE = {module!r}: cannot be imported ({error})"
+        ) from error
+
+
+def _check_name(task: str) -> None:
+    names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    if task not in names:
+        close = difflib.get_close_matches(task, names, n=5)
+        known = f"did you mean {', '.join(close)}?" if close else f"there are: {', '.join(names)}"
+        raise UserError(f"MIXTURE_OR_TASK_NAME = {task!r}: no such task or mixture; {known}")
+
+
+def _endless(
+    batches: Iterator[dict[str, np.ndarray]], task: str
+) -> Iterator[dict[str, np.ndarray]]:
+    yield from batches
+    # Only a split with nothing to repeat comes to an end.
+    raise UserError(f"{task}: the split 'train' has no examples for this process")
+
+
+def _text(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
+    """The text that `seqio.preprocessors.tokenize` kept; of other pipelines, the tokens' text."""
+    text = example.get(f"{name}_pretokenized")
+    if isinstance(text, bytes):
+        return text.decode()
+    return _decode(task.output_features[name].vocabulary, example[name])
+
+
+def _decode(vocabulary: seqio.Vocabulary, ids: Sequence[int]) -> str:
+    return vocabulary.decode([int(i) for i in ids])
+
+
+def _pad(ids: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Lists of at most `length` ids to [N, length] int32, padded by 0."""
+    padded = np.zeros((len(ids), length), np.int32)
+    for row, values in zip(padded, ids, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _over_texts(
+    metric: MetricFn, task: seqio.Task, examples: Sequence[Mapping[str, Any]]
+) -> MetricFn:
+    """A metric that first takes texts through the task's postprocessor, if it has one."""
+    if task.postprocessor is None:
+        return metric
+
+    @functools.wraps(metric)
+    def scored(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+        def processed(texts: Sequence[str], is_target: bool) -> list[Any]:
+            return [
+                task.postprocess_fn(text, example=example, is_target=is_target)
+                for text, example in zip(texts, examples, strict=True)
+            ]
+
+        return metric(processed(targets, True), processed(predictions, False))
+
+    return scored

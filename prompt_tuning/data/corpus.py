@@ -1,0 +1,54 @@
+"""Reading the pre-training corpus: JSON lines of {"text", "source"}, plain or `.xz`."""
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+# Sources of the corpus under a research-only or non-commercial licence, or with no licence that a
+# copyright holder is known to have given: the embedded backbone is published under Apache-2.0.
+EXCLUDED_SOURCES = (
+    "race_train",
+    "reuters21578",
+    "brown",
+    "odin_project",
+    "dialogsum",
+    "progit2",
+    "treebank_wsj",
+    "mctest",
+    "nltk_abc",
+    "xsum",
+    "pil",
+)
+
+
+def open_text(path: Path) -> IO[str]:
+    """Opens a UTF-8 text file, decompressing `.xz` and `.gz`."""
+    match path.suffix:
+        case ".xz":
+            return lzma.open(path, "rt", encoding="utf-8")
+        case ".gz":
+            return gzip.open(path, "rt", encoding="utf-8")
+        case _:
+            return path.open(encoding="utf-8")
+
+
+def documents(
+    folder: str | Path, exclude: Sequence[str] = EXCLUDED_SOURCES
+) -> Iterator[tuple[str, str]]:
+    """Yields (source, text) of every document in `folder`, in file order.
+
+    Raises:
+      FileNotFoundError: if the folder holds no `.jsonl*` file.
+    """
+    files = sorted(Path(folder).glob("*.jsonl*"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no .jsonl, .jsonl.gz or .jsonl.xz file in it")
+    for file in files:
+        with open_text(file) as lines:
+            for line in lines:
+                row = json.loads(line)
+                if row["source"] not in exclude:
+                    yield row["source"], row["text"]

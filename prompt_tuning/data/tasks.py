@@ -1,0 +1,137 @@
+"""SeqIO tasks of texts in memory, and the three demo tasks that come with the package."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.data.files import MACROS, Row, TextFiles
+from prompt_tuning.data.metrics import MetricFn, accuracy
+from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.errors import UserError
+
+ASSETS = Path(__file__).parents[1] / "assets"
+EMBEDDED_VOCABULARY = ASSETS / "backbone" / "vocabulary.model"
+DEMO_LABELS = {
+    "reviews": ("negative", "positive"),
+    "questions": ("abbreviation", "description", "entity", "human", "location", "number"),
+    "topics": ("business", "health", "politics", "science", "sport"),
+}
+LABELS: dict[str, tuple[str, ...]] = {}  # label words of each task of `register`
+
+
+class RowSource(seqio.DataSource):
+    """Rows of texts, shuffled whole epochs at a time.
+
+    SeqIO's FunctionDataSource leaves shuffling to a buffer behind `repeat`, in which the epochs of
+    a small task run into each other.
+    """
+
+    def __init__(self, rows: Mapping[str, Callable[[], list[Row]]]) -> None:
+        super().__init__(splits=rows, performs_internal_shuffling=True)
+        self._rows = dict(rows)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def rows(self, split: str) -> list[Row]:
+        return self._rows[split]()
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **_: Any,
+    ) -> tf.data.Dataset:
+        """Dataset of {"inputs", "targets"}, strings; a new order in each epoch if shuffled."""
+        rows = self.rows(split)
+        columns = {
+            "inputs": tf.constant([row.inputs for row in rows], tf.string),
+            "targets": tf.constant([row.targets for row in rows], tf.string),
+        }
+        dataset = tf.data.Dataset.from_tensor_slices(columns)
+        return dataset.shuffle(max(1, len(rows)), seed=seed) if shuffle else dataset
+
+
+def vocabulary(path: str | Path, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:
+    """A SentencePiece model with T5's sentinels behind its pieces.
+
+    Raises:
+      UserError: if there is no such file, or it is no SentencePiece model.
+    """
+    if not tf.io.gfile.exists(str(path)) or tf.io.gfile.isdir(str(path)):
+        raise UserError(f"VOCABULARY = {path}: no such file")
+    found = seqio.SentencePieceVocabulary(str(path), extra_ids)
+    try:
+        found.load_model()
+    except Exception as error:  # protobuf, SentencePiece and SeqIO each raise their own
+        raise UserError(f"VOCABULARY = {path}: not a SentencePiece model of T5's kind") from error
+    return found
+
+
+def features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+    """The output features of every task here: inputs and targets that end in EOS."""
+    return {
+        "inputs": seqio.Feature(vocabulary, add_eos=True),
+        "targets": seqio.Feature(vocabulary, add_eos=True),
+    }
+
+
+def register(
+    name: str,
+    rows: Mapping[str, Callable[[], list[Row]]],
+    vocabulary: seqio.Vocabulary,
+    metric_fns: Sequence[MetricFn] = (accuracy,),
+    labels: Sequence[str] = (),
+) -> seqio.Task:
+    """Registers a SeqIO task; replaces one of the same name.
+
+    Args:
+      name: of the task.
+      rows: split to a function that reads its rows; called when the split is used.
+      vocabulary: of inputs and targets.
+      metric_fns: their parameters are named `targets` and `predictions`.
+      labels: the words to choose from, if it is classification.
+    """
+    seqio.TaskRegistry.remove(name)
+    LABELS[name] = tuple(labels)
+    return seqio.TaskRegistry.add(
+        name,
+        source=RowSource(rows),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+        output_features=features(vocabulary),
+        metric_fns=list(metric_fns),
+        shuffle_buffer_size=None,
+    )
+
+
+def register_files(
+    name: str,
+    files: TextFiles,
+    vocabulary: seqio.Vocabulary,
+    metric_fns: Sequence[MetricFn] = (accuracy,),
+) -> seqio.Task:
+    """`register` with the splits that have a file, and the labels, of `files`."""
+    rows = {split: functools.partial(files.rows, split) for split in files.splits}
+    return register(name, rows, vocabulary, metric_fns, files.labels)
+
+
+def labels_of(name: str) -> tuple[str, ...]:
+    """The label words of a task; none for text to text and for tasks registered elsewhere."""
+    return LABELS.get(name, ())
+
+
+def register_demo_tasks(vocabulary: seqio.Vocabulary) -> None:
+    """Registers `demo_reviews`, `demo_questions` and `demo_topics`, over the embedded data."""
+    for name, labels in DEMO_LABELS.items():
+        paths = {split: str(ASSETS / "data" / name / f"{split}.jsonl") for split in MACROS}
+        register_files(f"demo_{name}", TextFiles(**paths, labels=labels), vocabulary)
+
+
+register_demo_tasks(vocabulary(EMBEDDED_VOCABULARY))

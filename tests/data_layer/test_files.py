@@ -1,0 +1,224 @@
+"""Reading and checking a user's own data files."""
+
+import csv
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prompt_tuning.data.files import Row, TextFiles
+from prompt_tuning.errors import UserError
+
+LABELS = ("negative", "positive")
+ROWS = [
+    ("A gem, truly.", "positive"),
+    ('He said "no", twice.', "negative"),
+    ("Tab\there; naïve café, 映画", "positive"),
+]
+EXPECTED = [Row(text, label) for text, label in ROWS]
+
+
+def write(path: Path, text: str | bytes) -> str:
+    data = text.encode() if isinstance(text, str) else text
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opener(path, "wb") as file:
+        file.write(data)
+    return str(path)
+
+
+def jsonl(*rows: object) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_table(path: Path, delimiter: str) -> str:
+    plain = path.with_name("table")
+    with plain.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["label", "text"])
+        writer.writerows((label, text) for text, label in ROWS)
+    return write(path, plain.read_bytes())
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_formats_hold_the_same_rows(tmp_path, kind, packed):
+    path = tmp_path / f"train.{kind}{packed}"
+    if kind == "jsonl":
+        file = write(path, jsonl(*({"text": t, "label": label} for t, label in ROWS)))
+    else:
+        file = write_table(path, "," if kind == "csv" else "\t")
+    assert TextFiles(train=file, labels=LABELS).rows("train") == EXPECTED
+    assert TextFiles(train=file).rows("train") == EXPECTED
+
+
+def test_splits_are_apart(tmp_path):
+    files = TextFiles(
+        train=write(tmp_path / "a.jsonl", jsonl({"text": "one", "label": "x"})),
+        test=write(tmp_path / "b.jsonl", jsonl({"text": "two", "label": "y"})),
+    )
+    assert files.splits == ("train", "test")
+    assert files.rows("train") == [Row("one", "x")]
+    assert files.rows("test") == [Row("two", "y")]
+
+
+def test_labels_by_index(tmp_path):
+    numbers = write(tmp_path / "a.jsonl", jsonl(*({"text": "t", "label": i} for i in (1, 0))))
+    digits = write(tmp_path / "a.csv", "text,label\nt,1\nt,0\n")
+    expected = [Row("t", "positive"), Row("t", "negative")]
+    assert TextFiles(train=numbers, labels=LABELS).rows("train") == expected
+    assert TextFiles(train=digits, labels=LABELS).rows("train") == expected
+
+
+def test_a_label_word_of_digits_is_a_word_before_it_is_an_index(tmp_path):
+    file = write(tmp_path / "a.csv", "text,label\nt,1\nt,2\n")
+    assert [r.targets for r in TextFiles(train=file, labels=("1", "2")).rows("train")] == ["1", "2"]
+
+
+def test_several_fields_are_joined_with_their_names(tmp_path):
+    row = {"hypothesis": "It rains.", "premise": "It pours.", "label": "yes"}
+    file = write(tmp_path / "a.jsonl", jsonl(row))
+    files = TextFiles(train=file, text_field=["premise", "hypothesis"])
+    assert files.rows("train") == [Row("premise: It pours. hypothesis: It rains.", "yes")]
+
+
+def test_what_spreadsheets_and_editors_leave_behind(tmp_path):
+    table = write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\r\n\r\ngood,positive\r\n\r\n")
+    lines = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "good", "label": "positive"}\r\n\n')
+    for file in (table, lines):
+        assert TextFiles(validation=file).rows("validation") == [Row("good", "positive")]
+
+
+def test_line_breaks_inside_a_quoted_cell(tmp_path):
+    file = write(tmp_path / "a.csv", 'text,label\n"one\ntwo",x\nthree,\n')
+    with pytest.raises(UserError, match=r"a\.csv, line 4: 'label' is empty"):
+        TextFiles(train=file).rows("train")
+    file = write(tmp_path / "b.csv", 'text,label\n"one\ntwo",x\n')
+    assert TextFiles(train=file).rows("train") == [Row("one\ntwo", "x")]
+
+
+GOOD = jsonl({"text": "fine", "label": "positive"})
+TABLE = "text,label\nfine,positive\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", GOOD + '{"text": \n', r"a\.jsonl, line 2: not JSON \("),
+        ("a.jsonl", GOOD + "\n[1, 2]\n", r"line 3: not a JSON object but \[1, 2\]"),
+        ("a.jsonl", GOOD.encode() + b'{"text": "\xff"}\n', r"a\.jsonl, line 2: not UTF-8"),
+        ("a.jsonl", b"\xff\xfe" + GOOD.encode("utf-16-le"), r"line 1: not UTF-8"),
+        ("a.jsonl", "", r"a\.jsonl: no rows"),
+        ("a.csv", "", r"a\.csv: no rows"),
+        ("a.csv", "text,label\n", r"a\.csv: no rows"),
+        ("a.csv", TABLE + "a,b,positive\n", r"a\.csv, line 3: 3 columns, but 2 in the header"),
+        ("a.csv", TABLE + "positive\n", r"line 3: 1 columns, but 2"),
+        ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),
+        ("a.csv", TABLE + '"never closed,positive\n', r"line 3: malformed row"),
+        ("a.tsv", "text\tlabel\nfine,positive\n", r"a\.tsv, line 2: 1 columns, but 2"),
+        (
+            "a.jsonl",
+            GOOD + jsonl({"text": "t", "sentiment": 1}),
+            r"line 2: no field 'label'; there are: sentiment, text$",
+        ),
+        (
+            "a.csv",
+            "sentence,label\nfine,positive\n",
+            r"line 2: no field 'text'; there are: label, sentence$",
+        ),
+        (
+            "a.jsonl",
+            GOOD + jsonl({"text": "t", "label": "good"}),
+            r"line 2: .*'good'.*negative, pos",
+        ),
+        ("a.jsonl", jsonl({"text": "t", "label": 2}), r"line 1: 'label' is 2.*from 0 to 1"),
+        ("a.jsonl", jsonl({"text": "t", "label": -1}), r"line 1: 'label' is -1"),
+        ("a.jsonl", jsonl({"text": "t", "label": True}), r"line 1: 'label' is True"),
+        ("a.jsonl", jsonl({"text": "t", "label": None}), r"line 1: 'label' is None"),
+        ("a.jsonl", jsonl({"text": "t", "label": [0]}), r"line 1: 'label' is \[0\]"),
+        ("a.csv", "text,label\nt,2\n", r"line 2: 'label' is '2'"),
+        ("a.csv", "text,label\nt,²\n", r"line 2: 'label' is '²'"),
+        ("a.jsonl", jsonl({"text": " ", "label": 1}), r"line 1: 'text' is empty"),
+        ("a.jsonl", jsonl({"text": 7, "label": 1}), r"line 1: 'text' is 7, not a string"),
+        ("a.jsonl", jsonl({"text": None, "label": 1}), r"line 1: 'text' is null, not a string"),
+        ("a.txt", GOOD, r"a\.txt: unknown format; must end in \.jsonl, \.csv, \.tsv"),
+        ("a.json.gz", GOOD, r"a\.json\.gz: unknown format"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, message):
+    file = write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        TextFiles(train=file, labels=LABELS).rows("train")
+    assert str(caught.value).startswith(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", [3, True])
+def test_numbers_for_target_texts_ask_for_the_labels(tmp_path, target):
+    file = write(tmp_path / "a.jsonl", jsonl({"text": "t", "label": target}))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: .*set CLASS_LABELS"):
+        TextFiles(train=file).rows("train")
+
+
+@pytest.mark.parametrize("target", [3.5, "", None])
+def test_bad_target_texts(tmp_path, target):
+    file = write(tmp_path / "a.jsonl", jsonl({"text": "t", "label": target}))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: 'label' is (3.5, not|empty|null, not)"):
+        TextFiles(train=file).rows("train")
+
+
+@pytest.mark.parametrize(
+    ("split", "macro"),
+    [("train", "TRAIN_FILE"), ("validation", "VALIDATION_FILE"), ("test", "TEST_FILE")],
+)
+def test_a_split_without_a_file_names_its_macro(split, macro):
+    with pytest.raises(UserError, match=f"'{split}': set {macro}$"):
+        TextFiles().rows(split)
+
+
+def test_unknown_split():
+    with pytest.raises(UserError, match="'dev': there are train, validation, test"):
+        TextFiles().rows("dev")
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.csv: no such file"):
+        TextFiles(train=str(tmp_path / "gone.csv")).rows("train")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"folder\.csv: cannot be read"):
+        TextFiles(train=str(tmp_path / "folder.csv")).rows("train")
+    for suffix in (".gz", ".xz"):
+        whole = Path(write(tmp_path / f"a.csv{suffix}", TABLE)).read_bytes()
+        for number, broken in enumerate((TABLE.encode(), whole[: len(whole) // 2])):
+            path = tmp_path / f"{number}.csv{suffix}"
+            path.write_bytes(broken)
+            with pytest.raises(UserError, match=r"\.csv\.[gx]z: cannot be read"):
+                TextFiles(train=str(path)).rows("train")
+
+
+@pytest.mark.parametrize("labels", [("a", "a"), ("a", ""), ("a", 1), "ab"])
+def test_labels_must_be_different_words(labels):
+    with pytest.raises(UserError, match="CLASS_LABELS"):
+        TextFiles(labels=labels)
+
+
+def test_released_files_with_integer_labels(shared_data):
+    folder = shared_data / "tasks" / "trec_qc"
+    about = json.loads((folder / "dataset_info.json").read_text())
+    splits = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    files = TextFiles(**splits, labels=about["labels"])
+    for split, info in about["splits"].items():
+        targets = [row.targets for row in files.rows(split)]
+        assert len(targets) == info["rows"]
+        assert {label: targets.count(label) for label in about["labels"]} == info["label_counts"]
+
+
+def test_needs_no_tensorflow():
+    code = (
+        "import sys, prompt_tuning.data.files, prompt_tuning.data.metrics, prompt_tuning.errors\n"
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'seqio', 'jax')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
