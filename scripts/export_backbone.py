@@ -1,0 +1,28 @@
+"""Writes the newest checkpoint of a model-tuning run (pre-training, say) as one backbone file.
+
+python scripts/export_backbone.py --model_dir=RUN --output=backbone.safetensors
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.run import load_trained
+
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.", required=True)
+_DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of the weights.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    step, leaves = load_trained(_MODEL_DIR.value)
+    backbone.save(_OUTPUT.value, leaves, _DTYPE.value)
+    count = sum(np.size(leaf) for leaf in leaves.values())
+    print(f"step {step}: {len(leaves)} leaves, {count:,} parameters, to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
