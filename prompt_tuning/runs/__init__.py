@@ -1,0 +1,1 @@
+"""What the commands run: train, evaluate, infer; configured by gin, which they never see."""

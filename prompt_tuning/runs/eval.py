@@ -1,0 +1,97 @@
+"""Evaluation of a trained prompt (or other trained leaves) on a split of a task."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from prompt_tuning import report, sharding
+from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.checkpoint.trained import with_trained
+from prompt_tuning.evaluate import METHODS, EvalSet, Predictions, majority, measure
+from prompt_tuning.methods.base import Method
+from prompt_tuning.runs.train import Data, check_methods
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.trainer import initialize
+
+
+def evaluate(
+    *,
+    output_dir: str,
+    config: T5Config,
+    method: Method,
+    data: Data,
+    initial_checkpoint: str,
+    trained_file: str = "",
+    split: str = "test",
+    eval_methods: Sequence[str] = ("rank",),
+    num_partitions: int = 1,
+    seed: int = 0,
+    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    dry_run: bool = False,
+) -> Mapping[str, float]:
+    """Measures a tuned model; the prompt comes from the method's initialiser (a prompt file) or,
+    with every other trained leaf, from `trained_file`.
+
+    Writes `TASK-SPLIT-metrics.json` and, for each evaluation method, `TASK-SPLIT-METHOD.jsonl`
+    with a line {"input", "target", "prediction"} an example.
+
+    Args:
+      output_dir: where to write.
+      config, method, data, initial_checkpoint, eval_methods, num_partitions, seed: see
+        `runs.train.train`.
+      trained_file: a run's `trained_best.safetensors`; "" where the prompt file is enough.
+      split: which one.
+      on_start: called with the folder before anything is written.
+      dry_run: print parameters and shardings, allocate and write nothing.
+
+    Returns:
+      The metrics, named METHOD/METRIC.
+    """
+    mesh = sharding.make_mesh(num_partitions)
+    if dry_run:
+        print(report.plan(config, method, mesh))
+        return {}
+    sharding.check_batch_size(data.batch_size, mesh)
+    check_methods(eval_methods, data)
+    examples = data.eval_set(split)
+    tuned = initialize(
+        config,
+        method,
+        mesh=mesh,
+        seed=seed,
+        checkpoint=initial_checkpoint,
+        encode=data.encode,
+        labels=data.labels,
+    )
+    if trained_file:
+        tuned = with_trained(tuned, trained_file)
+    folder = epath.Path(output_dir)
+    on_start(folder)
+    name = f"{examples.task}-{split}"
+    metrics: dict[str, float] = {}
+    base: dict[str, float] = {}
+    for kind in eval_methods:
+        predictions = METHODS[kind](tuned, examples, data.batch_size)
+        write_predictions(folder / f"{name}-{kind}.jsonl", examples, predictions)
+        for metric, value in measure(examples, predictions).items():
+            metrics[f"{kind}/{metric}"] = value
+        for metric, value in measure(examples, majority(examples)).items():
+            base[f"{kind}/{metric}"] = value
+    report.write_json(folder / f"{name}-metrics.json", metrics)
+    print(f"{examples.task}, {split} split, {len(examples.targets)} examples:")
+    print(report.table({"majority class": base, "this model": metrics}))
+    return metrics
+
+
+def write_predictions(path: epath.Path, data: EvalSet, predictions: Predictions) -> None:
+    """JSON lines {"input", "target", "prediction"}, with "scores" by label where there are any."""
+    with renamed_when_done(path) as temporary, temporary.open("w") as file:
+        rows = zip(data.inputs, data.targets, predictions.texts, strict=True)
+        for i, (text, target, prediction) in enumerate(rows):
+            line: dict[str, Any] = {"input": text, "target": target, "prediction": prediction}
+            if predictions.scores is not None:
+                scores = predictions.scores[i].tolist()
+                line["scores"] = dict(zip(data.labels, scores, strict=True))
+            file.write(json.dumps(line) + "\n")

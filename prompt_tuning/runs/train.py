@@ -1,0 +1,233 @@
+"""The main job: train a method's leaves on a task, measure what they gained, and save them."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import optax
+from etils import epath
+
+from prompt_tuning import report, sharding
+from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import trained as trained_file
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import METHODS, EvalSet, majority, measure
+from prompt_tuning.loss import Loss
+from prompt_tuning.methods.base import Method
+from prompt_tuning.optim import adafactor
+from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
+from prompt_tuning.runs.validation import Validation
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import T5
+from prompt_tuning.trainer import HostBatch, TunedModel, fit, initialize
+
+
+class Data(Protocol):
+    """A task, as `prompt_tuning.data.batches.TaskData` gives it."""
+
+    batch_size: int
+
+    @property
+    def splits(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def train_batches(self, start: int) -> Iterator[HostBatch]: ...
+
+    def eval_set(self, split: str) -> EvalSet: ...
+
+
+def train(
+    *,
+    model_dir: str,
+    config: T5Config,
+    method: Method,
+    data: Data,
+    initial_checkpoint: str,
+    total_steps: int,
+    learning_rate: optax.ScalarOrSchedule = 0.3,
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor,
+    loss: Loss = Loss(),
+    eval_period: int = 1_000,
+    checkpoint_period: int = 1_000,
+    keep: int = 1,
+    log_period: int = 50,
+    eval_methods: Sequence[str] = ("rank",),
+    eval_batch_size: int = 32,
+    num_partitions: int = 1,
+    seed: int = 0,
+    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    dry_run: bool = False,
+) -> Mapping[str, Any]:
+    """Trains, validates each `eval_period` steps, and measures the best step at the end.
+
+    Writes below `model_dir`: logs and checkpoints (see `trainer.fit`), `prompt_best` and
+    `prompt_last` as `.npy` and `.safetensors`, `trained_best.safetensors` (all trained leaves, by
+    path), `result.json` and `learning_curve.png`. The validation split chooses the best step; the
+    table is of the test split, or of the validation split where there is no other.
+
+    Args:
+      model_dir: the run's folder; a run that was stopped goes on from what lies there.
+      config: the backbone's shape.
+      method: what is trained.
+      data: the task.
+      initial_checkpoint: the frozen backbone's weights.
+      total_steps, learning_rate, optimizer, loss, eval_period, checkpoint_period, keep,
+        log_period: see `trainer.fit`.
+      eval_methods: of `evaluate.METHODS`; the first one chooses the best step.
+      eval_batch_size: rows of an evaluation batch.
+      num_partitions: size of the mesh's model axis.
+      seed: of initialisation and dropout.
+      on_start: called with the folder when all settings have proved good, before a write.
+      dry_run: print parameters and shardings, allocate and write nothing.
+
+    Returns:
+      The content of `result.json`.
+    """
+    began = time.perf_counter()
+    mesh = sharding.make_mesh(num_partitions)
+    if dry_run:
+        print(report.plan(config, method, mesh))
+        return {}
+    sharding.check_batch_size(data.batch_size, mesh)
+    sharding.check_batch_size(eval_batch_size, mesh)
+    for name, value in (
+        ("TRAIN_STEPS", total_steps),
+        ("EVAL_PERIOD", eval_period),
+        ("CHECKPOINT_PERIOD", checkpoint_period),
+        ("LOG_PERIOD", log_period),
+    ):
+        if value < 1:
+            raise UserError(f"{name} = {value}: must be at least 1")
+    check_methods(eval_methods, data)
+    validation_data = data.eval_set("validation")
+    test_data = data.eval_set("test") if "test" in data.splits else validation_data
+    tuned = initialize(
+        config,
+        method,
+        mesh=mesh,
+        seed=seed,
+        checkpoint=initial_checkpoint,
+        encode=data.encode,
+        labels=data.labels,
+    )
+    print(report.parameters(tuned.split), flush=True)
+    folder = epath.Path(model_dir)
+    on_start(folder)
+    score = functools.partial(_score, data=test_data, methods=eval_methods, size=eval_batch_size)
+    # The plain backbone comes first: a method that trains its leaves will have changed them.
+    rows = {
+        "majority class": score(None),
+        "frozen backbone, no prompt": score(untuned(tuned)),
+    }
+    validation = Validation(folder, validation_data, eval_methods, eval_batch_size)
+    last = fit(
+        tuned,
+        model_dir=folder,
+        batches=data.train_batches,
+        total_steps=total_steps,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        loss=loss,
+        evaluators=[validation],
+        eval_period=eval_period,
+        checkpoint_period=checkpoint_period,
+        keep=keep,
+        log_period=log_period,
+        seed=seed,
+    )
+    best_step, best_leaves = validation.best(last.trained)
+    best = dataclasses.replace(last, trained=best_leaves)
+    rows[f"{type(method).__name__}, best step"] = score(best)
+    result = {
+        "task": test_data.task,
+        "split": test_data.split,
+        "best_step": best_step,
+        **_flat(rows, eval_methods),
+        "trained_parameters": tuned.split.count(tuned.split.trained),
+        "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    save_trained(folder, "best", method, best_leaves)
+    save_trained(folder, "last", method, last.trained)
+    _draw(folder, validation, rows)
+    report.write_json(folder / "result.json", result)
+    print(f"\n{test_data.task}, {test_data.split} split, step {best_step} (best on validation):")
+    print(report.table(rows))
+    print(f"\nThe prompt, the learning curve and result.json are in {folder}", flush=True)
+    return result
+
+
+def untuned(tuned: TunedModel) -> TunedModel:
+    """The backbone as it is in `tuned`, without the method."""
+    leaves = flatten(tuned.params)
+    shapes = {path: tuned.split.shapes[path] for path in tuned.split.backbone}
+    frozen = unflatten({path: leaves[path] for path in shapes})
+    split = ParamSplit(shapes, frozenset(), frozenset())
+    return TunedModel(T5(tuned.model.config), split, {}, frozen, tuned.mesh)
+
+
+def save_trained(folder: epath.Path, which: str, method: Method, trained: Params) -> None:
+    """Writes the trained leaves by path, and what the method exports on its own (the prompt)."""
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(trained).items()}
+    trained_file.save(folder / f"trained_{which}.safetensors", leaves)
+    for name, array in method.exports(leaves).items():
+        for suffix in (".npy", ".safetensors"):
+            prompts.save(folder / f"{name}_{which}{suffix}", array)
+
+
+def check_methods(eval_methods: Sequence[str], data: Data) -> None:
+    """Raises UserError unless the task can be evaluated so."""
+    if not eval_methods:
+        raise UserError("EVAL_METHODS is empty; choose from rank, generate")
+    if unknown := [name for name in eval_methods if name not in METHODS]:
+        raise UserError(f"EVAL_METHODS: no {unknown}; choose from {sorted(METHODS)}")
+    if "rank" in eval_methods and not data.labels:
+        raise UserError(
+            "EVAL_METHODS has 'rank', but the task has no labels: set CLASS_LABELS, or "
+            "EVAL_METHODS = ['generate']"
+        )
+
+
+def _score(
+    tuned: TunedModel | None, *, data: EvalSet, methods: Sequence[str], size: int
+) -> dict[str, float]:
+    """Metrics of each evaluation method, or of the majority class, named METHOD/METRIC."""
+    return {
+        f"{name}/{metric}": value
+        for name in methods
+        for metric, value in measure(
+            data, METHODS[name](tuned, data, size) if tuned else majority(data)
+        ).items()
+    }
+
+
+def _flat(rows: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> dict[str, float]:
+    """{"majority_accuracy", "frozen_accuracy", "prompt_accuracy", ...} by the first method."""
+    first = f"{methods[0]}/"
+    return {
+        f"{who}_{name.removeprefix(first)}": value
+        for who, row in zip(("majority", "frozen", "prompt"), rows.values(), strict=True)
+        for name, value in row.items()
+        if name.startswith(first)
+    }
+
+
+def _draw(
+    folder: epath.Path, validation: Validation, rows: Mapping[str, Mapping[str, float]]
+) -> None:
+    log = (folder / "train" / "metrics.jsonl").read_text().splitlines()
+    levels = {f"{who} (test)": row[validation.metric] for who, row in list(rows.items())[:2]}
+    report.learning_curve(
+        folder / "learning_curve.png",
+        [json.loads(line) for line in log],
+        validation.history,
+        levels,
+    )
