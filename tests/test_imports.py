@@ -1,0 +1,57 @@
+"""The core never imports TensorFlow, SeqIO or gin: they come in at the edges."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("tensorflow", "seqio", "gin")
+CORE = (
+    "prompt_tuning",
+    "prompt_tuning.checkpoint.backbone",
+    "prompt_tuning.checkpoint.prompts",
+    "prompt_tuning.checkpoint.run",
+    "prompt_tuning.checkpoint.t5x",
+    "prompt_tuning.data.pretraining",
+    "prompt_tuning.decoding",
+    "prompt_tuning.loss",
+    "prompt_tuning.methods",
+    "prompt_tuning.optim",
+    "prompt_tuning.params",
+    "prompt_tuning.sharding",
+    "prompt_tuning.t5",
+    "prompt_tuning.train_step",
+    "prompt_tuning.trainer",
+)
+
+# Prints "MODULE PACKAGE" for each heavy package, beside the core module that brought it.
+PROGRAM = """
+import importlib, sys
+known = set()
+for module in sys.argv[2:]:
+    importlib.import_module(module)
+    for package in sys.argv[1].split(","):
+        if package in sys.modules and package not in known:
+            known.add(package)
+            print(module, package)
+"""
+
+
+def brought_by(modules: tuple[str, ...], packages: tuple[str, ...]) -> list[str]:
+    command = [sys.executable, "-c", PROGRAM, ",".join(packages), *modules]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_core_imports_nothing_heavy():
+    assert brought_by(CORE, HEAVY) == []
+
+
+@pytest.mark.parametrize("package", ["jax", "numpy"])
+def test_package_itself_imports_nothing(package):
+    assert brought_by(("prompt_tuning",), (package,)) == []
+
+
+def test_heavy_imports_are_seen():
+    assert brought_by(("json", "colorsys"), ("colorsys",)) == ["colorsys colorsys"]

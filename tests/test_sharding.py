@@ -1,0 +1,167 @@
+"""Sharding on eight simulated CPU devices: any mesh computes what one device computes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from prompt_tuning import sharding
+from prompt_tuning.loss import Loss
+from prompt_tuning.methods import ModelTuning, PromptTuning
+from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.optim import adafactor, only_trained
+from prompt_tuning.params import ParamSplit, flatten, unflatten
+from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.t5.network import init_shapes
+from prompt_tuning.train_step import TrainState, make_train_step
+
+CONFIG = T5Config(64, 16, 4, 8, 32, 1, 1)
+METHOD = PromptTuning(length=3)
+SPLIT = ParamSplit.of(CONFIG, METHOD)
+EMBEDDING = "token_embedder/embedding"
+
+
+def one_device_mesh() -> Mesh:
+    axes = (AxisType.Auto,) * 2
+    return jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=axes)
+
+
+def random_leaves() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = {path: leaf.shape[0] ** -0.5 for path, leaf in SPLIT.shapes.items()} | {EMBEDDING: 1}
+    return {
+        path: rng.normal(0, sizes[path], leaf.shape).astype(np.float32)
+        for path, leaf in SPLIT.shapes.items()
+    }
+
+
+def random_batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    inputs = rng.integers(3, CONFIG.vocab_size, (8, 10), np.int32)
+    inputs[::3, 6:] = 0
+    targets = rng.integers(3, CONFIG.vocab_size, (8, 4), np.int32)
+    targets[::2, 2:] = 0
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets > 0).astype(np.int32),
+    }
+
+
+def placed_leaves(mesh: Mesh, method=METHOD) -> dict[str, jax.Array]:
+    shardings = flatten(sharding.shardings_of(init_shapes(CONFIG, method), mesh))
+    leaves = random_leaves()
+    return {path: jax.device_put(leaves[path], shardings[path]) for path in shardings}
+
+
+def one_step(mesh: Mesh) -> dict[str, np.ndarray]:
+    """Loss, prompt gradient and prompt after a train step."""
+    # A trace that forgets at once keeps the gradient in the optimizer's state, for us to read.
+    optimizer = only_trained(optax.chain(optax.trace(decay=0.0), adafactor()), SPLIT)
+    trained, frozen = SPLIT.split(unflatten(placed_leaves(mesh)))
+    with sharding.on(mesh):
+        step = jax.jit(make_train_step(T5(CONFIG, METHOD), SPLIT, optimizer, Loss()))
+        state = TrainState.create(trained, optimizer)
+        state, metrics = step(state, frozen, sharding.put_batch(random_batch(), mesh), None)
+    gradient = optax.tree.get(state.opt_state, "trace")
+    return {
+        "loss": metrics["loss"],
+        "gradient": np.asarray(flatten(gradient)[PROMPT_PATH]),
+        "prompt": np.asarray(flatten(state.trained)[PROMPT_PATH]),
+    }
+
+
+@pytest.fixture(scope="module")
+def on_one_device() -> dict[str, np.ndarray]:
+    return one_step(one_device_mesh())
+
+
+def test_one_step_has_something_to_compare(on_one_device):
+    assert np.abs(on_one_device["gradient"]).min() > 1e-4  # else float32 noise decides a sign
+    change = on_one_device["prompt"] - random_leaves()[PROMPT_PATH]
+    np.testing.assert_allclose(np.abs(change), 0.3, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_partitions", [1, 2, 4])
+def test_a_mesh_computes_what_one_device_computes(on_one_device, num_partitions):
+    mesh = sharding.make_mesh(num_partitions)
+    assert dict(mesh.shape) == {"data": 8 // num_partitions, "model": num_partitions}
+    for name, value in one_step(mesh).items():
+        np.testing.assert_allclose(value, on_one_device[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+# Leaf to the side that is divided over the model axis.
+DIVIDED = {
+    EMBEDDING: 0,
+    "decoder/logits_dense/kernel": 1,
+    "encoder/layers_0/attention/query/kernel": 1,
+    "encoder/layers_0/attention/out/kernel": 0,
+    "encoder/layers_0/mlp/wi_0/kernel": 1,
+    "encoder/layers_0/mlp/wo/kernel": 0,
+    "encoder/relpos_bias/rel_embedding": 0,
+    "encoder/encoder_norm/scale": None,
+    PROMPT_PATH: None,
+}
+
+
+@pytest.mark.parametrize("num_partitions", [2, 4])
+@pytest.mark.parametrize("path", DIVIDED)
+def test_parameters_are_divided_over_the_model_axis(path, num_partitions):
+    leaf = placed_leaves(sharding.make_mesh(num_partitions))[path]
+    expected = list(leaf.shape)
+    if DIVIDED[path] is not None:
+        expected[DIVIDED[path]] //= num_partitions
+    assert {shard.data.shape for shard in leaf.addressable_shards} == {tuple(expected)}
+
+
+@pytest.mark.parametrize("num_partitions", [1, 2, 4, 8])
+def test_batches_are_divided_over_the_data_axis(num_partitions):
+    batch = random_batch()
+    placed = sharding.put_batch(batch, sharding.make_mesh(num_partitions))
+    for name, rows in placed.items():
+        np.testing.assert_array_equal(rows, batch[name])
+        shapes = {shard.data.shape for shard in rows.addressable_shards}
+        assert shapes == {(num_partitions, batch[name].shape[1])}
+
+
+def test_optimizer_state_lies_as_its_leaf_does():
+    """With nothing frozen: second moments as their leaves, the rest replicated."""
+    mesh = sharding.make_mesh(4)
+    trained = unflatten(placed_leaves(mesh, ModelTuning()))
+    shapes = jax.eval_shape(adafactor().init, trained)
+    layout = sharding.like_trained(shapes, trained, mesh)
+    moments, unused = (flatten(optax.tree.get(layout, slot)) for slot in ("v", "v_row"))
+    for path, leaf in flatten(trained).items():
+        assert moments[path] == leaf.sharding, path
+        assert unused[path].is_fully_replicated, path
+    assert all(
+        count.is_fully_replicated for _, count in optax.tree.get_all_with_path(layout, "count")
+    )
+
+
+def test_logical_axis_without_a_rule():
+    boxed = {"kernel": nn.LogicallyPartitioned(jnp.zeros((2, 2)), ("embed", "experts"))}
+    with pytest.raises(ValueError, match=r"without a rule.*\['experts'\]"):
+        sharding.shardings_of(boxed, sharding.make_mesh())
+
+
+@pytest.mark.parametrize("num_partitions", [-1, 0, 3, 16])
+def test_partitions_that_do_not_divide_the_devices(num_partitions):
+    with pytest.raises(ValueError, match=f"num_partitions = {num_partitions}: .*devices, 8"):
+        sharding.make_mesh(num_partitions)
+
+
+@pytest.mark.parametrize(("batch_size", "num_partitions"), [(12, 1), (6, 2), (0, 4), (-4, 4)])
+def test_batch_that_does_not_divide(batch_size, num_partitions):
+    mesh = sharding.make_mesh(num_partitions)
+    with pytest.raises(ValueError, match=f"BATCH_SIZE = {batch_size}: .*{8 // num_partitions} dev"):
+        sharding.check_batch_size(batch_size, mesh)
+
+
+@pytest.mark.parametrize(("batch_size", "num_partitions"), [(8, 1), (12, 2), (2, 4), (1, 8)])
+def test_batch_that_divides(batch_size, num_partitions):
+    sharding.check_batch_size(batch_size, sharding.make_mesh(num_partitions))
