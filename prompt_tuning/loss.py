@@ -33,6 +33,8 @@ class Loss:
                 f"LOSS_NORMALIZING_FACTOR = {factor!r}: give None, a number, or one of "
                 f"{', '.join(NORMALIZERS)}"
             )
+        if isinstance(factor, (int, float)) and not factor > 0:
+            raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: a number must be above 0")
 
     def __call__(
         self, logits: Array, targets: Array, weights: Array | None

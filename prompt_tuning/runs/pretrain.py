@@ -1,0 +1,69 @@
+"""Pre-training of a backbone: model tuning of all leaves on the unsupervised mixture."""
+
+from collections.abc import Callable
+
+import optax
+from etils import epath
+
+from prompt_tuning import report, sharding
+from prompt_tuning.data.pretraining import Mixture
+from prompt_tuning.loss import Loss
+from prompt_tuning.methods.full import ModelTuning
+from prompt_tuning.optim import adafactor
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.trainer import TunedModel, fit, initialize
+
+
+def pretrain(
+    *,
+    model_dir: str,
+    config: T5Config,
+    mixture: Mixture,
+    total_steps: int,
+    learning_rate: optax.ScalarOrSchedule,
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor,
+    loss: Loss = Loss(normalizing_factor="NUM_REAL_TARGET_TOKENS"),
+    initial_checkpoint: str = "",
+    checkpoint_period: int = 100,
+    keep: int = 1,
+    log_period: int = 50,
+    num_partitions: int = 1,
+    seed: int = 0,
+    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    dry_run: bool = False,
+) -> TunedModel | None:
+    """Trains every leaf on `mixture`; a run that was stopped goes on where it was.
+
+    Args:
+      model_dir: the run's folder.
+      config: the backbone's shape.
+      mixture: its batches.
+      total_steps, learning_rate, optimizer, loss, checkpoint_period, keep, log_period: see
+        `trainer.fit`.
+      initial_checkpoint: weights to start from; "" starts at random.
+      num_partitions: size of the mesh's model axis.
+      seed: of initialisation and dropout.
+      on_start: called with the folder before anything is written.
+      dry_run: print parameters and shardings, allocate and write nothing.
+    """
+    mesh = sharding.make_mesh(num_partitions)
+    method = ModelTuning()
+    if dry_run:
+        print(report.plan(config, method, mesh))
+        return None
+    sharding.check_batch_size(mixture.batch_size, mesh)
+    tuned = initialize(config, method, mesh=mesh, seed=seed, checkpoint=initial_checkpoint or None)
+    on_start(epath.Path(model_dir))
+    return fit(
+        tuned,
+        model_dir=model_dir,
+        batches=mixture.batches,
+        total_steps=total_steps,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        loss=loss,
+        checkpoint_period=checkpoint_period,
+        keep=keep,
+        log_period=log_period,
+        seed=seed,
+    )
