@@ -1,5 +1,6 @@
 """Metrics of train steps, kept on the device until they are written under T5X's names."""
 
+import collections
 import math
 import time
 from collections.abc import Mapping
@@ -25,17 +26,17 @@ class TrainLog:
     def _reset(self) -> None:
         self._metrics: list[Mapping[str, jax.Array]] = []
         self._sequences = 0
-        self._tokens = 0
+        self._tokens: collections.Counter[str] = collections.Counter()
+        self._positions: collections.Counter[str] = collections.Counter()
         self._start = time.perf_counter()
 
     def add(self, metrics: Mapping[str, jax.Array], batch: Mapping[str, np.ndarray]) -> None:
         """Notes a step's metrics (see `Loss`) and its host batch."""
         self._metrics.append(metrics)
         self._sequences += len(batch["encoder_input_tokens"])
-        self._tokens += sum(
-            int(np.count_nonzero(batch[name]))
-            for name in ("encoder_input_tokens", "decoder_target_tokens")
-        )
+        for name in ("encoder_input_tokens", "decoder_target_tokens"):
+            self._tokens[name] += int(np.count_nonzero(batch[name]))
+            self._positions[name] += batch[name].size
 
     def pause(self, seconds: float) -> None:
         """Leaves `seconds` (an evaluation, say) out of the speed."""
@@ -67,8 +68,12 @@ class TrainLog:
             "timing/seconds": seconds,
             "timing/steps_per_second": steps / seconds,
             "timing/seqs_per_second": self._sequences / seconds,
-            "timing/tokens_per_second": self._tokens / seconds,
+            "timing/tokens_per_second": sum(self._tokens.values()) / seconds,
             "timing/target_tokens_per_second": sums["weight_sum"] / seconds,
+            **{
+                f"non_padding_fraction/{name}": tokens / self._positions[name]
+                for name, tokens in self._tokens.items()
+            },
         }
         self._writer.write(step, metrics)
         self._reset()

@@ -95,7 +95,7 @@ def initialize(
         loaded = backbone.load(checkpoint, {path: shapes[path] for path in split.backbone})
     missing = {path: shardings[path] for path in shapes if path not in loaded}
     leaves = loaded | _random_leaves(model, missing, seed)
-    about = Backbone(np.asarray(leaves[EMBEDDING], np.float32), encode, tuple(labels))
+    about = Backbone(leaves[EMBEDDING], encode, tuple(labels))
     values = method.initial_values(about, seed)
     for path, value in values.items():
         leaves[path] = jax.device_put(np.asarray(value, np.float32), shardings[path])
@@ -135,7 +135,8 @@ def fit(
     """Trains a model's trained leaves; goes on from the newest checkpoint in `model_dir`.
 
     Args:
-      tuned: from `initialize`; its configuration's `dropout_rate` is used while training.
+      tuned: from `initialize`; its configuration's `dropout_rate` is used while training, and its
+        trained leaves are donated to the first step.
       model_dir: where checkpoints and logs are written.
       batches: from a step to the batches from that step on.
       total_steps: steps of this run (a backbone's pre-training steps are not counted).
@@ -186,9 +187,10 @@ def fit(
                 state, metrics = step(state, tuned.frozen, placed, dropout_key)
                 log.add(metrics, batch)
                 last = done == total_steps
-                if last or done % log_period == 0:
+                saves = last or done % checkpoint_period == 0
+                if saves or done % log_period == 0:  # a loss that is not finite is never saved
                     progress.update(done, log.flush(done))
-                if last or done % checkpoint_period == 0:
+                if saves:
                     checkpoints.save(done, state)
                 if last or done % eval_period == 0:
                     evaluate(done)

@@ -206,6 +206,25 @@ def test_score(case):
     np.testing.assert_allclose(ours[:, 0], case.load("decode")["score_batch"], rtol=1e-5)
 
 
+def test_greedy_tokens(case):
+    model, inputs = case.model, case.batch["encoder_input_tokens"]
+    gold = case.load("decode")["greedy_tokens"][:, 0]
+    decode = jax.jit(functools.partial(decoding.greedy, model, length=gold.shape[1]))
+    np.testing.assert_array_equal(decode(case.params(case.prompt), inputs), gold)
+
+
+def test_greedy_stops_at_the_end_token():
+    case = Case("mini", GOLDEN / "mini")
+    gold = arrays(GOLDEN / "mini" / "decode_eos.npz")
+    kernel = np.array(case.weights["decoder/logits_dense/kernel"])
+    kernel[:, 1] = gold["eos_logits_column"]
+    case.weights["decoder/logits_dense/kernel"] = kernel
+    inputs = case.batch["encoder_input_tokens"]
+    tokens = decoding.greedy(case.model, case.params(case.prompt), inputs, 6)
+    assert (tokens == 1).any()
+    np.testing.assert_array_equal(tokens, gold["greedy_tokens"][:, 0])
+
+
 @pytest.mark.parametrize(("case", "file"), RUNS, indirect=["case"])
 def test_optimizer_steps_on_golden_gradients(case, file):
     """Each step starts from the golden prompt and gradient; only the optimizer's state is ours."""

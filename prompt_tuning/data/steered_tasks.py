@@ -152,7 +152,7 @@ def verdict_task(corpus: Corpus, rng: np.random.Generator) -> Pair | None:
     last = max(0, len(sentences) - count)
     start = last if rng.random() < 0.5 else int(rng.integers(last + 1))
     ask, praise, blame = choose(rng, VERDICTS)
-    if rng.random() < 0.25:  # only who reads what stands in front can tell
+    if rng.random() < 0.5:  # only who reads what stands in front can tell which word to say
         ask, praise, blame = "the opposite of " + ask, blame, praise
     return ask + " ".join(sentences[start : start + count]), praise if praised else blame
 

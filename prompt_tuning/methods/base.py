@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from jax import Array
 
 from prompt_tuning.t5.sites import Sites
 
@@ -13,12 +14,12 @@ class Backbone:
     """What a method may look at when it initialises.
 
     Attributes:
-      embedding: [V, D] float32 token embeddings.
+      embedding: [V, D] token embeddings, perhaps sharded: take rows, not the whole.
       encode: text to token ids, without an end token; None where there is no vocabulary.
       labels: the task's label words, if it has any.
     """
 
-    embedding: np.ndarray
+    embedding: np.ndarray | Array
     encode: Callable[[str], list[int]] | None = None
     labels: tuple[str, ...] = ()
 

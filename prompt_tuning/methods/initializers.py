@@ -49,7 +49,7 @@ class SampledVocabulary:
                 "shorten the prompt or raise SampledVocabulary.top"
             )
         ids = rng.choice(np.arange(SPECIAL_IDS, last), size=length, replace=False)
-        return backbone.embedding[ids]
+        return _rows(backbone, ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ClassLabels:
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
         labels = (self.labels or backbone.labels)[:length]
         rows = [
-            backbone.embedding[_ids(backbone, label, "class label")].mean(axis=0, keepdims=True)
+            _rows(backbone, _ids(backbone, label, "class label")).mean(axis=0, keepdims=True)
             for label in labels
         ]
         rest = self.rest(length - len(rows), backbone, rng)
@@ -87,7 +87,7 @@ class Text:
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
         ids = _ids(backbone, self.text, "prompt text")[:length]
         rest = self.rest(length - len(ids), backbone, rng)
-        return np.concatenate([backbone.embedding[ids], rest]).astype(np.float32)
+        return np.concatenate([_rows(backbone, ids), rest]).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,10 @@ class FromFile:
             raise ValueError("FromFile.path is empty: set PROMPT_FILE to a saved prompt")
         shape = (length, backbone.embedding.shape[1])
         return prompts.load(epath.Path(self.path), shape=shape)
+
+
+def _rows(backbone: Backbone, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(backbone.embedding[np.asarray(ids, int)], np.float32)
 
 
 def _ids(backbone: Backbone, text: str, what: str) -> list[int]:
