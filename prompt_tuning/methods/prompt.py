@@ -42,9 +42,17 @@ class PromptTuning(Method):
                 "or a position (an integer from 0)"
             )
 
-    def embedded(self, x: Array, mask: Array) -> tuple[Array, Array]:
+    def embedded(
+        self, x: Array, segments: Array, positions: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         prompt = PromptModule(self.length, name="prompt")(x)
-        return place(x, mask, prompt, self.placement)
+        if positions is None:
+            return *place(x, segments, prompt, self.placement), None
+        if self.placement != "prefix":
+            raise ValueError(
+                f"prompt placement {self.placement!r}: packed examples take a prompt as prefix only"
+            )
+        return fill(x, segments, positions, prompt), segments, positions
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -80,30 +88,37 @@ def _uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
 
-def place(x: Array, mask: Array, prompt: Array, placement: str | int) -> tuple[Array, Array]:
+def fill(x: Array, segments: Array, positions: Array, prompt: Array) -> Array:
+    """Puts a prompt [P, D] over the first P positions of each example of a packed x [B, T, D]."""
+    rows = jnp.take(prompt, jnp.minimum(positions, prompt.shape[0] - 1), axis=0)
+    here = (positions < prompt.shape[0]) & (segments > 0)
+    return jnp.where(here[..., None], rows, x)
+
+
+def place(x: Array, segments: Array, prompt: Array, placement: str | int) -> tuple[Array, Array]:
     """Puts a prompt into embedded input.
 
     Args:
       x: [B, T, D].
-      mask: [B, T] bool, True at real tokens, which stand in front of the padding.
+      segments: [B, T], above 0 at real tokens, which stand in front of the padding.
       prompt: [P, D], or [B, P, D] for a prompt a row.
       placement: as `PromptTuning.placement`.
 
     Returns:
-      [B, P+T, D] and its mask [B, P+T], True at the prompt.
+      [B, P+T, D] and its segments [B, P+T], 1 at the prompt.
     """
-    batch, length = mask.shape
+    batch, length = segments.shape
     prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[-2:]))
-    real = jnp.ones(prompt.shape[:2], bool)
+    real = jnp.ones(prompt.shape[:2], segments.dtype)
     if placement == "prefix" or isinstance(placement, int):
         front = 0 if isinstance(placement, str) else min(placement, length)
         x = jnp.concatenate([x[:, :front], prompt, x[:, front:]], axis=1)
-        return x, jnp.concatenate([mask[:, :front], real, mask[:, front:]], axis=1)
-    lengths = mask.sum(axis=1, keepdims=True)
+        return x, jnp.concatenate([segments[:, :front], real, segments[:, front:]], axis=1)
+    lengths = (segments > 0).sum(axis=1, keepdims=True)
     at = lengths if placement == "suffix" else jnp.maximum(lengths - 1, 0)
     # Row by row: positions below `at` come from x, the next P from the prompt, the rest from x.
     p = prompt.shape[1]
     out = jnp.arange(p + length)[None, :]
     source = jnp.where(out < at, out, jnp.where(out < at + p, length + out - at, out - p))
     x = jnp.take_along_axis(jnp.concatenate([x, prompt], axis=1), source[..., None], axis=1)
-    return x, jnp.take_along_axis(jnp.concatenate([mask, real], axis=1), source, axis=1)
+    return x, jnp.take_along_axis(jnp.concatenate([segments, real], axis=1), source, axis=1)

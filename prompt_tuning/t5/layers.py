@@ -155,6 +155,12 @@ def attention_bias(mask: Array) -> Array:
     return jnp.where(mask, 0.0, NEG_INF).astype(jnp.float32)
 
 
+def same_segment(queries: Array, keys: Array) -> Array:
+    """[B, Q] and [B, K] segments to a mask [B, 1, Q, K]: both real, and of one example."""
+    queries, keys = queries[:, None, :, None], keys[:, None, None, :]
+    return (queries == keys) & (queries > 0)
+
+
 class Attention(nn.Module):
     """Multi-head attention without 1/sqrt(head_dim): the factor sits in the query's initialiser."""
 

@@ -18,6 +18,7 @@ from prompt_tuning.t5.layers import (
     RMSNorm,
     attention_bias,
     dropout,
+    same_segment,
 )
 from prompt_tuning.t5.sites import Sites
 
@@ -25,10 +26,13 @@ KeysValues = tuple[Array, Array]
 
 
 class Encoded(flax.struct.PyTreeNode):
-    """The encoder's output: states [B, T', D] and mask [B, T'] bool; T' counts added positions."""
+    """The encoder's output: states [B, T', D] and segments [B, T'] int32, 0 at padding.
+
+    T' counts positions that a method added.
+    """
 
     states: Array
-    mask: Array
+    segments: Array
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -69,22 +73,22 @@ class Encoder(nn.Module):
     sites: Sites
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, *, enable_dropout: bool) -> Encoded:
-        """x [B, T, D] embedded tokens, mask [B, T] bool."""
+    def __call__(
+        self, x: Array, segments: Array, positions: Array | None, *, enable_dropout: bool
+    ) -> Encoded:
+        """x [B, T, D] embedded tokens; segments and positions as `Sites.embedded` has them."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        x, mask = self.sites.embedded(x, mask)
+        x, segments, positions = self.sites.embedded(x, segments, positions)
         x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
-        positions = jnp.arange(x.shape[1])
-        bias = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")(
-            positions, positions
-        )
-        bias = bias + attention_bias(mask[:, None, :, None] & mask[:, None, None, :])
-        real = mask[..., None].astype(dtype)
+        positions = jnp.arange(x.shape[1]) if positions is None else positions
+        relative = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")
+        bias = relative(positions, positions) + attention_bias(same_segment(segments, segments))
+        real = (segments > 0)[..., None].astype(dtype)
         for i in range(cfg.num_encoder_layers):
             layer = EncoderLayer(cfg, name=f"layers_{i}")
             x = layer(x, bias, real, enable_dropout=enable_dropout)
         x = RMSNorm(dtype, name="encoder_norm")(x) * real
-        return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), mask)
+        return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), segments)
 
 
 class DecoderLayer(nn.Module):
@@ -127,7 +131,8 @@ class Decoder(nn.Module):
         x: Array,
         encoded: Encoded,
         real_input: Array,
-        real_target: Array,
+        segments: Array,
+        positions: Array | None = None,
         *,
         cache: Cache | None = None,
         enable_dropout: bool = False,
@@ -138,7 +143,8 @@ class Decoder(nn.Module):
           x: [B, L, D] embedded decoder input; with a cache, L = 1.
           encoded: the encoder's output.
           real_input: [B, L] bool, where the decoder input is real; outputs elsewhere are zero.
-          real_target: [B, L] bool, where the target is real; takes part in attention.
+          segments: [B, L] int32, of the targets: 0 at padding, else as the encoder's.
+          positions: [B, L] int32 within each example of a packed batch.
           cache: state of cached decoding; without it a causal mask is used.
           enable_dropout: apply dropout.
 
@@ -148,20 +154,17 @@ class Decoder(nn.Module):
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         x = dropout(x, cfg.dropout_rate, self, enable_dropout)
-        positions = jnp.arange(x.shape[1])
-        keys, causal = positions, positions[None, :] <= positions[:, None]
-        if cache is not None:
-            keys = jnp.arange(cache.keys_values[0][0].shape[1])
-            positions = cache.index[None]
-            causal = keys[None, :] <= positions[:, None]
-        self_bias = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")(
-            positions, keys
-        )
-        self_mask = causal[None, None]
         if cache is None:
-            self_mask &= real_target[:, None, :, None] & real_target[:, None, None, :]
-        self_bias = self_bias + attention_bias(self_mask)
-        cross_bias = attention_bias(real_target[:, None, :, None] & encoded.mask[:, None, None, :])
+            order = jnp.arange(x.shape[1])
+            queries = keys = order if positions is None else positions
+            visible = (order[None, :] <= order[:, None]) & same_segment(segments, segments)
+        else:
+            keys = jnp.arange(cache.keys_values[0][0].shape[1])
+            queries = cache.index[None]
+            visible = (keys[None, :] <= queries[:, None])[None, None]
+        relative = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")
+        self_bias = relative(queries, keys) + attention_bias(visible)
+        cross_bias = attention_bias(same_segment(segments, encoded.segments))
         real = real_input[..., None].astype(dtype)
         keys_values, crosses = [], []
         for i in range(cfg.num_decoder_layers):
@@ -206,28 +209,45 @@ class T5(nn.Module):
         self.encoder = Encoder(self.config, self.sites)
         self.decoder = Decoder(self.config)
 
-    def encode(self, encoder_input_tokens: Array, *, enable_dropout: bool = False) -> Encoded:
-        """Encodes tokens [B, T] int32; 0 is padding."""
-        mask = encoder_input_tokens > 0
+    def encode(
+        self,
+        encoder_input_tokens: Array,
+        encoder_segment_ids: Array | None = None,
+        encoder_positions: Array | None = None,
+        *,
+        enable_dropout: bool = False,
+    ) -> Encoded:
+        """Encodes tokens [B, T] int32; 0 is padding. Segments and positions: see `__call__`."""
+        segments = encoder_segment_ids
+        if segments is None:
+            segments = (encoder_input_tokens > 0).astype(jnp.int32)
         x = self.token_embedder(encoder_input_tokens)
-        return self.encoder(x, mask, enable_dropout=enable_dropout)
+        return self.encoder(x, segments, encoder_positions, enable_dropout=enable_dropout)
 
     def decode(
         self,
         encoded: Encoded,
         decoder_input_tokens: Array,
         decoder_target_tokens: Array,
+        decoder_segment_ids: Array | None = None,
+        decoder_positions: Array | None = None,
         *,
         enable_dropout: bool = False,
     ) -> Array:
-        """Teacher-forced logits [B, L, V] float32."""
+        """Teacher-forced logits [B, L, V] float32; arguments as of `__call__`."""
+        segments, positions = decoder_segment_ids, decoder_positions
+        if segments is None:
+            segments = (decoder_target_tokens > 0).astype(jnp.int32)
         first = jnp.arange(decoder_input_tokens.shape[1]) == 0
+        if positions is not None:
+            first = (positions == 0) & (segments > 0)
         x = self.token_embedder(decoder_input_tokens)
         x, _ = self.decoder(
             x,
             encoded,
             (decoder_input_tokens > 0) | first,
-            decoder_target_tokens > 0,
+            segments,
+            positions,
             enable_dropout=enable_dropout,
         )
         return self._logits(x)
@@ -242,9 +262,9 @@ class T5(nn.Module):
 
     def decode_step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token [B] int32 for each row to the next token's logits [B, V] float32."""
-        real = jnp.ones((tokens.shape[0], 1), bool)
+        segments = jnp.ones((tokens.shape[0], 1), jnp.int32)
         x = self.token_embedder(tokens[:, None])
-        x, after = self.decoder(x, cache.encoded, real, real, cache=cache)
+        x, after = self.decoder(x, cache.encoded, segments > 0, segments, cache=cache)
         return self._logits(x)[:, 0], cast(Cache, after)
 
     def _logits(self, x: Array) -> Array:
@@ -255,23 +275,43 @@ class T5(nn.Module):
         encoder_input_tokens: Array,
         decoder_input_tokens: Array,
         decoder_target_tokens: Array,
+        encoder_segment_ids: Array | None = None,
+        decoder_segment_ids: Array | None = None,
+        encoder_positions: Array | None = None,
+        decoder_positions: Array | None = None,
         *,
         enable_dropout: bool = False,
     ) -> Array:
-        """Teacher-forced logits.
+        """Teacher-forced logits; T5X's call signature.
 
         Args:
           encoder_input_tokens: [B, T] int32, 0 is padding.
           decoder_input_tokens: [B, L] int32, the targets shifted right by one, 0 in front.
           decoder_target_tokens: [B, L] int32.
+          encoder_segment_ids: [B, T] int32 of a packed batch: 1, 2, ... for the examples of a row,
+            0 at padding. None: one example a row.
+          decoder_segment_ids: [B, L] int32, the same for the targets.
+          encoder_positions: [B, T] int32 of a packed batch: positions within each example. A method
+            that adds positions finds their places, tokens 0, at the front of each example.
+          decoder_positions: [B, L] int32, the same for the targets.
           enable_dropout: needs `rngs={"dropout": key}`.
 
         Returns:
           [B, L, V] float32.
         """
-        encoded = self.encode(encoder_input_tokens, enable_dropout=enable_dropout)
+        encoded = self.encode(
+            encoder_input_tokens,
+            encoder_segment_ids,
+            encoder_positions,
+            enable_dropout=enable_dropout,
+        )
         return self.decode(
-            encoded, decoder_input_tokens, decoder_target_tokens, enable_dropout=enable_dropout
+            encoded,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            decoder_segment_ids,
+            decoder_positions,
+            enable_dropout=enable_dropout,
         )
 
 

@@ -15,14 +15,18 @@ from jax import Array
 class Sites:
     """Identity at every site: the plain backbone."""
 
-    def embedded(self, x: Array, mask: Array) -> tuple[Array, Array]:
+    def embedded(
+        self, x: Array, segments: Array, positions: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         """Acts on the encoder's embedded input, before its dropout.
 
         Args:
           x: [B, T, D] embedded tokens.
-          mask: [B, T] bool, True at real tokens.
+          segments: [B, T] int32, 0 at padding; 1 at real tokens, or 1, 2, ... for the examples
+            packed into a row.
+          positions: [B, T] int32 within each example of a packed batch; None if it is not packed.
 
         Returns:
-          [B, T', D] and its [B, T'] mask; attention and relative positions run over T'.
+          The three for T' positions; attention and relative positions run over these.
         """
-        return x, mask
+        return x, segments, positions
