@@ -4,19 +4,23 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from prompt_tuning.data.bucketing import bucketed, default_bounds
 from prompt_tuning.data.metrics import MetricFn
+from prompt_tuning.data.packing import Example, packed
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.tasks import RowSource, labels_of
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSet
 
 FEATURES = ("inputs", "targets")
+BATCHINGS = ("padded", "bucketed", "packed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,9 @@ class TaskData:
       seed: of the order.
       module: imported first; registers tasks.
       use_cached: reads tasks that allow it from SeqIO's cache.
+      batching: "padded" to the full lengths; "bucketed", batches of similar input length; or
+        "packed", several examples a row.
+      bucket_bounds: input lengths of the buckets; () for powers of two to the full length.
 
     Raises:
       UserError: for an unknown task, a module that cannot be imported, or an impossible size.
@@ -41,8 +48,12 @@ class TaskData:
     seed: int = 0
     module: str | None = None
     use_cached: bool = False
+    batching: str = "padded"
+    bucket_bounds: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        if self.batching not in BATCHINGS:
+            raise UserError(f"BATCHING = {self.batching!r}: choose from {', '.join(BATCHINGS)}")
         _check_lengths(self.lengths)
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
@@ -66,15 +77,20 @@ class TaskData:
         features = seqio.get_mixture_or_task(self.task).output_features
         return features["inputs"].vocabulary.encode(text)
 
-    def train_batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+    def train_batches(self, start: int, positions: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the shuffled, endless "train" batches, from batch `start` on.
 
         The order depends on the seed alone, if the task's source keeps to it, as those of
         `tasks.register` do. Of tasks registered elsewhere, targets that are too long are cut.
 
+        Args:
+          start: the first batch.
+          positions: places that the method takes in front of each packed example.
+
         Returns:
           Batches {encoder_input_tokens: [B, T], decoder_target_tokens, decoder_input_tokens,
-          decoder_loss_weights: [B, L]} int32; B is the share of one process.
+          decoder_loss_weights: [B, L]} int32, packed ones with segments and positions; B is the
+          share of one process, T a bucket's bound or the full length (plus `positions`).
 
         Raises:
           UserError: if the task has no such split or it is empty, a target is too long, or the
@@ -84,11 +100,23 @@ class TaskData:
             if isinstance(task.source, RowSource):
                 targets = (row.targets for row in task.source.rows("train"))
                 self._check_targets(task, targets)
-        processes = jax.process_count()
-        if self.batch_size % processes:
+        if self.batch_size % jax.process_count():
             raise UserError(
-                f"BATCH_SIZE = {self.batch_size}: must divide over {processes} processes"
+                f"BATCH_SIZE = {self.batch_size}: must divide over {jax.process_count()} processes"
             )
+        if self.batching == "padded":
+            return self._padded(start)
+        examples = self._stream()
+        rows = self.batch_size // jax.process_count()
+        source, target = self.lengths["inputs"], self.lengths["targets"]
+        if self.batching == "bucketed":
+            bounds = tuple(self.bucket_bounds) or default_bounds(source)
+            batches = bucketed(examples, bounds, rows, target)
+        else:
+            batches = packed(examples, rows, positions, source + positions, target)
+        return itertools.islice(batches, start, None)
+
+    def _padded(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         dataset = seqio.get_dataset(
             self.task,
             dict(self.lengths),
@@ -98,12 +126,26 @@ class TaskData:
             use_cached=self.use_cached,
             shuffle=True,
             num_epochs=None,
-            shard_info=seqio.ShardInfo(jax.process_index(), processes),
+            shard_info=seqio.ShardInfo(jax.process_index(), jax.process_count()),
             verbose=False,
             seed=self.seed,
-            batch_size=self.batch_size // processes,
+            batch_size=self.batch_size // jax.process_count(),
         )
         return _endless(dataset.skip(start).as_numpy_iterator(), self.task)
+
+    def _stream(self) -> Iterator[Example]:
+        """Shuffled, endless training examples of this process, cut to the full lengths."""
+        dataset = seqio.get_mixture_or_task(self.task).get_dataset(
+            dict(self.lengths),
+            split="train",
+            use_cached=self.use_cached,
+            shuffle=True,
+            seed=self.seed,
+            shard_info=seqio.ShardInfo(jax.process_index(), jax.process_count()),
+            num_epochs=None,
+        )
+        for example in _endless(dataset.as_numpy_iterator(), self.task):
+            yield example["inputs"].tolist(), example["targets"].tolist()
 
     def eval_sets(self, split: str) -> list[EvalSet]:
         """The evaluation set of each task of a mixture that has the split; of a task, its own."""

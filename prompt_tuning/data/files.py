@@ -71,7 +71,7 @@ class TextFiles:
             macro = MACROS.get(split)
             hint = f"set {macro}" if macro else f"there are {', '.join(MACROS)}"
             raise UserError(f"no file for the split {split!r}: {hint}")
-        path = Path(getattr(self, split))
+        path = Path(getattr(self, split)).expanduser()
         rows = [self._row(fields, f"{path}, line {n}") for n, fields in _records(path)]
         if not rows:
             raise UserError(f"{path}: no rows in it")

@@ -6,11 +6,13 @@ cross attention, and positions start again with each. Losses and gradients are t
 examples one a row.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 Example = tuple[Sequence[int], Sequence[int]]  # input ids and target ids, end tokens included
+WINDOW = 16  # examples that are packed together, per row of a batch
 
 
 def assign_rows(
@@ -79,6 +81,43 @@ def pack(
         "decoder_positions": _rows(_positions(targets), target_length),
         "decoder_loss_weights": (tokens > 0).astype(np.int32),
     }
+
+
+def packed(
+    examples: Iterable[Example],
+    batch_size: int,
+    prompt_length: int,
+    input_length: int,
+    target_length: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `batch_size` packed rows, each window of examples packed on its own.
+
+    Every example is in exactly one row; where `examples` end, empty rows fill the last batch.
+
+    Args:
+      examples: input and target ids with their end tokens.
+      batch_size: rows of a batch.
+      prompt_length, input_length, target_length: see `pack`; the prompt counts in `input_length`.
+    """
+    lengths = {"input_length": input_length, "target_length": target_length}
+    stream, waiting = iter(examples), []
+    while window := list(itertools.islice(stream, WINDOW * batch_size)):
+        sizes = [(prompt_length + len(source), len(target)) for source, target in window]
+        waiting += [[window[i] for i in row] for row in assign_rows(sizes, **lengths)]
+        while len(waiting) >= batch_size:
+            batch, waiting = waiting[:batch_size], waiting[batch_size:]
+            yield _lay_out(batch, prompt_length, **lengths)
+    if waiting:
+        waiting += [[]] * (batch_size - len(waiting))
+        yield _lay_out(waiting, prompt_length, **lengths)
+
+
+def _lay_out(rows: Sequence[Sequence[Example]], prompt_length: int, **lengths: int):
+    """`pack` of rows given by their examples."""
+    ends = list(itertools.accumulate((len(row) for row in rows), initial=0))
+    indices = [range(start, end) for start, end in itertools.pairwise(ends)]
+    examples = [example for row in rows for example in row]
+    return pack(examples, indices, prompt_length=prompt_length, **lengths)
 
 
 def _rows(rows: Sequence[Sequence[Sequence[int]]], length: int) -> np.ndarray:

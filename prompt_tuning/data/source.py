@@ -1,6 +1,6 @@
 """Which task a run is on: a registered one by name, or the user's own files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
@@ -21,6 +21,8 @@ def task_data(
     seed: int = 0,
     module: str | None = None,
     use_cached: bool = False,
+    batching: str = "padded",
+    bucket_bounds: Sequence[int] = (),
 ) -> TaskData:
     """The data of a run.
 
@@ -28,7 +30,7 @@ def task_data(
       task: a registered SeqIO task or mixture, or None to use `files`.
       files: the user's own data, if `task` is None.
       vocabulary: of the model; also of the demo tasks.
-      lengths, batch_size, seed, module, use_cached: see `TaskData`.
+      lengths, batch_size, seed, module, use_cached, batching, bucket_bounds: see `TaskData`.
 
     Raises:
       UserError: if neither or both are given, and whatever `TaskData` refuses.
@@ -44,4 +46,13 @@ def task_data(
     elif not task:
         raise UserError("no data: set MIXTURE_OR_TASK_NAME, or TRAIN_FILE and VALIDATION_FILE")
     tasks.register_demo_tasks(vocabulary)
-    return TaskData(task or FILES_TASK, lengths, batch_size, seed, module, use_cached)
+    return TaskData(
+        task or FILES_TASK,
+        lengths,
+        batch_size,
+        seed,
+        module,
+        use_cached,
+        batching,
+        bucket_bounds,
+    )

@@ -32,6 +32,11 @@ class Method(Sites):
     `prompt_tuning.params.ParamSplit` derives the rest by comparing shapes.
     """
 
+    @property
+    def positions(self) -> int:
+        """Positions that the method adds in front of each encoder input."""
+        return 0
+
     def trains(self, path: str, added: bool) -> bool:
         """Whether the leaf at `path` is trained; `added` says that this method brought it."""
         return added

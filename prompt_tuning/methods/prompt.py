@@ -42,6 +42,10 @@ class PromptTuning(Method):
                 "or a position (an integer from 0)"
             )
 
+    @property
+    def positions(self) -> int:
+        return self.length
+
     def embedded(
         self, x: Array, segments: Array, positions: Array | None
     ) -> tuple[Array, Array, Array | None]:

@@ -359,3 +359,31 @@ def test_released_files(shared_data, vocabulary):
     rows = np.concatenate([b["encoder_input_tokens"] for b in take(whole.train_batches(0), 139)])
     ids = [[*vocabulary.encode(row.inputs)[:47], 1] for row in files.rows("train")]
     assert sorted(row[row > 0].tolist() for row in rows) == sorted(ids)
+
+
+@pytest.mark.parametrize("batching", ["bucketed", "packed"])
+def test_other_batchings_resume_and_see_each_example_alike(register, vocabulary, batching):
+    register()
+    source = data(batching=batching, bucket_bounds=(8, 12))
+    batches = take(source.train_batches(0, positions=2), 24)
+    assert_same(take(source.train_batches(5, positions=2), 3), batches[5:8])
+    texts = [
+        vocabulary.decode(row[segment == n].tolist())
+        for batch in batches
+        for row, segment in zip(
+            batch["encoder_input_tokens"],
+            batch.get("encoder_segment_ids", batch["encoder_input_tokens"] > 0),
+            strict=True,
+        )
+        for n in range(1, segment.max() + 1)
+    ]
+    counts = [texts.count(row.inputs) for row in ROWS]
+    # Whole epochs but for the last one, and what waits for its bucket or row to fill.
+    assert sum(counts) == len(texts)
+    assert max(counts) - min(counts) <= 2
+
+
+def test_unknown_batching_is_an_error(register):
+    register()
+    with pytest.raises(UserError, match="BATCHING = 'sorted'"):
+        data(batching="sorted")
