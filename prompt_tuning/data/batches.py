@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prompt_tuning.data.benchmarks import hidden_splits
 from prompt_tuning.data.bucketing import bucketed, default_bounds
 from prompt_tuning.data.metrics import MetricFn
 from prompt_tuning.data.packing import Example, packed
@@ -37,6 +38,7 @@ class TaskData:
       batching: "padded" to the full lengths; "bucketed", batches of similar input length; or
         "packed", several examples a row.
       bucket_bounds: input lengths of the buckets; () for powers of two to the full length.
+      packed_lengths: of a packed row; None for one full input (and the prompt) and eight targets.
 
     Raises:
       UserError: for an unknown task, a module that cannot be imported, or an impossible size.
@@ -50,11 +52,20 @@ class TaskData:
     use_cached: bool = False
     batching: str = "padded"
     bucket_bounds: Sequence[int] = ()
+    packed_lengths: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.batching not in BATCHINGS:
             raise UserError(f"BATCHING = {self.batching!r}: choose from {', '.join(BATCHINGS)}")
-        _check_lengths(self.lengths)
+        _check_lengths("TASK_FEATURE_LENGTHS", self.lengths)
+        bounds = list(self.bucket_bounds)
+        if bounds and (bounds != sorted(set(bounds)) or bounds[-1] < self.lengths["inputs"]):
+            raise UserError(
+                f"BUCKET_BOUNDS = {self.bucket_bounds}: must rise, and end with the input length "
+                f"{self.lengths['inputs']} or more"
+            )
+        if self.packed_lengths is not None:
+            _check_lengths("PACKED_LENGTHS", self.packed_lengths)
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
         if self.module:
@@ -63,9 +74,12 @@ class TaskData:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Splits that the task, or any task of the mixture, has."""
+        """Splits with public targets that the task, or any task of the mixture, has."""
         tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
-        return tuple(sorted({name for task in tasks for name in task.splits}))
+        found = {
+            name for task in tasks for name in task.splits if name not in hidden_splits(task.name)
+        }
+        return tuple(sorted(found))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -113,7 +127,13 @@ class TaskData:
             bounds = tuple(self.bucket_bounds) or default_bounds(source)
             batches = bucketed(examples, bounds, rows, target)
         else:
-            batches = packed(examples, rows, positions, source + positions, target)
+            row = self.packed_lengths or {"inputs": source + positions, "targets": 8 * target}
+            if row["inputs"] < source + positions or row["targets"] < target:
+                raise UserError(
+                    f"PACKED_LENGTHS = {dict(row)}: a row must hold one example, "
+                    f"{source + positions} and {target} positions"
+                )
+            batches = packed(examples, rows, positions, row["inputs"], row["targets"])
         return itertools.islice(batches, start, None)
 
     def _padded(self, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -219,11 +239,11 @@ class TaskData:
                 )
 
 
-def _check_lengths(lengths: Mapping[str, int]) -> None:
+def _check_lengths(setting: str, lengths: Mapping[str, int]) -> None:
     sizes = [lengths.get(name) for name in FEATURES]
     if set(lengths) != set(FEATURES) or not all(type(n) is int and n > 0 for n in sizes):
         raise UserError(
-            f"TASK_FEATURE_LENGTHS = {dict(lengths)}: must give positive numbers of tokens for "
+            f"{setting} = {dict(lengths)}: must give positive numbers of tokens for "
             '"inputs" and "targets"'
         )
 

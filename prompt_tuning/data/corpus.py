@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-# Sources of the corpus under a research-only or non-commercial licence, or with no licence that a
-# copyright holder is known to have given: the embedded backbone is published under Apache-2.0.
+# Sources under a research-only or non-commercial licence, and news and leaflets whose publisher
+# holds the copyright: the embedded backbone is published under Apache-2.0. Of some that are left
+# (reviews, forum posts) the source states no licence; docs/backbone.md lists them.
 EXCLUDED_SOURCES = (
     "race_train",
     "reuters21578",

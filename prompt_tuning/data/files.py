@@ -72,7 +72,7 @@ class TextFiles:
             hint = f"set {macro}" if macro else f"there are {', '.join(MACROS)}"
             raise UserError(f"no file for the split {split!r}: {hint}")
         path = Path(getattr(self, split)).expanduser()
-        rows = [self._row(fields, f"{path}, line {n}") for n, fields in _records(path)]
+        rows = [self._row(fields, f"{path}, line {n}") for n, fields in records(path)]
         if not rows:
             raise UserError(f"{path}: no rows in it")
         return rows
@@ -85,8 +85,8 @@ class TextFiles:
         if not self.label_field:
             return Row(inputs, "")
         if self.labels:
-            return Row(inputs, self._label(_field(fields, self.label_field, where), where))
-        if isinstance(_field(fields, self.label_field, where), int):
+            return Row(inputs, self._label(field(fields, self.label_field, where), where))
+        if isinstance(field(fields, self.label_field, where), int):
             raise UserError(
                 f"{where}: {self.label_field!r} is a number, not the target text; "
                 "set CLASS_LABELS to the words that the numbers stand for"
@@ -106,14 +106,14 @@ class TextFiles:
         )
 
 
-def _field(fields: dict[str, Any], name: str, where: str) -> Any:
+def field(fields: dict[str, Any], name: str, where: str) -> Any:
     if name not in fields:
         raise UserError(f"{where}: no field {name!r}; there are: {', '.join(sorted(fields))}")
     return fields[name]
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:
-    value = _field(fields, name, where)
+    value = field(fields, name, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: {name!r} is {json.dumps(value)[:60]}, not a string")
     if not value.strip():
@@ -121,7 +121,7 @@ def _text(fields: dict[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _records(path: Path) -> Records:
+def records(path: Path) -> Records:
     plain = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
     if plain.suffix not in _PARSERS:
         formats = ", ".join(_PARSERS)

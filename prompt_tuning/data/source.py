@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from prompt_tuning.data import tasks
+from prompt_tuning.data import benchmarks, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.quiet import seqio
@@ -18,19 +18,24 @@ def task_data(
     vocabulary: seqio.Vocabulary,
     lengths: Mapping[str, int],
     batch_size: int,
+    benchmarks_dir: str = "",
     seed: int = 0,
     module: str | None = None,
     use_cached: bool = False,
     batching: str = "padded",
     bucket_bounds: Sequence[int] = (),
+    packed_lengths: Mapping[str, int] | None = None,
 ) -> TaskData:
     """The data of a run.
 
     Args:
       task: a registered SeqIO task or mixture, or None to use `files`.
       files: the user's own data, if `task` is None.
-      vocabulary: of the model; also of the demo tasks.
-      lengths, batch_size, seed, module, use_cached, batching, bucket_bounds: see `TaskData`.
+      vocabulary: of the model; also of the demo and benchmark tasks.
+      benchmarks_dir: a folder of local data sets that GLUE and SuperGLUE are read from; "" for
+        TensorFlow Datasets.
+      lengths, batch_size, seed, module, use_cached, batching, bucket_bounds, packed_lengths: see
+        `TaskData`.
 
     Raises:
       UserError: if neither or both are given, and whatever `TaskData` refuses.
@@ -46,7 +51,8 @@ def task_data(
     elif not task:
         raise UserError("no data: set MIXTURE_OR_TASK_NAME, or TRAIN_FILE and VALIDATION_FILE")
     tasks.register_demo_tasks(vocabulary)
-    return TaskData(
+    benchmarks.register_benchmarks(vocabulary, benchmarks_dir or benchmarks.TFDS)
+    data = TaskData(
         task or FILES_TASK,
         lengths,
         batch_size,
@@ -55,4 +61,17 @@ def task_data(
         use_cached,
         batching,
         bucket_bounds,
+        packed_lengths,
     )
+    _check_vocabulary(data.task, vocabulary)
+    return data
+
+
+def _check_vocabulary(task: str, vocabulary: seqio.Vocabulary) -> None:
+    features = seqio.get_mixture_or_task(task).output_features
+    for name, feature in features.items():
+        if feature.vocabulary != vocabulary:
+            raise UserError(
+                f"MIXTURE_OR_TASK_NAME = {task!r}: its {name} have another vocabulary than the "
+                "model; register the task with the model's"
+            )

@@ -1,0 +1,79 @@
+"""python -m prompt_tuning.data.show_tasks: the tasks, their sources, splits, metrics and labels."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from prompt_tuning.data import benchmarks, tasks
+from prompt_tuning.data.quiet import seqio
+from prompt_tuning.errors import UserError
+
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "A folder of local data sets to list the benchmarks of, instead of TFDS's."
+)
+_MODULE = flags.DEFINE_string("module", None, "A module that registers more tasks.")
+
+HEAD = ("task", "source", "splits", "metrics", "labels")
+
+
+def rows() -> list[tuple[str, ...]]:
+    """A row under `HEAD` for each registered task and mixture, sorted by name."""
+    mixtures = [_mixture_row(name) for name in seqio.MixtureRegistry.names()]
+    return sorted([_task_row(name) for name in seqio.TaskRegistry.names()] + mixtures)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the last one as long as it is."""
+    widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
+    lines = [HEAD, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _task_row(name: str) -> tuple[str, ...]:
+    task = seqio.TaskRegistry.get(name)
+    return (
+        name,
+        _source(task.source),
+        " ".join(task.splits),
+        " ".join(metric.__name__ for metric in task.predict_metric_fns),
+        ", ".join(tasks.labels_of(name)),
+    )
+
+
+def _mixture_row(name: str) -> tuple[str, ...]:
+    parts = seqio.MixtureRegistry.get(name).tasks
+    splits = sorted({split for task in parts for split in task.splits})
+    return name, f"mixture of {len(parts)}", " ".join(splits), "", ""
+
+
+def _source(source: seqio.DataSource) -> str:
+    match source:
+        case seqio.TfdsDataSource():
+            return f"tfds {source.tfds_dataset.name}"
+        case benchmarks.FolderSource():
+            return str(source.folder)
+        case tasks.RowSource():
+            return "files"
+        case _:
+            return type(source).__name__
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    try:
+        benchmarks.register_benchmarks(vocabulary, _DATA_DIR.value or benchmarks.TFDS)
+        if _MODULE.value:
+            importlib.import_module(_MODULE.value)
+    except (UserError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    print(table(rows()))
+
+
+if __name__ == "__main__":
+    app.run(main)

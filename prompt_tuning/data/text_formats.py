@@ -1,0 +1,146 @@
+"""T5's text-to-text casting of GLUE and SuperGLUE, without the name of the task in front.
+
+Raffel et al., 2020 (arXiv 1910.10683), section 2.4 and appendix D: a field is its name, a colon and
+its text. Without the name of the task as in Lester et al., 2021 (arXiv 2104.08691), section 3.
+
+Each is a SeqIO preprocessor of examples with the field names of TensorFlow Datasets.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from prompt_tuning.data.quiet import seqio, tf
+
+HIDDEN = "<unk>"  # the target where a benchmark keeps the label to itself
+HIDDEN_LABEL = -1  # what TensorFlow Datasets has in its place
+
+Example = dict[str, tf.Tensor]
+
+
+@seqio.map_over_dataset
+def classification(
+    example: Example,
+    fields: Sequence[str],
+    labels: Sequence[str],
+    keys: Mapping[str, str] | None = None,
+) -> Example:
+    """Writes `fields` in this order; the target is the label's word.
+
+    T5 sorts the fields by name, but for MultiRC and WiC.
+
+    Args:
+      example: has the fields, "label" and "idx".
+      fields: names as they are written.
+      labels: words in the order of the labels' numbers.
+      keys: where a field of another name than the one written is read from.
+    """
+    texts = {name: example[(keys or {}).get(name, name)] for name in fields}
+    return {
+        "inputs": _join(texts),
+        "targets": _word(example["label"], labels),
+        "idx": example["idx"],
+    }
+
+
+@seqio.map_over_dataset
+def multirc(example: Example, labels: Sequence[str]) -> Example:
+    """One answer to one question, true or false; the paragraphs hold a little HTML."""
+    texts = {name: example[name] for name in ("question", "answer", "paragraph")}
+    text = tf.strings.regex_replace(_join(texts), "<br>", " ")
+    return {
+        "inputs": tf.strings.regex_replace(text, "</?b>", ""),
+        "targets": _word(example["label"], labels),
+        **{f"idx/{name}": number for name, number in example["idx"].items()},
+    }
+
+
+@seqio.map_over_dataset
+def similarity(example: Example) -> Example:
+    """STS-B: the score from 0 to 5 in words, to the nearest 0.2."""
+    texts = {name: example[name] for name in ("sentence1", "sentence2")}
+    return {
+        "inputs": _join(texts),
+        "targets": tf.strings.as_string(tf.round(example["label"] * 5) / 5, precision=1),
+        "idx": example["idx"],
+    }
+
+
+def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """ReCoRD: an example for each right answer, with all of them in "answers".
+
+    A question that has several comes several times in evaluation as well, since a preprocessor
+    does not know its split; the metrics count it once.
+    """
+    return _record_answers(dataset).unbatch()
+
+
+@seqio.map_over_dataset
+def _record_answers(example: Example) -> Example:
+    # The highlights of the article are sentences of their own, mostly without a full stop.
+    passage = tf.strings.regex_replace(example["passage"], r"([.?!\"'])\n@highlight\n", r"\1 ")
+    texts = {
+        "query": example["query"],
+        "entities": tf.strings.reduce_join(example["entities"], separator=", "),
+        "passage": tf.strings.regex_replace(passage, r"\n@highlight\n", ". "),
+    }
+    answers = example["answers"]
+    count = tf.maximum(tf.size(answers), 1)
+    return {
+        "inputs": tf.fill([count], _join(texts)),
+        "targets": tf.concat([answers, [HIDDEN]], axis=0)[:count],
+        "answers": tf.tile(answers[tf.newaxis], [count, 1]),
+        **{f"idx/{name}": tf.fill([count], number) for name, number in example["idx"].items()},
+    }
+
+
+def wsc(dataset: tf.data.Dataset, true_only: bool = False) -> tf.data.Dataset:
+    """The Winograd schemas as generation: who is the *pronoun*?
+
+    The target is the noun of the example, right or wrong, so training has to leave the wrong ones
+    out (section 2.4 of T5's paper).
+
+    Args:
+      dataset: of SuperGLUE's examples.
+      true_only: keeps those whose noun is the pronoun's.
+    """
+    if true_only:
+        dataset = dataset.filter(_is_true)
+    return _wsc_example(dataset)
+
+
+def _is_true(example: Example) -> tf.Tensor:
+    return tf.equal(example["label"], 1)
+
+
+@seqio.map_over_dataset
+def _wsc_example(example: Example) -> Example:
+    return {
+        "inputs": _mark(example["text"], example["span2_text"], example["span2_index"]),
+        "targets": example["span1_text"],
+        "label": example["label"],
+        "idx": example["idx"],
+    }
+
+
+def _mark(text: tf.Tensor, pronoun: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Puts stars around the pronoun, and a space before punctuation that sticks to it."""
+    words = tf.strings.split(tf.strings.strip(text), sep=" ")
+    # In a few rows the index is one off, or punctuation sticks to the word.
+    places = tf.where(tf.equal(_bare(words), _bare(pronoun)))[:, 0]
+    place = places[tf.argmin(tf.abs(places - tf.cast(index, tf.int64)))]
+    around = r"^([[:punct:]]*)(.*?)([[:punct:]]*)$"
+    marked = tf.strings.strip(tf.strings.regex_replace(words[place], around, r"\1*\2* \3"))
+    parts = tf.concat([words[:place], marked[tf.newaxis], words[place + 1 :]], axis=0)
+    return tf.strings.reduce_join(parts, separator=" ")
+
+
+def _bare(words: tf.Tensor) -> tf.Tensor:
+    return tf.strings.regex_replace(words, r"^[[:punct:]]+|[[:punct:]]+$", "")
+
+
+def _join(texts: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    parts = [part for name, text in texts.items() for part in (f"{name}:", text)]
+    return tf.strings.join(parts, separator=" ")
+
+
+def _word(label: tf.Tensor, labels: Sequence[str]) -> tf.Tensor:
+    return tf.gather([HIDDEN, *labels], label - HIDDEN_LABEL)
