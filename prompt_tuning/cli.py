@@ -1,15 +1,23 @@
-"""The command line: T5X's flags, gin, and errors of one line. The only module that imports gin."""
+"""The command line: T5X's flags, gin, and errors of one line."""
 
 import ast
+import copy
+import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import tokenize
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import gin
 from absl import app, flags, logging
 from etils import epath
+from gin import config as gin_config
 
+from prompt_tuning import cli_settings
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
 
@@ -24,11 +32,13 @@ _SEARCH_PATHS = flags.DEFINE_list(
 )
 _TFDS_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where TFDS keeps prepared data.")
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print the operative config, parameters and shardings; run nothing."
+    "dry_run", False, "Print the configuration, parameters and shardings; run nothing."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
+# Arguments of what a command runs that shapes do not depend on.
+_NOT_FOR_A_DRY_RUN = ("model_dir", "output_dir", "data", "mixture", "initial_checkpoint")
 
 
 def configs_folder() -> Path:
@@ -41,7 +51,8 @@ def configs_folder() -> Path:
 def main(function: Callable) -> None:
     """Runs `function` with the parameters that gin gives it; the body of an entry point."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before seqio brings TensorFlow in
-    app.run(lambda argv: _run(function, argv), argv=expand_gin_flags(sys.argv))
+    argv = expand_gin_flags(sys.argv)
+    app.run(lambda rest: _run(function, rest), argv=argv, flags_parser=_parse_flags)
 
 
 def expand_gin_flags(argv: Sequence[str]) -> list[str]:
@@ -66,59 +77,104 @@ def _gin_value(value: str) -> str:
     return value
 
 
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _exit(error)
+
+
 def _run(function: Callable, argv: Sequence[str]) -> None:
     try:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
-        configured = parse_gin(function)
+        bound = parse_gin(function, _NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ())
         if _TFDS_DATA_DIR.value:
-            import seqio
+            from prompt_tuning.data.quiet import seqio
 
             seqio.set_tfds_data_dir_override(_TFDS_DATA_DIR.value)
         if _DRY_RUN.value:
             print(gin.config_str())
-        configured(on_start=write_config, dry_run=_DRY_RUN.value)
+        arguments = copy.deepcopy(bound)  # gin makes what they refer to
+        function(**arguments, on_start=write_config, dry_run=_DRY_RUN.value)
     except (ValueError, OSError, FloatingPointError) as error:
-        if _DEBUG.value:
-            raise
-        # gin appends lines on the call; the message itself is the first one.
-        print(f"error: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        _exit(error)
 
 
-def parse_gin(function: Callable) -> Callable:
-    """Parses the gin files and bindings of the flags; returns `function` configured by them.
+def _exit(error: Exception) -> NoReturn:
+    if flags.FLAGS.is_parsed() and _DEBUG.value:
+        traceback.print_exc()
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def one_line(error: Exception) -> str:
+    """The whole message of an error in one line, less what gin adds to it."""
+    text = re.sub(r"^\[Errno \d+\] ", "", str(error)).split("\n  In call to configurable")[0]
+    # gin appends where the statement is; that of the outermost file comes last.
+    where = r'\n  In (?:file "(.*)",|bindings string) line (\d+)\n *(.*)'
+    if found := re.search(where, text):
+        file, line, statement = found.groups()
+        text = f"{f'{file}:{line}' if file else statement.strip()}: {text[: found.start()]}"
+    return " ".join(text.split("\n")).strip()
+
+
+def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, Any]:
+    """Parses the gin files and bindings of the flags.
+
+    Args:
+      function: what gin configures.
+      unneeded: its arguments that need not be set; they are None in the result.
+
+    Returns:
+      The arguments of `function`, references not followed yet.
 
     Raises:
       UserError: naming the file, parameter or macro that is wrong.
     """
-    for folder in (*_SEARCH_PATHS.value, str(configs_folder())):
+    folders = (*_SEARCH_PATHS.value, str(configs_folder()))
+    # gin would also look for files in importable packages, and take any folder `runs` for one.
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
+    for folder in folders:
         gin.add_config_file_search_path(folder)
     # gin logs an error for each search path that it tries in vain; its exceptions tell enough.
     logging.set_verbosity(logging.FATAL)
+    source = "--gin_bindings"
     try:
-        gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN_BINDINGS.value)
-        return _checked(gin.get_configurable(function))
+        for source in _GIN_FILE.value:
+            gin.parse_config_file(source)
+        source = "--gin_bindings"
+        gin.parse_config(_GIN_BINDINGS.value)
     except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}: {error.text}") from error
+        place = f"{error.filename}:{error.lineno}" if error.filename else source
+        reason = error.msg.split(" on line ")[0]  # what follows is of Python's parser, not gin's
+        statement = (error.text or "").strip()
+        raise UserError(f"{place}: gin cannot read {statement!r} ({reason})") from error
+    except tokenize.TokenError as error:
+        raise UserError(f"{source}: {error.args[0]}; is a bracket or quote not closed?") from error
     except (ValueError, OSError, AttributeError, ImportError, TypeError, LookupError) as error:
-        raise UserError(f"gin: {str(error).strip().splitlines()[0]}") from error
+        message, missing, _ = one_line(error).partition(" Searched config paths")
+        hint = f" Searched: {', '.join(folders)}" if missing else ""
+        raise UserError(f"gin: {message}{hint}") from error
     finally:
         logging.set_verbosity(logging.WARNING)
+    if not (bound := _bound(function)):
+        runs = ", ".join(
+            sorted(f"runs/{path.name}" for path in configs_folder().glob("runs/*.gin"))
+        )
+        raise UserError(f"no --gin_file configures {function.__name__}; give one of {runs}")
+    names = [binding.partition("=")[0].strip() for binding in _GIN_BINDINGS.value]
+    cli_settings.check(function, [name for name in names if name.isidentifier()], unneeded)
+    taken = inspect.signature(function).parameters
+    return bound | {name: None for name in unneeded if name in taken}
 
 
-def _checked(configured: Callable) -> Callable:
-    """Turns gin's complaint on a setting that nobody gave into a `UserError`."""
-
-    def call(**arguments: object) -> object:
-        try:
-            return configured(**arguments)
-        except RuntimeError as error:
-            if "Required bindings" not in str(error):
-                raise
-            raise UserError(str(error).strip().splitlines()[0]) from error
-
-    return call
+def _bound(function: Callable) -> dict[str, Any]:
+    """What gin binds of a function's arguments; nothing if no gin file has named the function."""
+    try:
+        return gin.get_bindings(function, resolve_references=False)
+    except ValueError:
+        return {}
 
 
 def write_config(folder: epath.Path) -> None:

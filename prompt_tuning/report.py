@@ -80,12 +80,12 @@ def learning_curve(
     loss = [line["loss_per_nonpadding_target_token"] for line in train]
     above.plot([line["step"] for line in train], loss, color="#0072B2")
     above.set_ylabel("training loss (nats per target token)")
-    steps = [line["step"] for line in validation]
     # Okabe and Ito's colours: told apart by colour-blind readers too.
     colors = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
-    names = [name for name in validation[0] if name != "step"] if validation else []
+    names = dict.fromkeys(name for line in validation for name in line if name != "step")
     for i, name in enumerate(names):
-        values = [line[name] for line in validation]
+        points = [(line["step"], line[name]) for line in validation if name in line]
+        steps, values = zip(*points, strict=True)
         below.plot(steps, values, marker="o", markersize=3, color=colors[i % 4], label=name)
     for style, (name, level) in zip((":", "--", "-."), levels.items(), strict=False):
         below.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)

@@ -35,7 +35,7 @@ def make_mesh(num_partitions: int = 1) -> Mesh:
     devices = jax.device_count()
     if num_partitions < 1 or devices % num_partitions:
         raise ValueError(
-            f"num_partitions = {num_partitions}: must divide the number of devices, {devices}"
+            f"NUM_PARTITIONS = {num_partitions}: must divide the number of devices, {devices}"
         )
     shape = (devices // num_partitions, num_partitions)
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -48,11 +48,11 @@ def on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the batch divides over the mesh's data axis."""
+def check_batch_size(batch_size: int, mesh: Mesh, setting: str = "BATCH_SIZE") -> None:
+    """Raises ValueError, naming the setting, unless the batch divides over the data axis."""
     if batch_size < 1 or batch_size % mesh.shape["data"]:
         raise ValueError(
-            f"BATCH_SIZE = {batch_size}: must be a positive multiple of the {mesh.shape['data']} "
+            f"{setting} = {batch_size}: must be a positive multiple of the {mesh.shape['data']} "
             "devices of the mesh's data axis"
         )
 

@@ -18,13 +18,14 @@ from absl import app, flags
 _DATA = flags.DEFINE_string("data", None, "Folder of the data sets.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each cell.")
-_STEPS = flags.DEFINE_integer("steps", 400, "Steps of a run.")
+_STEPS = flags.DEFINE_integer("steps", 200, "Steps of a run.")
 
 LABELS = {
     "sentence_polarity": ("negative", "positive"),
     "trec_qc": ("abbreviation", "description", "entity", "human", "location", "number"),
     "sst2": ("negative", "positive"),
 }
+INPUT_LENGTH = {"sentence_polarity": 48, "trec_qc": 32, "sst2": 48}
 METHODS = ("prompt_tuning", "model_tuning")
 SPLITS = ("train", "validation", "test")
 
@@ -41,9 +42,9 @@ def run(task: str, method: str, seed: int) -> dict:
             "VALIDATION_FILE": str(files["validation"]),
             "TEST_FILE": str(files["test"]),
             "CLASS_LABELS": LABELS[task],
-            "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 8},
+            "TASK_FEATURE_LENGTHS": {"inputs": INPUT_LENGTH[task], "targets": 8},
             "TRAIN_STEPS": _STEPS.value,
-            "EVAL_PERIOD": _STEPS.value // 4,
+            "EVAL_PERIOD": _STEPS.value // 2,
             "EVAL_BATCH_SIZE": 64,
             "RANDOM_SEED": seed,
         }

@@ -151,7 +151,7 @@ def test_logical_axis_without_a_rule():
 
 @pytest.mark.parametrize("num_partitions", [-1, 0, 3, 16])
 def test_partitions_that_do_not_divide_the_devices(num_partitions):
-    with pytest.raises(ValueError, match=f"num_partitions = {num_partitions}: .*devices, 8"):
+    with pytest.raises(ValueError, match=f"NUM_PARTITIONS = {num_partitions}: .*devices, 8"):
         sharding.make_mesh(num_partitions)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from prompt_tuning.checkpoint import t5x
 from prompt_tuning.checkpoint.errors import CheckpointError
@@ -40,7 +40,7 @@ def save(path: epath.PathLike, params: Mapping[str, jax.Array], dtype: str = "bf
     """Writes a backbone (flat paths) as one `.safetensors` file in `dtype`."""
     arrays = {name: np.asarray(leaf).astype(jnp.dtype(dtype)) for name, leaf in params.items()}
     with renamed_when_done(path) as temporary:
-        save_file(arrays, temporary)
+        temporary.write_bytes(serialize(arrays))
 
 
 def load_safetensors(

@@ -18,7 +18,7 @@ class RunCheckpoints:
     """`MODEL_DIR/checkpoint_STEP`, the newest `keep` of them; nothing frozen is ever in one."""
 
     def __init__(self, model_dir: epath.PathLike, keep: int = 1) -> None:
-        self.directory = epath.Path(model_dir).expanduser().resolve()
+        self.directory = _absolute(model_dir)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
@@ -44,27 +44,36 @@ class RunCheckpoints:
           CheckpointError: if there is none, or its shapes are not those of `state`.
         """
         self._checkpointer.wait()
+        step = self.check(state)
+        return step, self._checkpointer.load(step, {_NAME: state})[_NAME]
+
+    def check(self, state: Any) -> int:
+        """The newest step, if its leaves have the shapes of `state`; reads no array.
+
+        Raises:
+          CheckpointError: if there is none, or they have not.
+        """
         step = self.latest
         if step is None:
             raise CheckpointError(f"{self.directory}: no checkpoint_* folder in it")
-        saved = self._checkpointer.pytree_metadata(step).metadata
-        self._check(step, saved, {_NAME: state})
-        return step, self._checkpointer.load(step, {_NAME: state})[_NAME]
+        trees = (self._checkpointer.metadata(step).metadata, {_NAME: state})
+        saved, wanted = (sorted(tuple(x.shape) for x in jax.tree.leaves(tree)) for tree in trees)
+        if saved != wanted:
+            raise CheckpointError(
+                f"{self.directory}/checkpoint_{step}: its leaves are not those of this run; "
+                "resume with the settings it was started with, or set another MODEL_DIR"
+            )
+        return step
 
     def close(self) -> None:
         """Waits for saves under way and closes."""
         self._checkpointer.close()
 
-    def _check(self, step: int, saved: Any, wanted: Any) -> None:
-        shapes = [
-            {jax.tree_util.keystr(p): tuple(x.shape) for p, x in jax.tree.leaves_with_path(tree)}
-            for tree in (saved, wanted)
-        ]
-        if sorted(shapes[0].values()) != sorted(shapes[1].values()):
-            raise CheckpointError(
-                f"{self.directory}/checkpoint_{step}: its leaves are not those of this run; "
-                "resume with the settings it was started with, or set another MODEL_DIR"
-            )
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax asks for an absolute path; one with a scheme (gs://) is."""
+    path = epath.Path(path).expanduser()
+    return path if "://" in str(path) else path.absolute()
 
 
 def load_trained(model_dir: epath.PathLike) -> tuple[int, dict[str, Any]]:
@@ -73,7 +82,7 @@ def load_trained(model_dir: epath.PathLike) -> tuple[int, dict[str, Any]]:
     Raises:
       CheckpointError: if the folder holds no checkpoint.
     """
-    folder = epath.Path(model_dir).expanduser().resolve()
+    folder = _absolute(model_dir)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such run; check the folder")
     checkpointer = ocp.training.Checkpointer(folder, step_name_format=_STEPS)

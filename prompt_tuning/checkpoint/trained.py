@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from etils import epath
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
 
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.checkpoint.files import renamed_when_done
@@ -17,7 +17,7 @@ from prompt_tuning.trainer import TunedModel
 def save(path: epath.PathLike, leaves: Mapping[str, np.ndarray]) -> None:
     """Writes trained leaves (flat paths) in their own dtypes."""
     with renamed_when_done(path) as temporary:
-        save_file(dict(leaves), temporary)
+        temporary.write_bytes(serialize(dict(leaves)))
 
 
 def with_trained(tuned: TunedModel, path: epath.PathLike) -> TunedModel:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from prompt_tuning.data import benchmarks, tasks
+from prompt_tuning.data import benchmarks, local_files, tasks
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.errors import UserError
 
@@ -55,7 +55,7 @@ def _source(source: seqio.DataSource) -> str:
     match source:
         case seqio.TfdsDataSource():
             return f"tfds {source.tfds_dataset.name}"
-        case benchmarks.FolderSource():
+        case local_files.FolderSource():
             return str(source.folder)
         case tasks.RowSource():
             return "files"

@@ -49,7 +49,10 @@ def task_data(
             files.rows(split)  # every mistake shows before anything else is loaded
         tasks.register_files(FILES_TASK, files, vocabulary)
     elif not task:
-        raise UserError("no data: set MIXTURE_OR_TASK_NAME, or TRAIN_FILE and VALIDATION_FILE")
+        raise UserError(
+            "no data: set MIXTURE_OR_TASK_NAME, or files of your own: TRAIN_FILE and "
+            "VALIDATION_FILE to train, TEST_FILE to evaluate, INPUT_FILE to predict"
+        )
     tasks.register_demo_tasks(vocabulary)
     benchmarks.register_benchmarks(vocabulary, benchmarks_dir or benchmarks.TFDS)
     data = TaskData(

@@ -1,6 +1,7 @@
 """SeqIO tasks of texts in memory, and the three demo tasks that come with the package."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,14 @@ def vocabulary(path: str | Path, extra_ids: int = 100) -> seqio.SentencePieceVoc
     Raises:
       UserError: if there is no such file, or it is no SentencePiece model.
     """
-    if not tf.io.gfile.exists(str(path)) or tf.io.gfile.isdir(str(path)):
+    path = os.path.expanduser(path)
+    try:
+        there = tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+    except tf.errors.OpError as error:
+        raise UserError(f"VOCABULARY = {path}: cannot be read ({error.message})") from error
+    if not there:
         raise UserError(f"VOCABULARY = {path}: no such file")
-    found = seqio.SentencePieceVocabulary(str(path), extra_ids)
+    found = seqio.SentencePieceVocabulary(path, extra_ids)
     try:
         found.load_model()
     except Exception as error:  # protobuf, SentencePiece and SeqIO each raise their own

@@ -8,12 +8,11 @@ from etils import epath
 
 from prompt_tuning import report, sharding
 from prompt_tuning.checkpoint.files import renamed_when_done
-from prompt_tuning.checkpoint.trained import with_trained
 from prompt_tuning.evaluate import METHODS, EvalSet, Predictions, majority, measure
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs.train import Data, check_methods
+from prompt_tuning.runs import checks, model
+from prompt_tuning.runs.data import Data
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.trainer import initialize
 
 
 def evaluate(
@@ -53,21 +52,20 @@ def evaluate(
     if dry_run:
         print(report.plan(config, method, mesh))
         return {}
+    folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, mesh)
-    check_methods(eval_methods, data)
+    checks.eval_methods(eval_methods, data.labels, "EVAL_METHODS")
+    checks.split(split, data.splits)
     examples = data.eval_set(split)
-    tuned = initialize(
+    tuned = model.load(
         config,
         method,
-        mesh=mesh,
-        seed=seed,
+        data,
+        mesh,
         checkpoint=initial_checkpoint,
-        encode=data.encode,
-        labels=data.labels,
+        seed=seed,
+        trained_file=trained_file,
     )
-    if trained_file:
-        tuned = with_trained(tuned, trained_file)
-    folder = epath.Path(output_dir)
     on_start(folder)
     name = f"{examples.task}-{split}"
     metrics: dict[str, float] = {}

@@ -8,12 +8,11 @@ from etils import epath
 
 from prompt_tuning import report, sharding
 from prompt_tuning.checkpoint.files import renamed_when_done
-from prompt_tuning.checkpoint.trained import with_trained
 from prompt_tuning.evaluate import METHODS
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs.train import Data, check_methods
+from prompt_tuning.runs import checks, model
+from prompt_tuning.runs.data import Data
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.trainer import initialize
 
 
 def infer(
@@ -49,22 +48,20 @@ def infer(
     if dry_run:
         print(report.plan(config, method, mesh))
         return None
+    folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, mesh)
-    check_methods([mode], data)
+    checks.eval_methods([mode], data.labels, "MODE")
     texts = data.eval_set(split)
-    tuned = initialize(
+    tuned = model.load(
         config,
         method,
-        mesh=mesh,
-        seed=seed,
+        data,
+        mesh,
         checkpoint=initial_checkpoint,
-        encode=data.encode,
-        labels=data.labels,
+        seed=seed,
+        trained_file=trained_file,
     )
-    if trained_file:
-        tuned = with_trained(tuned, trained_file)
     predictions = METHODS[mode](tuned, texts, data.batch_size)
-    folder = epath.Path(output_dir)
     on_start(folder)
     path = folder / f"{texts.task}-{mode}.jsonl"
     with renamed_when_done(path) as temporary, temporary.open("w") as file:

@@ -10,6 +10,7 @@ from prompt_tuning.data.pretraining import Mixture
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.full import ModelTuning
 from prompt_tuning.optim import adafactor
+from prompt_tuning.runs import checks
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.trainer import TunedModel, fit, initialize
 
@@ -51,12 +52,14 @@ def pretrain(
     if dry_run:
         print(report.plan(config, method, mesh))
         return None
+    folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(mixture.batch_size, mesh)
+    checks.positive({"TRAIN_STEPS": total_steps})
     tuned = initialize(config, method, mesh=mesh, seed=seed, checkpoint=initial_checkpoint or None)
-    on_start(epath.Path(model_dir))
+    on_start(folder)
     return fit(
         tuned,
-        model_dir=model_dir,
+        model_dir=folder,
         batches=mixture.batches,
         total_steps=total_steps,
         learning_rate=learning_rate,

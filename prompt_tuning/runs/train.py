@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import optax
 from etils import epath
@@ -14,34 +14,19 @@ from etils import epath
 from prompt_tuning import report, sharding
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint import trained as trained_file
-from prompt_tuning.errors import UserError
+from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.evaluate import METHODS, EvalSet, majority, measure
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
-from prompt_tuning.optim import adafactor
+from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
-from prompt_tuning.runs.validation import Validation
+from prompt_tuning.runs import checks, model
+from prompt_tuning.runs.data import Data
+from prompt_tuning.runs.validation import Validation, check_goes_on, read_metrics
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
-from prompt_tuning.trainer import HostBatch, TunedModel, fit, initialize
-
-
-class Data(Protocol):
-    """A task, as `prompt_tuning.data.batches.TaskData` gives it."""
-
-    batch_size: int
-
-    @property
-    def splits(self) -> Sequence[str]: ...
-
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def train_batches(self, start: int) -> Iterator[HostBatch]: ...
-
-    def eval_set(self, split: str) -> EvalSet: ...
+from prompt_tuning.train_step import TrainState
+from prompt_tuning.trainer import TunedModel, fit
 
 
 def train(
@@ -96,30 +81,26 @@ def train(
     if dry_run:
         print(report.plan(config, method, mesh))
         return {}
+    folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(data.batch_size, mesh)
-    sharding.check_batch_size(eval_batch_size, mesh)
-    for name, value in (
-        ("TRAIN_STEPS", total_steps),
-        ("EVAL_PERIOD", eval_period),
-        ("CHECKPOINT_PERIOD", checkpoint_period),
-        ("LOG_PERIOD", log_period),
-    ):
-        if value < 1:
-            raise UserError(f"{name} = {value}: must be at least 1")
-    check_methods(eval_methods, data)
+    sharding.check_batch_size(eval_batch_size, mesh, "EVAL_BATCH_SIZE")
+    checks.positive(
+        {
+            "TRAIN_STEPS": total_steps,
+            "EVAL_PERIOD": eval_period,
+            "CHECKPOINT_PERIOD": checkpoint_period,
+            "LOG_PERIOD": log_period,
+        }
+    )
+    checks.eval_methods(eval_methods, data.labels, "EVAL_METHODS")
+    checks.split("train", data.splits)
+    checks.split("validation", data.splits)
     validation_data = data.eval_set("validation")
     test_data = data.eval_set("test") if "test" in data.splits else validation_data
-    tuned = initialize(
-        config,
-        method,
-        mesh=mesh,
-        seed=seed,
-        checkpoint=initial_checkpoint,
-        encode=data.encode,
-        labels=data.labels,
-    )
+    data.train_batches(0, method.positions)  # raises for targets that are too long
+    tuned = model.load(config, method, data, mesh, checkpoint=initial_checkpoint, seed=seed)
+    _check_resumes(folder, tuned, optimizer(learning_rate), eval_methods, validation_data.task)
     print(report.parameters(tuned.split), flush=True)
-    folder = epath.Path(model_dir)
     on_start(folder)
     score = functools.partial(_score, data=test_data, methods=eval_methods, size=eval_batch_size)
     # The plain backbone comes first: a method that trains its leaves will have changed them.
@@ -131,7 +112,7 @@ def train(
     last = fit(
         tuned,
         model_dir=folder,
-        batches=data.train_batches,
+        batches=functools.partial(data.train_batches, positions=method.positions),
         total_steps=total_steps,
         learning_rate=learning_rate,
         optimizer=optimizer,
@@ -183,17 +164,20 @@ def save_trained(folder: epath.Path, which: str, method: Method, trained: Params
             prompts.save(folder / f"{name}_{which}{suffix}", array)
 
 
-def check_methods(eval_methods: Sequence[str], data: Data) -> None:
-    """Raises UserError unless the task can be evaluated so."""
-    if not eval_methods:
-        raise UserError("EVAL_METHODS is empty; choose from rank, generate")
-    if unknown := [name for name in eval_methods if name not in METHODS]:
-        raise UserError(f"EVAL_METHODS: no {unknown}; choose from {sorted(METHODS)}")
-    if "rank" in eval_methods and not data.labels:
-        raise UserError(
-            "EVAL_METHODS has 'rank', but the task has no labels: set CLASS_LABELS, or "
-            "EVAL_METHODS = ['generate']"
-        )
+def _check_resumes(
+    folder: epath.Path,
+    tuned: TunedModel,
+    optimizer: optax.GradientTransformation,
+    eval_methods: Sequence[str],
+    task: str,
+) -> None:
+    """Raises a ValueError if the run that lies in `folder` cannot go on with these settings."""
+    if folder.is_dir() and any(folder.glob("checkpoint_*")):
+        transform = only_trained(optimizer, tuned.split)
+        checkpoints = RunCheckpoints(folder)
+        checkpoints.check(jax.eval_shape(lambda t: TrainState.create(t, transform), tuned.trained))
+        checkpoints.close()
+    check_goes_on(folder, task, eval_methods)
 
 
 def _score(
@@ -223,11 +207,10 @@ def _flat(rows: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> di
 def _draw(
     folder: epath.Path, validation: Validation, rows: Mapping[str, Mapping[str, float]]
 ) -> None:
-    log = (folder / "train" / "metrics.jsonl").read_text().splitlines()
     levels = {f"{who} (test)": row[validation.metric] for who, row in list(rows.items())[:2]}
     report.learning_curve(
         folder / "learning_curve.png",
-        [json.loads(line) for line in log],
+        read_metrics(folder / "train" / "metrics.jsonl"),
         validation.history,
         levels,
     )

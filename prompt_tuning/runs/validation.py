@@ -1,11 +1,13 @@
 """Periodic validation while training: writes the metrics and keeps the best trained leaves."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 
 from etils import epath
 
 from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import METHODS, EvalSet, measure
 from prompt_tuning.metrics_writer import MetricsWriter
 from prompt_tuning.params import Params
@@ -26,9 +28,7 @@ class Validation:
         self._folder = epath.Path(model_dir) / "inference_eval" / data.task
         self._writer = MetricsWriter(self._folder)
         self._best = RunCheckpoints(epath.Path(model_dir) / "best", keep=1)
-        log = self._folder / "metrics.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
-        self.history: list[dict[str, float]] = [json.loads(line) for line in lines]
+        self.history = read_metrics(self._folder / "metrics.jsonl")
 
     @property
     def metric(self) -> str:
@@ -43,6 +43,8 @@ class Validation:
                 self._data, METHODS[method](tuned, self._data, self._batch_size)
             ).items()
         }
+        # A run that was stopped between two checkpoints comes by some steps again.
+        self.history = [line for line in self.history if line["step"] < step]
         before = max((line[self.metric] for line in self.history), default=None)
         self.history.append({"step": step, **metrics})
         if before is None or metrics[self.metric] > before:
@@ -57,3 +59,29 @@ class Validation:
         self._best.close()
         self._writer.close()
         return step, trained
+
+
+def read_metrics(path: epath.Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`, by step; empty if there is no such file.
+
+    A run that was stopped may have written a step twice, of which the later line counts, or have
+    left half a line.
+    """
+    lines: dict[float, dict[str, float]] = {}
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            lines[line["step"]] = line
+    return [lines[step] for step in sorted(lines)]
+
+
+def check_goes_on(model_dir: epath.Path, task: str, methods: Sequence[str]) -> None:
+    """Raises UserError if the run in `model_dir` has chosen its best step by another metric."""
+    log = model_dir / "inference_eval" / task / "metrics.jsonl"
+    if history := read_metrics(log):
+        method = next(name for name in history[0] if name != "step").partition("/")[0]
+        if method != methods[0]:
+            raise UserError(
+                f"{log}: this run chooses its best step by {method!r}; let EVAL_METHODS begin with "
+                "that, or set another MODEL_DIR"
+            )

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
@@ -47,6 +49,8 @@ class T5Config:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"T5Config.dtype = {self.dtype!r}: choose from {', '.join(DTYPES)}")
         # gin gives lists; a tuple keeps the configuration hashable.
         object.__setattr__(self, "activations", tuple(self.activations))
 

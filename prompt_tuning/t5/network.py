@@ -1,5 +1,6 @@
 """The T5 encoder-decoder: encode, decode (teacher forced), decode_step (cached)."""
 
+import functools
 from typing import cast
 
 import flax.linen as nn
@@ -315,6 +316,7 @@ class T5(nn.Module):
         )
 
 
+@functools.cache
 def init_shapes(config: T5Config, sites: Sites = Sites()):
     """The parameter tree of `T5(config, sites)` as boxed shapes: nothing is allocated."""
     model = T5(config, sites)

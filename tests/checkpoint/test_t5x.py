@@ -500,11 +500,14 @@ def test_any_damage_to_the_index_is_explained(written, damage):
         if damage == "flip":
             damaged[position] ^= 1 << rng.randrange(8)
         (path / "checkpoint").write_bytes(damaged)
+        message = ""
         try:
             open_checkpoint(path)
-            assert damage == "flip"
         except CheckpointError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            message = str(error)
+        if message or damage == "truncate":
+            assert message.startswith(f"{path}: ")
+            assert "\n" not in message
 
 
 def test_unreadable_index_is_explained(written, monkeypatch):

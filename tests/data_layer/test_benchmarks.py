@@ -10,7 +10,7 @@ import pytest
 import seqio
 import tensorflow_datasets as tfds
 
-from prompt_tuning.data import benchmarks, show_tasks, tasks, text_formats
+from prompt_tuning.data import benchmarks, local_files, show_tasks, tasks, text_formats
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.benchmarks import BENCHMARKS, TFDS, register_benchmarks
 from prompt_tuning.errors import UserError
@@ -385,7 +385,7 @@ def test_registering_twice_and_over_another_source(head, vocabulary):
     local = register_benchmarks(vocabulary, str(head))
     assert set(local) < set(everything)
     task = seqio.TaskRegistry.get(name("glue_sst2_v200"))
-    assert isinstance(task.source, benchmarks.FolderSource)
+    assert isinstance(task.source, local_files.FolderSource)
     assert benchmarks.hidden_splits(task.name) == ()
     register_benchmarks(vocabulary)
     assert benchmarks.hidden_splits(task.name) == ("test",)

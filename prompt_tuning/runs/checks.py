@@ -1,0 +1,54 @@
+"""Checks of a command's settings: made before anything is read for long, or written."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from prompt_tuning.data.files import MACROS
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import METHODS
+
+
+def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
+    """The folder at `path`, which need not exist.
+
+    Raises:
+      UserError: if it is no folder, or nothing can be written there; tested on local disks only.
+    """
+    folder = epath.Path(path).expanduser()
+    if "://" in str(folder):
+        return folder
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise UserError(f"{setting} = {str(path)!r}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{setting} = {str(path)!r}: no permission to write in {there}")
+    return folder
+
+
+def positive(settings: Mapping[str, int]) -> None:
+    """Raises UserError, naming the setting, for a number below 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise UserError(f"{name} = {value}: must be at least 1")
+
+
+def split(wanted: str, there_are: Sequence[str]) -> None:
+    """Raises UserError unless the data has the split `wanted`."""
+    if wanted not in there_are:
+        hint = f"; for files of your own set {MACROS[wanted]}" if wanted in MACROS else ""
+        raise UserError(f"the data has no split {wanted!r}, only {', '.join(there_are)}{hint}")
+
+
+def eval_methods(methods: Sequence[str], labels: Sequence[str], setting: str) -> None:
+    """Raises UserError unless a task with these labels can be evaluated so."""
+    if not methods:
+        raise UserError(f"{setting} is empty; choose from {', '.join(METHODS)}")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"{setting}: no {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    if "rank" in methods and not labels:
+        raise UserError(
+            f"{setting} has 'rank', but the task has no labels: set CLASS_LABELS, or choose "
+            "'generate'"
+        )

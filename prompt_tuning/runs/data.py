@@ -1,0 +1,25 @@
+"""What the commands ask of a task's data; `prompt_tuning.data.batches.TaskData` gives it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from prompt_tuning.evaluate import EvalSet
+from prompt_tuning.trainer import HostBatch
+
+
+class Data(Protocol):
+    """A task, as `prompt_tuning.data.batches.TaskData` gives it."""
+
+    batch_size: int
+
+    @property
+    def splits(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def train_batches(self, start: int, positions: int) -> Iterator[HostBatch]: ...
+
+    def eval_set(self, split: str) -> EvalSet: ...

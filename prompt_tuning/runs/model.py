@@ -1,0 +1,34 @@
+"""The model that a command works on: backbone, method, and perhaps what a run trained."""
+
+from jax.sharding import Mesh
+
+from prompt_tuning.checkpoint.trained import with_trained
+from prompt_tuning.methods.base import Method
+from prompt_tuning.runs.data import Data
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.trainer import TunedModel, initialize
+
+
+def load(
+    config: T5Config,
+    method: Method,
+    data: Data,
+    mesh: Mesh,
+    *,
+    checkpoint: str,
+    seed: int,
+    trained_file: str = "",
+) -> TunedModel:
+    """The backbone of `checkpoint` with the method's leaves, as the method initialises them for the
+    task, or all trained leaves from `trained_file`.
+    """
+    tuned = initialize(
+        config,
+        method,
+        mesh=mesh,
+        seed=seed,
+        checkpoint=checkpoint,
+        encode=data.encode,
+        labels=data.labels,
+    )
+    return with_trained(tuned, trained_file) if trained_file else tuned

@@ -1,0 +1,158 @@
+"""Every gin file parses, and the runs that files make together can be planned (--dry_run)."""
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gin
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from prompt_tuning import cli, params, report
+from prompt_tuning.checkpoint import prompts
+from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.infer import infer
+from prompt_tuning.runs.pretrain import pretrain
+from prompt_tuning.runs.train import train
+from prompt_tuning.t5 import network
+from prompt_tuning.t5.config import PRESETS
+
+CONFIGS = cli.configs_folder()
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.gin"))
+MODELS = [name for name in FILES if name.startswith("models/") and name != "models/t5.gin"]
+METHODS = ["methods/prompt_tuning.gin", "methods/model_tuning.gin"]
+
+# Parameters of the backbones.
+TOTALS = {
+    "models/t5_1_1_small.gin": 76_961_152,
+    "models/t5_1_1_xxl.gin": 11_135_332_352,
+    "models/t5_1_0_small.gin": 60_506_624,
+    "models/mt5_small.gin": 300_176_768,
+    "models/byt5_small.gin": 299_637_760,
+}
+
+
+# Tracing a large model takes seconds, and a plan needs its shapes three times.
+_init_shapes = functools.cache(network.init_shapes)
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(monkeypatch):
+    for module in (params, report):
+        monkeypatch.setattr(module, "init_shapes", _init_shapes)
+
+
+@pytest.fixture
+def dry_run(capsys, monkeypatch, tmp_path) -> Callable[..., str]:
+    """Runs a command with --dry_run; returns what it prints."""
+
+    def run(function: Callable, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments, "--dry_run"])
+        monkeypatch.chdir(tmp_path)
+        gin.clear_config()
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
+            cli.main(function)
+        gin.clear_config()
+        out, err = capsys.readouterr()
+        assert (exit_info.value.code, err) == (None, "")
+        assert list(tmp_path.rglob("*")) == []
+        return out
+
+    return run
+
+
+def total(out: str) -> int:
+    found = re.search(r"^total .* ([\d,]+) parameters$", out, re.MULTILINE)
+    assert found, out
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_parses(name):
+    gin.clear_config()
+    gin.add_config_file_search_path(str(CONFIGS))
+    try:
+        gin.parse_config_file(name)
+        again = gin.config_str()
+        gin.clear_config()
+        gin.parse_config(again)  # config.gin of a run can be run again
+    finally:
+        gin.clear_config()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_says_what_it_is_for(name):
+    assert (CONFIGS / name).read_text().startswith("# ")
+
+
+def test_every_preset_has_a_file():
+    names = {f"models/{name}.gin" for name in PRESETS if name != "nano"}
+    assert names == set(MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_file_names_its_preset(model):
+    gin.clear_config()
+    gin.add_config_file_search_path(str(CONFIGS))
+    gin.parse_config_file(model)
+    preset = gin.query_parameter("MODEL_PRESET/gin.macro.value")
+    gin.clear_config()
+    assert preset == Path(model).stem
+
+
+def _slow_between(model: str) -> object:
+    """The smallest and largest sizes will do; a size in between differs in its preset's name."""
+    between = Path(model).stem.endswith(("large", "xl", "3b")) and not model.endswith("xxl.gin")
+    return pytest.param(model, marks=pytest.mark.slow if between else ())
+
+
+@pytest.mark.parametrize("model", [_slow_between(model) for model in MODELS])
+def test_prompt_tuning_of(dry_run, model):
+    files = (f"--gin_file={name}" for name in (model, METHODS[0], "runs/finetune.gin"))
+    out = dry_run(train, *files, "--gin.PROMPT_LENGTH=10")
+    width = PRESETS[Path(model).stem].d_model
+    assert "train  encoder/prompt/prompt/prompt" in out
+    assert re.search(rf"^trained +1 leaves +{10 * width:,} parameters", out, re.MULTILINE)
+    if model in TOTALS:
+        assert total(out) == TOTALS[model] + 10 * width
+
+
+@pytest.mark.parametrize("model", ["models/t5_1_1_xxl.gin", "models/t5_1_0_small.gin"])
+def test_model_tuning_of(dry_run, model):
+    files = (f"--gin_file={name}" for name in (model, METHODS[1], "runs/finetune.gin"))
+    out = dry_run(train, *files, "--gin.NUM_PARTITIONS=4")
+    assert "mesh {'data': 2, 'model': 4}" in out
+    assert re.search(rf"^trained .* {TOTALS[model]:,} parameters +100.0000%", out, re.MULTILINE)
+    kernel = re.search(r"encoder/layers_0/attention/query/kernel .*", out)
+    assert kernel and kernel[0].endswith("P(None, 'model')")
+
+
+def test_demo(dry_run):
+    out = dry_run(train, "--gin_file=runs/demo.gin")
+    assert "MODEL_DIR = 'runs/demo'" in out
+    assert re.search(r"^trained +1 leaves +5,120 parameters", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("eval", evaluate), ("infer", infer)])
+def test_prompt_length_comes_from_the_file(dry_run, tmp_path_factory, kind, function):
+    prompt = tmp_path_factory.mktemp("prompt") / "prompt.npy"
+    prompts.save(prompt, np.zeros((7, 256)))
+    files = ("--gin_file=models/demo.gin", f"--gin_file=runs/{kind}.gin")
+    out = dry_run(function, *files, f"--gin.PROMPT_FILE={prompt}")
+    assert "encoder/prompt/prompt/prompt" in out and "(7, 256)" in out
+
+
+@pytest.mark.parametrize(("kind", "function"), [("eval", evaluate), ("infer", infer)])
+def test_another_method_in(dry_run, kind, function):
+    names = ("models/demo.gin", f"runs/{kind}.gin", METHODS[1])
+    out = dry_run(function, *(f"--gin_file={name}" for name in names))
+    assert "100.0000%" in out and "prompt/prompt" not in out
+
+
+def test_pretraining(dry_run):
+    out = dry_run(pretrain, "--gin_file=models/demo.gin", "--gin_file=runs/pretrain.gin")
+    assert re.search(r"^trained .* 8,655,104 parameters +100.0000%", out, re.MULTILINE)

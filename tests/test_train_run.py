@@ -1,0 +1,211 @@
+"""A whole run on the embedded backbone: what it writes, goes on from, and measures."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from prompt_tuning import embedded, methods, report, sharding
+from prompt_tuning.data import source, tasks
+from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.files import TextFiles
+from prompt_tuning.optim import adafactor
+from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.train import train
+from prompt_tuning.runs.validation import read_metrics
+from prompt_tuning.t5.config import preset
+
+CONFIG = preset("demo")
+PROMPT = methods.PromptTuning(length=4)
+T5X_METRICS = {
+    "step",
+    "loss",
+    "loss_per_nonpadding_target_token",
+    "cross_ent_loss",
+    "z_loss",
+    "accuracy",
+    "learning_rate",
+    "timing/seconds",
+    "timing/steps_per_second",
+    "timing/seqs_per_second",
+    "timing/target_tokens_per_second",
+    "non_padding_fraction/encoder_input_tokens",
+    "non_padding_fraction/decoder_target_tokens",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """One device, for eight would hold eight copies, and compiling that takes half as long."""
+    devices, axes = np.array(jax.devices()[:1]).reshape(1, 1), (AxisType.Auto,) * 2
+    mesh = Mesh(devices, ("data", "model"), axis_types=axes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda num_partitions: mesh)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def data() -> TaskData:
+    """Short inputs: what is learned does not matter here."""
+    return source.task_data(
+        task="demo_reviews",
+        files=TextFiles(),
+        vocabulary=tasks.vocabulary(embedded.vocabulary()),
+        lengths={"inputs": 8, "targets": 4},
+        batch_size=16,
+    )
+
+
+def run(data: TaskData, model_dir: Path, steps: int, method=PROMPT, **settings) -> dict:
+    """Trains with dropout, so that a resumed run has to find its random key again."""
+    return train(
+        model_dir=str(model_dir),
+        config=dataclasses.replace(CONFIG, dropout_rate=0.1),
+        method=method,
+        data=data,
+        initial_checkpoint=embedded.backbone(),
+        total_steps=steps,
+        eval_batch_size=64,
+        log_period=1,
+        **{"eval_period": 2, **settings},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("run") / "model"
+    started = []
+
+    def on_start(path) -> None:
+        assert not path.exists()  # nothing is written before it
+        started.append(str(path))
+
+    result = run(data, folder, 4, on_start=on_start)
+    assert started == [str(folder)]
+    return folder, result
+
+
+def test_files(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    prompt = {
+        f"prompt_{which}.{kind}" for which in ("best", "last") for kind in ("npy", "safetensors")
+    }
+    trained = {f"trained_{which}.safetensors" for which in ("best", "last")}
+    results = {"result.json", "learning_curve.png"}
+    assert names == prompt | trained | results | {"train", "inference_eval", "checkpoint_4", "best"}
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert np.load(folder / "prompt_best.npy").shape == (4, CONFIG.d_model)
+
+
+def test_only_trained_leaves_are_saved(finished):
+    folder, _ = finished
+    for part in ("checkpoint_4", "best", "trained_best.safetensors"):
+        files = [path for path in (folder / part, *(folder / part).rglob("*")) if path.is_file()]
+        assert 4_000 < sum(path.stat().st_size for path in files) < 200_000
+
+
+def test_result(finished):
+    folder, result = finished
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["majority_accuracy"] == 0.5
+    assert {result["task"], result["split"]} == {"demo_reviews", "test"}
+    assert result["trained_parameters"] == 4 * CONFIG.d_model
+    assert result["total_parameters"] == 8_655_104 + 4 * CONFIG.d_model
+    assert result["best_step"] in (0, 2, 4) and result["seconds"] > 0
+    assert 0 <= result["prompt_accuracy"] <= 1 and 0 <= result["frozen_accuracy"] <= 1
+
+
+def test_logs(finished):
+    folder, result = finished
+    lines = read_metrics(folder / "train" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line.keys() >= T5X_METRICS for line in lines)
+    assert all(line["learning_rate"] == pytest.approx(0.3) for line in lines)
+    lines = read_metrics(folder / "inference_eval" / "demo_reviews" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert all(line.keys() == {"step", "rank/accuracy"} for line in lines)
+    # The first of the best ones.
+    assert max(lines, key=lambda line: line["rank/accuracy"])["step"] == result["best_step"]
+    for kind in ("train", "inference_eval/demo_reviews"):
+        assert list((folder / kind).glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_is_the_same_run(data, finished, tmp_path):
+    run(data, tmp_path / "model", 2, checkpoint_period=1)
+    run(data, tmp_path / "model", 4, checkpoint_period=3)
+    for name in ("prompt_last.npy", "prompt_best.npy", "trained_last.safetensors"):
+        assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
+    log = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
+    losses = [line["loss"] for line in read_metrics(finished[0] / "train" / "metrics.jsonl")]
+    assert [line["loss"] for line in log] == losses
+
+
+def test_a_finished_run_writes_its_results_again(data, finished):
+    folder, result = finished
+    last = (folder / "prompt_last.npy").read_bytes()
+    (folder / "prompt_last.npy").unlink()
+    again = run(data, folder, 4)
+    assert again | {"seconds": 0} == result | {"seconds": 0}
+    assert (folder / "prompt_last.npy").read_bytes() == last
+
+
+def test_the_saved_prompt_has_the_runs_accuracy(data, finished, tmp_path):
+    folder, result = finished
+    method = methods.PromptTuning(4, initializer=methods.FromFile(str(folder / "prompt_best.npy")))
+    by_prompt = measured(data, tmp_path / "a", method, eval_methods=("rank", "generate"))
+    assert by_prompt["rank/accuracy"] == result["prompt_accuracy"]
+    trained = str(folder / "trained_best.safetensors")
+    assert measured(data, tmp_path / "b", PROMPT, trained_file=trained) == {
+        "rank/accuracy": result["prompt_accuracy"]
+    }
+
+
+def measured(data: TaskData, folder: Path, method: methods.Method, **settings) -> dict:
+    return evaluate(
+        output_dir=str(folder),
+        config=CONFIG,
+        method=method,
+        data=dataclasses.replace(data, batch_size=64),
+        initial_checkpoint=embedded.backbone(),
+        **settings,
+    )
+
+
+def test_model_tuning(data, tmp_path):
+    result = run(
+        data,
+        tmp_path / "model",
+        2,
+        method=methods.ModelTuning(),
+        learning_rate=0.001,
+        optimizer=lambda rate: adafactor(rate, multiply_by_parameter_scale=True, factored=True),
+    )
+    assert result["trained_parameters"] == result["total_parameters"] == 8_655_104
+    assert not list((tmp_path / "model").glob("prompt_*"))
+    trained = str(tmp_path / "model" / "trained_best.safetensors")
+    found = measured(data, tmp_path / "eval", methods.ModelTuning(), trained_file=trained)
+    assert found == {"rank/accuracy": result["prompt_accuracy"]}
+    curve = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
+    assert curve[0]["loss"] != curve[1]["loss"]
+
+
+def test_metrics_of_a_run_that_was_stopped(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    assert read_metrics(log) == []
+    log.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 2, "a": 3}\n{"step": 3, "')
+    assert read_metrics(log) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
+
+
+def test_learning_curve_of_metrics_that_came_later(tmp_path):
+    train = [{"step": 1, "loss_per_nonpadding_target_token": 1.0}]
+    validation = [{"step": 0, "rank/accuracy": 0.5}, {"step": 1, "generate/accuracy": 0.5}]
+    report.learning_curve(tmp_path / "curve.png", train, validation, {"majority class": 0.5})
+    assert (tmp_path / "curve.png").stat().st_size > 1_000
