@@ -85,6 +85,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _run(function: Callable, argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
     try:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
@@ -137,8 +138,6 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
     gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
     for folder in folders:
         gin.add_config_file_search_path(folder)
-    # gin logs an error for each search path that it tries in vain; its exceptions tell enough.
-    logging.set_verbosity(logging.FATAL)
     source = "--gin_bindings"
     try:
         for source in _GIN_FILE.value:
@@ -156,8 +155,6 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
         message, missing, _ = one_line(error).partition(" Searched config paths")
         hint = f" Searched: {', '.join(folders)}" if missing else ""
         raise UserError(f"gin: {message}{hint}") from error
-    finally:
-        logging.set_verbosity(logging.WARNING)
     if not (bound := _bound(function)):
         runs = ", ".join(
             sorted(f"runs/{path.name}" for path in configs_folder().glob("runs/*.gin"))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from prompt_tuning import cli, embedded, settings
+from prompt_tuning import cli, cli_settings, embedded
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.params import ParamSplit
@@ -234,8 +234,8 @@ def test_no_network(command, monkeypatch, tmp_path, name):
     def refused(*_: object, **__: object) -> None:
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr(settings.socket, "create_connection", refused)
-    monkeypatch.setattr(settings.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(cli_settings.socket, "create_connection", refused)
+    monkeypatch.setattr(cli_settings.urllib.request, "getproxies", dict)
     arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", f"--gin.{name}=gs://bucket/path")
     if name == "VOCABULARY_FILE":
         arguments = ["--gin_file=models/t5_1_1_small.gin", *arguments[1:]]
@@ -244,7 +244,7 @@ def test_no_network(command, monkeypatch, tmp_path, name):
 
 
 def test_a_byte_model_needs_no_network(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(settings, "_check_storage_answers", pytest.fail)
+    monkeypatch.setattr(cli_settings, "_check_storage_answers", pytest.fail)
     arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", "--gin.INITIAL_CHECKPOINT_PATH=/no")
     assert_mistake(command(train, *arguments), "/no: no such file or folder")
 
@@ -318,7 +318,7 @@ EVALUATION_MISTAKES = {
     "no prompt set": ("--gin.PROMPT_FILE=", "PROMPT_FILE"),
     "wide prompt": ("--gin.PROMPT_FILE={folder}/wide.npy", "the prompt is 17 wide"),
     "no prompt": ("--gin.PROMPT_FILE={folder}/rows.jsonl", "not a prompt in .npy or .safetensors"),
-    "unknown split": ("--gin.SPLIT=dev", "no split 'dev', only test"),
+    "unknown split": ("--gin.SPLIT=dev", "no split 'dev'"),
     "batch size": ("--gin.BATCH_SIZE=12", "BATCH_SIZE = 12"),
     "trained file": ("--gin.TRAINED_FILE=/no.safetensors", "/no.safetensors: no such file"),
     "trained file of another kind": ("--gin.TRAINED_FILE={folder}/nano.safetensors", "not fit"),
