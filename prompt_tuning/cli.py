@@ -120,6 +120,13 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split("\n")).strip()
 
 
+def search(folders: Sequence[str]) -> None:
+    """Lets gin look for files in `folders`, and nowhere else."""
+    # It would also look in importable packages, and takes any folder `runs` for one.
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
+    gin_config._LOCATION_PREFIXES[:] = ["", *folders]
+
+
 def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, Any]:
     """Parses the gin files and bindings of the flags.
 
@@ -134,10 +141,7 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
       UserError: naming the file, parameter or macro that is wrong.
     """
     folders = (*_SEARCH_PATHS.value, str(configs_folder()))
-    # gin would also look for files in importable packages, and take any folder `runs` for one.
-    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
-    for folder in folders:
-        gin.add_config_file_search_path(folder)
+    search(folders)
     source = "--gin_bindings"
     try:
         for source in _GIN_FILE.value:

@@ -74,7 +74,7 @@ def total(out: str) -> int:
 @pytest.mark.parametrize("name", FILES)
 def test_parses(name):
     gin.clear_config()
-    gin.add_config_file_search_path(str(CONFIGS))
+    cli.search([str(CONFIGS)])
     try:
         gin.parse_config_file(name)
         again = gin.config_str()
@@ -97,7 +97,7 @@ def test_every_preset_has_a_file():
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_file_names_its_preset(model):
     gin.clear_config()
-    gin.add_config_file_search_path(str(CONFIGS))
+    cli.search([str(CONFIGS)])
     gin.parse_config_file(model)
     preset = gin.query_parameter("MODEL_PRESET/gin.macro.value")
     gin.clear_config()

@@ -132,6 +132,7 @@ def train(
         "split": test_data.split,
         "best_step": best_step,
         **_flat(rows, eval_methods),
+        "scores": rows,
         "trained_parameters": tuned.split.count(tuned.split.trained),
         "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
         "seconds": round(time.perf_counter() - began, 1),
