@@ -1,6 +1,7 @@
 """T5X's loss: cross entropy with z-loss, label smoothing and its five normalisers."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,10 @@ class Loss:
     normalizing_factor: float | str | None = None
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"LABEL_SMOOTHING = {self.label_smoothing}: must be in [0, 1)")
+        if not 0.0 <= self.z_loss < math.inf:
+            raise ValueError(f"Z_LOSS = {self.z_loss}: must be a number from 0")
         factor = self.normalizing_factor
         if isinstance(factor, str) and factor not in NORMALIZERS:
             raise ValueError(

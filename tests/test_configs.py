@@ -84,6 +84,13 @@ def test_parses(name):
         gin.clear_config()
 
 
+def test_a_folder_of_the_same_name_hides_no_file(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()  # as `make demo` leaves it
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    test_parses("runs/data.gin")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_says_what_it_is_for(name):
     assert (CONFIGS / name).read_text().startswith("# ")

@@ -364,3 +364,13 @@ def test_placement(placement, name):
     padding = embedded[tokens == 0]
     expected = [[(row == padding).all(-1).any() for row in rows] for rows in gold[name]]
     np.testing.assert_array_equal(mask, ~np.array(expected))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}, {"z_loss": np.nan}]
+    + [{"normalizing_factor": value} for value in (0, -1.0, "SILLY")],
+)
+def test_impossible_loss_settings_are_errors(setting):
+    with pytest.raises(ValueError, match=r"LABEL_SMOOTHING|Z_LOSS|LOSS_NORMALIZING_FACTOR"):
+        Loss(**setting)

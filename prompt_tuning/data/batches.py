@@ -91,7 +91,9 @@ class TaskData:
         features = seqio.get_mixture_or_task(self.task).output_features
         return features["inputs"].vocabulary.encode(text)
 
-    def train_batches(self, start: int, positions: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def train_batches(
+        self, start: int, positions: int | None = 0
+    ) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the shuffled, endless "train" batches, from batch `start` on.
 
         The order depends on the seed alone, if the task's source keeps to it, as those of
@@ -99,7 +101,8 @@ class TaskData:
 
         Args:
           start: the first batch.
-          positions: places that the method takes in front of each packed example.
+          positions: places that the method takes in front of each packed example; None if it
+            cannot be packed.
 
         Returns:
           Batches {encoder_input_tokens: [B, T], decoder_target_tokens, decoder_input_tokens,
@@ -120,6 +123,8 @@ class TaskData:
             )
         if self.batching == "padded":
             return self._padded(start)
+        if self.batching == "packed" and positions is None:
+            raise UserError("BATCHING = 'packed': only a prompt that is a prefix can be packed")
         examples = self._stream()
         rows = self.batch_size // jax.process_count()
         source, target = self.lengths["inputs"], self.lengths["targets"]
@@ -127,6 +132,7 @@ class TaskData:
             bounds = tuple(self.bucket_bounds) or default_bounds(source)
             batches = bucketed(examples, bounds, rows, target)
         else:
+            positions = positions or 0
             row = self.packed_lengths or {"inputs": source + positions, "targets": 8 * target}
             if row["inputs"] < source + positions or row["targets"] < target:
                 raise UserError(

@@ -162,6 +162,8 @@ def _csv_records(path: Path, lines: Lines, delimiter: str = ",") -> Records:
     for number, cells in _csv_cells(path, (line for _, line in lines), delimiter):
         if header is None:
             header = cells
+            if len(set(header)) != len(header):
+                raise UserError(f"{path}, line {number}: two columns of one name in the header")
         elif len(cells) == len(header):
             yield number, dict(zip(header, cells, strict=True))
         else:

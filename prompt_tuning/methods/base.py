@@ -33,8 +33,10 @@ class Method(Sites):
     """
 
     @property
-    def positions(self) -> int:
-        """Positions that the method adds in front of each encoder input."""
+    def positions(self) -> int | None:
+        """Positions that the method takes in front of each packed example; None if its place is
+        elsewhere, so that examples cannot be packed.
+        """
         return 0
 
     def trains(self, path: str, added: bool) -> bool:

@@ -43,8 +43,8 @@ class PromptTuning(Method):
             )
 
     @property
-    def positions(self) -> int:
-        return self.length
+    def positions(self) -> int | None:
+        return self.length if self.placement == "prefix" else None
 
     def embedded(
         self, x: Array, segments: Array, positions: Array | None

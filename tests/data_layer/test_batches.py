@@ -387,3 +387,9 @@ def test_unknown_batching_is_an_error(register):
     register()
     with pytest.raises(UserError, match="BATCHING = 'sorted'"):
         data(batching="sorted")
+
+
+def test_what_cannot_be_packed_is_an_error(register):
+    register()
+    with pytest.raises(UserError, match="only a prompt that is a prefix"):
+        data(batching="packed").train_batches(0, positions=None)

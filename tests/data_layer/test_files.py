@@ -116,6 +116,7 @@ TABLE = "text,label\nfine,positive\n"
         ("a.csv", "text,label\n", r"a\.csv: no rows"),
         ("a.csv", TABLE + "a,b,positive\n", r"a\.csv, line 3: 3 columns, but 2 in the header"),
         ("a.csv", TABLE + "positive\n", r"line 3: 1 columns, but 2"),
+        ("a.csv", "text,text\nfine,positive\n", "two columns of one name in the header"),
         ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),
         ("a.csv", TABLE + '"never closed,positive\n', r"line 3: malformed row"),
         ("a.tsv", "text\tlabel\nfine,positive\n", r"a\.tsv, line 2: 1 columns, but 2"),
