@@ -37,6 +37,7 @@ _DRY_RUN = flags.DEFINE_bool(
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 # Arguments of what a command runs that shapes do not depend on.
 _NOT_FOR_A_DRY_RUN = ("model_dir", "output_dir", "data", "mixture", "initial_checkpoint")
 
@@ -100,6 +101,9 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
         function(**arguments, on_start=write_config, dry_run=_DRY_RUN.value)
     except (ValueError, OSError, FloatingPointError) as error:
         _exit(error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _exit(error: Exception) -> NoReturn:

@@ -91,7 +91,7 @@ def learning_curve(
         below.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)
     below.set_xlabel("training step")
     below.set_ylabel("validation")
-    below.legend(fontsize="small")
+    below.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.tight_layout()
     with renamed_when_done(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

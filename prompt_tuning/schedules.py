@@ -1,5 +1,6 @@
 """T5X's learning-rate schedules: factors of the step, multiplied."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ def schedule(
     Returns:
       A function from the step (an integer, or an array under jit) to a float32 scalar.
     """
+    if not 0 < base_learning_rate < math.inf:
+        raise ValueError(f"LEARNING_RATE = {base_learning_rate}: must be a number above 0")
     names = [name.strip() for name in factors.split("*")]
     for name in names:
         if name not in FACTORS:

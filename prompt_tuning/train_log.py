@@ -38,6 +38,10 @@ class TrainLog:
             self._tokens[name] += int(np.count_nonzero(batch[name]))
             self._positions[name] += batch[name].size
 
+    def restart_clock(self) -> None:
+        """Leaves all time until now out of the speed."""
+        self._start = time.perf_counter()
+
     def pause(self, seconds: float) -> None:
         """Leaves `seconds` (an evaluation, say) out of the speed."""
         self._start += seconds

@@ -181,11 +181,16 @@ def fit(
         with Progress(start, total_steps) as progress, sharding.on(tuned.mesh):
             if start == 0:
                 evaluate(0)
+            else:
+                progress.note(f"going on from step {start}")
             for done in range(start + 1, total_steps + 1):
                 batch = next(stream)
                 placed = sharding.put_batch(batch, tuned.mesh)
                 state, metrics = step(state, tuned.frozen, placed, dropout_key)
                 log.add(metrics, batch)
+                if done == start + 1:
+                    jax.block_until_ready(state)
+                    log.restart_clock()  # the first step was compiled
                 last = done == total_steps
                 saves = last or done % checkpoint_period == 0
                 if saves or done % log_period == 0:  # a loss that is not finite is never saved

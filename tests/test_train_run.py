@@ -153,8 +153,21 @@ def test_a_finished_run_writes_its_results_again(data, finished):
     last = (folder / "prompt_last.npy").read_bytes()
     (folder / "prompt_last.npy").unlink()
     again = run(data, folder, 4)
-    assert again | {"seconds": 0} == result | {"seconds": 0}
+    assert (result["resumed_from_step"], again["resumed_from_step"]) == (0, 4)
+    of_the_process = {"seconds": 0, "resumed_from_step": 0}
+    assert again | of_the_process == result | of_the_process
     assert (folder / "prompt_last.npy").read_bytes() == last
+
+
+def test_a_run_refuses_fewer_steps_than_it_has(data, finished):
+    with pytest.raises(UserError, match="TRAIN_STEPS = 2: .* is at step 4 already"):
+        run(data, finished[0], 2)
+
+
+def test_a_run_refuses_another_task(data, finished):
+    other = dataclasses.replace(data, task="demo_topics")
+    with pytest.raises(UserError, match="holds a run of the task demo_reviews"):
+        run(other, finished[0], 4)
 
 
 def test_the_saved_prompt_has_the_runs_accuracy(data, finished, tmp_path):

@@ -14,6 +14,8 @@ from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.checkpoint.fit import check_fits
 
+SCHEMES = ("gs", "s3")
+
 
 def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads exactly the backbone's leaves, each straight onto its sharding.
@@ -26,6 +28,9 @@ def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
       CheckpointError: if there is no such checkpoint, or leaves are missing, extra or mis-shaped;
         an original prompt-tuning checkpoint may have its prompt beside the backbone.
     """
+    scheme, slashes, _ = str(path).partition("://")
+    if slashes and scheme not in SCHEMES:
+        raise CheckpointError(f"{path}: checkpoints are read from a local path, gs:// or s3://")
     path = epath.Path(path).expanduser()
     if path.suffix == ".safetensors":
         return load_safetensors(path, wanted)

@@ -55,6 +55,8 @@ class TextFiles:
         words = [label for label in self.labels if isinstance(label, str) and label.strip()]
         if isinstance(self.labels, str) or len(set(words)) != len(self.labels):
             raise UserError(f"CLASS_LABELS = {self.labels!r}: must be a list of different words")
+        if not self.text_field:
+            raise UserError("TEXT_FIELD is empty: name the field of the text, or several")
 
     @property
     def splits(self) -> tuple[str, ...]:

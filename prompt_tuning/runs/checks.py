@@ -16,6 +16,8 @@ def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: if it is no folder, or nothing can be written there; tested on local disks only.
     """
+    if not str(path):
+        raise UserError(f"{setting} is empty: name a folder")
     folder = epath.Path(path).expanduser()
     if "://" in str(folder):
         return folder
@@ -32,6 +34,12 @@ def positive(settings: Mapping[str, int]) -> None:
     for name, value in settings.items():
         if value < 1:
             raise UserError(f"{name} = {value}: must be at least 1")
+
+
+def seed(value: int) -> None:
+    """Raises UserError unless NumPy, JAX and TensorFlow all take the seed."""
+    if not 0 <= value < 2**31:
+        raise UserError(f"RANDOM_SEED = {value}: must be from 0 to {2**31 - 1}")
 
 
 def split(wanted: str, there_are: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from prompt_tuning import report, sharding
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint import trained as trained_file
 from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import METHODS, EvalSet, majority, measure
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
@@ -74,7 +75,7 @@ def train(
       dry_run: print parameters and shardings, allocate and write nothing.
 
     Returns:
-      The content of `result.json`.
+      The content of `result.json`; its `seconds` are those of this process.
     """
     began = time.perf_counter()
     mesh = sharding.make_mesh(num_partitions)
@@ -84,8 +85,10 @@ def train(
     folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(data.batch_size, mesh)
     sharding.check_batch_size(eval_batch_size, mesh, "EVAL_BATCH_SIZE")
+    checks.seed(seed)
     checks.positive(
         {
+            "train.keep": keep,
             "TRAIN_STEPS": total_steps,
             "EVAL_PERIOD": eval_period,
             "CHECKPOINT_PERIOD": checkpoint_period,
@@ -99,7 +102,10 @@ def train(
     test_data = data.eval_set("test") if "test" in data.splits else validation_data
     data.train_batches(0, method.positions)  # raises for targets that are too long
     tuned = model.load(config, method, data, mesh, checkpoint=initial_checkpoint, seed=seed)
-    _check_resumes(folder, tuned, optimizer(learning_rate), eval_methods, validation_data.task)
+    check_goes_on(folder, validation_data.task, eval_methods)
+    resumed_from = _step_of(folder, tuned, optimizer(learning_rate))
+    if resumed_from > total_steps:
+        raise UserError(f"TRAIN_STEPS = {total_steps}: {folder} is at step {resumed_from} already")
     print(report.parameters(tuned.split), flush=True)
     on_start(folder)
     score = functools.partial(_score, data=test_data, methods=eval_methods, size=eval_batch_size)
@@ -135,6 +141,7 @@ def train(
         "scores": rows,
         "trained_parameters": tuned.split.count(tuned.split.trained),
         "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
+        "resumed_from_step": resumed_from,
         "seconds": round(time.perf_counter() - began, 1),
     }
     save_trained(folder, "best", method, best_leaves)
@@ -165,20 +172,20 @@ def save_trained(folder: epath.Path, which: str, method: Method, trained: Params
             prompts.save(folder / f"{name}_{which}{suffix}", array)
 
 
-def _check_resumes(
-    folder: epath.Path,
-    tuned: TunedModel,
-    optimizer: optax.GradientTransformation,
-    eval_methods: Sequence[str],
-    task: str,
-) -> None:
-    """Raises a ValueError if the run that lies in `folder` cannot go on with these settings."""
-    if folder.is_dir() and any(folder.glob("checkpoint_*")):
-        transform = only_trained(optimizer, tuned.split)
-        checkpoints = RunCheckpoints(folder)
-        checkpoints.check(jax.eval_shape(lambda t: TrainState.create(t, transform), tuned.trained))
-        checkpoints.close()
-    check_goes_on(folder, task, eval_methods)
+def _step_of(folder: epath.Path, tuned: TunedModel, optimizer: optax.GradientTransformation) -> int:
+    """The step that the run in `folder` is at; 0 if there is none.
+
+    Raises:
+      CheckpointError: if it cannot go on with these settings.
+    """
+    if not folder.is_dir() or not any(folder.glob("checkpoint_*")):
+        return 0
+    transform = only_trained(optimizer, tuned.split)
+    state = jax.eval_shape(lambda trained: TrainState.create(trained, transform), tuned.trained)
+    checkpoints = RunCheckpoints(folder)
+    step = checkpoints.check(state)
+    checkpoints.close()
+    return step
 
 
 def _score(
@@ -208,7 +215,9 @@ def _flat(rows: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> di
 def _draw(
     folder: epath.Path, validation: Validation, rows: Mapping[str, Mapping[str, float]]
 ) -> None:
-    levels = {f"{who} (test)": row[validation.metric] for who, row in list(rows.items())[:2]}
+    base, frozen = list(rows.values())[:2]
+    levels = {"majority class": base[validation.metric]}
+    levels |= {f"frozen backbone, {name}": value for name, value in frozen.items()}
     report.learning_curve(
         folder / "learning_curve.png",
         read_metrics(folder / "train" / "metrics.jsonl"),

@@ -76,7 +76,12 @@ def read_metrics(path: epath.Path) -> list[dict[str, float]]:
 
 
 def check_goes_on(model_dir: epath.Path, task: str, methods: Sequence[str]) -> None:
-    """Raises UserError if the run in `model_dir` has chosen its best step by another metric."""
+    """Raises UserError if the run in `model_dir` is of another task, or has chosen its best step by
+    another metric.
+    """
+    others = [path.name for path in (model_dir / "inference_eval").glob("*") if path.name != task]
+    if others:
+        raise UserError(f"{model_dir}: holds a run of the task {others[0]}; set another MODEL_DIR")
     log = model_dir / "inference_eval" / task / "metrics.jsonl"
     if history := read_metrics(log):
         method = next(name for name in history[0] if name != "step").partition("/")[0]
