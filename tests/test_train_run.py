@@ -14,6 +14,7 @@ from prompt_tuning import embedded, methods, report, sharding
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
+from prompt_tuning.errors import UserError
 from prompt_tuning.optim import adafactor
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
@@ -160,7 +161,7 @@ def test_a_finished_run_writes_its_results_again(data, finished):
 
 
 def test_a_run_refuses_fewer_steps_than_it_has(data, finished):
-    with pytest.raises(UserError, match="TRAIN_STEPS = 2: .* is at step 4 already"):
+    with pytest.raises(UserError, match=r"TRAIN_STEPS = 2: .* is at step 4 already"):
         run(data, finished[0], 2)
 
 
