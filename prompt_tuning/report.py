@@ -79,7 +79,7 @@ def learning_curve(
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(6.4, 6.0))
     loss = [line["loss_per_nonpadding_target_token"] for line in train]
     above.plot([line["step"] for line in train], loss, color="#0072B2")
-    above.set_ylabel("training loss (nats per target token)")
+    above.set_ylabel("loss (nats per target token)")
     # Okabe and Ito's colours: told apart by colour-blind readers too.
     colors = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
     names = dict.fromkeys(name for line in validation for name in line if name != "step")
@@ -91,7 +91,7 @@ def learning_curve(
         below.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)
     below.set_xlabel("training step")
     below.set_ylabel("validation")
-    below.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    below.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     figure.tight_layout()
     with renamed_when_done(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
