@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.data import files
-from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.memory_source import MemorySource
+from prompt_tuning.data.quiet import tf
 from prompt_tuning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -47,37 +48,20 @@ class LocalFiles:
         return self.adapt(rows, path) if self.adapt else rows
 
 
-class FolderSource(seqio.DataSource):
-    """Examples of local files, shuffled whole epochs at a time (see `tasks.RowSource`)."""
+class FolderSource(MemorySource):
+    """Examples of local files, with the fields of TensorFlow Datasets."""
 
     def __init__(self, local: LocalFiles, paths: Mapping[str, Path]) -> None:
-        super().__init__(splits=paths, performs_internal_shuffling=True)
+        super().__init__(paths)
         self._local, self._paths = local, dict(paths)
 
     @property
     def folder(self) -> Path:
         return next(iter(self._paths.values())).parent
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return False
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        return [split]
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **_: Any,
-    ) -> tf.data.Dataset:
-        """Dataset of the fields of TensorFlow Datasets; a new order in each epoch if shuffled."""
+    def columns(self, split: str) -> dict[str, Any]:
         rows = self._local.rows(self._paths[split])
-        columns = {name: _column([row[name] for row in rows]) for name in rows[0]}
-        dataset = tf.data.Dataset.from_tensor_slices(columns)
-        return dataset.shuffle(len(rows), seed=seed) if shuffle else dataset
+        return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
 def _column(values: list[Any]) -> Any:

@@ -4,9 +4,9 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from prompt_tuning.data.files import MACROS, Row, TextFiles
+from prompt_tuning.data.memory_source import MemorySource
 from prompt_tuning.data.metrics import MetricFn, accuracy
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.errors import UserError
@@ -21,43 +21,22 @@ DEMO_LABELS = {
 LABELS: dict[str, tuple[str, ...]] = {}  # label words of each task of `register`
 
 
-class RowSource(seqio.DataSource):
-    """Rows of texts, shuffled whole epochs at a time.
-
-    SeqIO's FunctionDataSource leaves shuffling to a buffer behind `repeat`, in which the epochs of
-    a small task run into each other.
-    """
+class RowSource(MemorySource):
+    """Rows of texts."""
 
     def __init__(self, rows: Mapping[str, Callable[[], list[Row]]]) -> None:
-        super().__init__(splits=rows, performs_internal_shuffling=True)
+        super().__init__(rows)
         self._rows = dict(rows)
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return False
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        return [split]
 
     def rows(self, split: str) -> list[Row]:
         return self._rows[split]()
 
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **_: Any,
-    ) -> tf.data.Dataset:
-        """Dataset of {"inputs", "targets"}, strings; a new order in each epoch if shuffled."""
+    def columns(self, split: str) -> dict[str, tf.Tensor]:
         rows = self.rows(split)
-        columns = {
+        return {
             "inputs": tf.constant([row.inputs for row in rows], tf.string),
             "targets": tf.constant([row.targets for row in rows], tf.string),
         }
-        dataset = tf.data.Dataset.from_tensor_slices(columns)
-        return dataset.shuffle(max(1, len(rows)), seed=seed) if shuffle else dataset
 
 
 def vocabulary(path: str | Path, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:

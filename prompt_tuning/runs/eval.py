@@ -1,16 +1,13 @@
 """Evaluation of a trained prompt (or other trained leaves) on a split of a task."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
 from prompt_tuning import report, sharding
-from prompt_tuning.checkpoint.files import renamed_when_done
-from prompt_tuning.evaluate import METHODS, EvalSet, Predictions, majority, measure
+from prompt_tuning.evaluate import METHODS, majority, measure
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs import checks, model
+from prompt_tuning.runs import checks, model, predictions
 from prompt_tuning.runs.data import Data
 from prompt_tuning.t5.config import T5Config
 
@@ -71,9 +68,11 @@ def evaluate(
     metrics: dict[str, float] = {}
     base: dict[str, float] = {}
     for kind in eval_methods:
-        predictions = METHODS[kind](tuned, examples, data.batch_size)
-        write_predictions(folder / f"{name}-{kind}.jsonl", examples, predictions)
-        for metric, value in measure(examples, predictions).items():
+        found = METHODS[kind](tuned, examples, data.batch_size)
+        texts = zip(examples.inputs, examples.targets, strict=True)
+        lines = ({"input": text, "target": target} for text, target in texts)
+        predictions.write(folder / f"{name}-{kind}.jsonl", lines, found, examples.labels)
+        for metric, value in measure(examples, found).items():
             metrics[f"{kind}/{metric}"] = value
         for metric, value in measure(examples, majority(examples)).items():
             base[f"{kind}/{metric}"] = value
@@ -81,15 +80,3 @@ def evaluate(
     print(f"{examples.task}, {split} split, {len(examples.targets)} examples:")
     print(report.table({"majority class": base, "this model": metrics}))
     return metrics
-
-
-def write_predictions(path: epath.Path, data: EvalSet, predictions: Predictions) -> None:
-    """JSON lines {"input", "target", "prediction"}, with "scores" by label where there are any."""
-    with renamed_when_done(path) as temporary, temporary.open("w") as file:
-        rows = zip(data.inputs, data.targets, predictions.texts, strict=True)
-        for i, (text, target, prediction) in enumerate(rows):
-            line: dict[str, Any] = {"input": text, "target": target, "prediction": prediction}
-            if predictions.scores is not None:
-                scores = predictions.scores[i].tolist()
-                line["scores"] = dict(zip(data.labels, scores, strict=True))
-            file.write(json.dumps(line) + "\n")

@@ -1,16 +1,13 @@
 """Predictions of a trained prompt, for texts that need no targets."""
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 from etils import epath
 
 from prompt_tuning import report, sharding
-from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.evaluate import METHODS
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs import checks, model
+from prompt_tuning.runs import checks, model, predictions
 from prompt_tuning.runs.data import Data
 from prompt_tuning.t5.config import T5Config
 
@@ -61,18 +58,10 @@ def infer(
         seed=seed,
         trained_file=trained_file,
     )
-    predictions = METHODS[mode](tuned, texts, data.batch_size)
+    found = METHODS[mode](tuned, texts, data.batch_size)
     on_start(folder)
     path = folder / f"{texts.task}-{mode}.jsonl"
-    with renamed_when_done(path) as temporary, temporary.open("w") as file:
-        for i, (text, prediction) in enumerate(zip(texts.inputs, predictions.texts, strict=True)):
-            line: dict[str, Any] = {
-                "inputs": {"inputs_pretokenized": text},
-                "prediction": prediction,
-            }
-            if predictions.scores is not None:
-                scores = predictions.scores[i].tolist()
-                line["scores"] = dict(zip(texts.labels, scores, strict=True))
-            file.write(json.dumps(line) + "\n")
+    lines = ({"inputs": {"inputs_pretokenized": text}} for text in texts.inputs)
+    predictions.write(path, lines, found, texts.labels)
     print(f"{len(texts.inputs)} predictions in {path}")
     return path
