@@ -14,6 +14,7 @@ from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.t5.layers import partitioned_param
 
 PROMPT_PATH = "encoder/prompt/prompt/prompt"
+DECODER_PROMPT_PATH = "decoder/prompt/prompt/prompt"
 PLACEMENTS = ("prefix", "suffix", "suffix_before_eos")
 
 
@@ -22,7 +23,8 @@ class PromptTuning(Method):
     """P x D parameters, one vector an added encoder position.
 
     Attributes:
-      length: P.
+      length: P; 0 for a prompt in the decoder alone.
+      decoder_length: vectors in front of the decoder's input, as many parameters times D more.
       placement: "prefix"; "suffix" (after each row's last real token) or "suffix_before_eos";
         or an integer, the number of input positions that stay in front.
       initializer: where the prompt starts.
@@ -31,10 +33,14 @@ class PromptTuning(Method):
     length: int = 100
     placement: str | int = "prefix"
     initializer: Initializer = ClassLabels()
+    decoder_length: int = 0
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"PROMPT_LENGTH = {self.length}: a prompt has at least one vector")
+        if min(self.length, self.decoder_length) < 0 or self.length + self.decoder_length < 1:
+            raise ValueError(
+                f"PROMPT_LENGTH = {self.length}, DECODER_PROMPT_LENGTH = {self.decoder_length}: "
+                "a prompt has at least one vector"
+            )
         known = isinstance(self.placement, int) and self.placement >= 0
         if not known and self.placement not in PLACEMENTS:
             raise ValueError(
@@ -44,26 +50,40 @@ class PromptTuning(Method):
 
     @property
     def positions(self) -> int | None:
-        return self.length if self.placement == "prefix" else None
+        return self.length if self.placement == "prefix" and not self.decoder_length else None
+
+    @property
+    def decoder_positions(self) -> int:
+        return self.decoder_length
 
     def embedded(
-        self, x: Array, segments: Array, positions: Array | None
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array | None,
+        stack: str,
+        tasks: Array | None = None,
     ) -> tuple[Array, Array, Array | None]:
-        prompt = PromptModule(self.length, name="prompt")(x)
-        if positions is None:
-            return *place(x, segments, prompt, self.placement), None
-        if self.placement != "prefix":
-            raise ValueError(
-                f"prompt placement {self.placement!r}: packed examples take a prompt as prefix only"
-            )
-        return fill(x, segments, positions, prompt), segments, positions
+        length, placement = self.length, self.placement
+        if stack == "decoder":
+            length, placement = self.decoder_length, "prefix"
+        if not length:
+            return x, segments, positions
+        prompt = PromptModule(length, name="prompt")(x)
+        return add(x, segments, positions, prompt, placement)
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
         rng = np.random.default_rng(seed)
-        return {PROMPT_PATH: self.initializer(self.length, backbone, rng)}
+        lengths = {PROMPT_PATH: self.length, DECODER_PROMPT_PATH: self.decoder_length}
+        return {
+            path: self.initializer(length, backbone, rng)
+            for path, length in lengths.items()
+            if length
+        }
 
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return {"prompt": trained[PROMPT_PATH]}
+        names = {PROMPT_PATH: "prompt", DECODER_PROMPT_PATH: "decoder_prompt"}
+        return {name: trained[path] for path, name in names.items() if path in trained}
 
 
 class Prompt(nn.Module):
@@ -90,6 +110,21 @@ class PromptModule(nn.Module):
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
+
+
+def add(
+    x: Array, segments: Array, positions: Array | None, prompt: Array, placement: str | int
+) -> tuple[Array, Array, Array | None]:
+    """What `Sites.embedded` returns with a prompt [P, D] or [B, P, D]: placed into unpacked rows,
+    or written over the places that packed examples keep for it.
+    """
+    if positions is None:
+        return *place(x, segments, prompt, placement), None
+    if placement != "prefix" or prompt.ndim != 2:
+        raise ValueError(
+            f"prompt placement {placement!r}: packed examples take one prompt, as prefix only"
+        )
+    return fill(x, segments, positions, prompt), segments, positions
 
 
 def fill(x: Array, segments: Array, positions: Array, prompt: Array) -> Array:

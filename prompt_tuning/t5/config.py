@@ -54,6 +54,17 @@ class T5Config:
         # gin gives lists; a tuple keeps the configuration hashable.
         object.__setattr__(self, "activations", tuple(self.activations))
 
+    @property
+    def mlp_inputs(self) -> tuple[str, ...]:
+        """Names of the feed-forward layer's input projections, one an activation."""
+        count = len(self.activations)
+        return tuple(f"wi_{i}" for i in range(count)) if count > 1 else ("wi",)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of all projections of a layer."""
+        return ("query", "key", "value", "out", *self.mlp_inputs, "wo")
+
 
 def _v1_1(d_model: int, heads: int, d_ff: int, layers: int, vocab: int = 32_128) -> T5Config:
     return T5Config(vocab, d_model, heads, 64, d_ff, layers, layers)

@@ -5,7 +5,7 @@ dtype where used; norms, softmax and logits are float32; masked logits get -1e10
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.sites import Place, Sites
 
 NEG_INF = -1e10
 
@@ -165,6 +166,8 @@ class Attention(nn.Module):
     """Multi-head attention without 1/sqrt(head_dim): the factor sits in the query's initialiser."""
 
     config: T5Config
+    sites: Sites
+    place: Place
 
     @nn.compact
     def __call__(
@@ -173,6 +176,7 @@ class Attention(nn.Module):
         keys_values: Array | tuple[Array, Array],
         bias: Array | None,
         *,
+        shared: Any = None,
         cache: tuple[Array, Array] | None = None,
         index: Array | int = 0,
         enable_dropout: bool = False,
@@ -184,6 +188,7 @@ class Attention(nn.Module):
           keys_values: [B, K, D] input of keys and values, or the projected pair itself, each
             [B, K, heads, head_dim].
           bias: broadcastable to [B, heads, Q, K], float32: relative positions plus mask.
+          shared: what `Sites.shared` made for the stack.
           cache: a pair [B, L, heads, head_dim] into which new keys and values are written at
             `index` before attending over all L.
           index: scalar int32, the position of x in the cache.
@@ -195,9 +200,24 @@ class Attention(nn.Module):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         joined = cfg.num_heads * cfg.head_dim
 
+        def linear(
+            name: str, axes: tuple[str, str], features: int, y: Array, scale: float = 1.0
+        ) -> Array:
+            dense = Dense(features, axes, dtype, scale, name=name)
+            return self.sites.linear(dense, y, self.place, name)
+
         def project(name: str, y: Array, scale: float = 1.0) -> Array:
-            y = Dense(joined, ("embed", "joined_kv"), dtype, scale, name=name)(y)
+            y = linear(name, ("embed", "joined_kv"), joined, y, scale)
             return y.reshape(*y.shape[:-1], cfg.num_heads, cfg.head_dim)
+
+        def attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+            logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+            if bias is not None:
+                logits = logits + bias
+            weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+            weights = dropout(weights, cfg.dropout_rate, self, enable_dropout)
+            y = jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
+            return y.astype(dtype)
 
         query = project("query", x, cfg.head_dim**-0.5)
         if isinstance(keys_values, tuple):
@@ -207,30 +227,27 @@ class Attention(nn.Module):
         if cache is not None:
             key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, index, axis=1)
             value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, index, axis=1)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        if bias is not None:
-            logits = logits + bias
-        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
-        weights = dropout(weights, cfg.dropout_rate, self, enable_dropout)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
-        y = y.astype(dtype).reshape(*x.shape[:-1], joined)
-        return Dense(x.shape[-1], ("joined_kv", "embed"), dtype, name="out")(y), (key, value)
+        y = self.sites.attention(attend, query, key, value, bias, self.place, shared)
+        y = y.reshape(*x.shape[:-1], joined)
+        return linear("out", ("joined_kv", "embed"), x.shape[-1], y), (key, value)
 
 
 class Mlp(nn.Module):
     """Feed-forward layer; with two activations the product of both branches (gated)."""
 
     config: T5Config
+    sites: Sites
+    place: Place
 
     @nn.compact
     def __call__(self, x: Array, *, enable_dropout: bool = False) -> Array:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        gated = len(cfg.activations) > 1
         hidden = jnp.ones((), dtype)
-        for i, activation in enumerate(cfg.activations):
-            name = f"wi_{i}" if gated else "wi"
-            branch = Dense(cfg.d_ff, ("embed", "mlp"), dtype, name=name)(x)
+        for name, activation in zip(cfg.mlp_inputs, cfg.activations, strict=True):
+            dense = Dense(cfg.d_ff, ("embed", "mlp"), dtype, name=name)
+            branch = self.sites.linear(dense, x, self.place, name)
             hidden = hidden * _ACTIVATIONS[activation](branch)
         hidden = dropout(hidden, cfg.dropout_rate, self, enable_dropout)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        return Dense(cfg.d_model, ("mlp", "embed"), dtype, name="wo")(hidden)
+        dense = Dense(cfg.d_model, ("mlp", "embed"), dtype, name="wo")
+        return self.sites.linear(dense, hidden, self.place, "wo")

@@ -1,7 +1,8 @@
 """The T5 encoder-decoder: encode, decode (teacher forced), decode_step (cached)."""
 
 import functools
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -21,7 +22,7 @@ from prompt_tuning.t5.layers import (
     dropout,
     same_segment,
 )
-from prompt_tuning.t5.sites import Sites
+from prompt_tuning.t5.sites import BLOCKS, Place, Sites
 
 KeysValues = tuple[Array, Array]
 
@@ -55,16 +56,24 @@ class Cache(flax.struct.PyTreeNode):
 
 class EncoderLayer(nn.Module):
     config: T5Config
+    sites: Sites
+    layer: int
 
     @nn.compact
-    def __call__(self, x: Array, bias: Array, real: Array, *, enable_dropout: bool) -> Array:
-        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    def __call__(
+        self, x: Array, bias: Array, real: Array, shared: Any, *, enable_dropout: bool
+    ) -> Array:
+        cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
+        attention, mlp = (Place("encoder", self.layer, block) for block in BLOCKS["encoder"])
         # Flaxformer zeroes padding after every norm; so do we, for equal arrays at padding too.
         y = RMSNorm(dtype, name="pre_attention_layer_norm")(x) * real
-        y, _ = Attention(cfg, name="attention")(y, y, bias, enable_dropout=enable_dropout)
+        attend = Attention(cfg, sites, attention, name=attention.block)
+        y, _ = attend(y, y, bias, shared=shared, enable_dropout=enable_dropout)
+        y = sites.sublayer(y, attention)
         x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
         y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
-        y = Mlp(cfg, name="mlp")(y, enable_dropout=enable_dropout)
+        y = Mlp(cfg, sites, mlp, name=mlp.block)(y, enable_dropout=enable_dropout)
+        y = sites.sublayer(y, mlp)
         x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
 
@@ -75,25 +84,35 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, segments: Array, positions: Array | None, *, enable_dropout: bool
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array | None,
+        tasks: Array | None,
+        *,
+        enable_dropout: bool,
     ) -> Encoded:
-        """x [B, T, D] embedded tokens; segments and positions as `Sites.embedded` has them."""
+        """x [B, T, D] embedded tokens; the other arrays as `Sites.embedded` has them."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        x, segments, positions = self.sites.embedded(x, segments, positions)
+        x, segments, positions = self.sites.embedded(x, segments, positions, "encoder", tasks)
         x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
-        positions = jnp.arange(x.shape[1]) if positions is None else positions
+        order = jnp.arange(x.shape[1]) if positions is None else positions
         relative = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")
-        bias = relative(positions, positions) + attention_bias(same_segment(segments, segments))
+        bias = relative(order, order) + attention_bias(same_segment(segments, segments))
         real = (segments > 0)[..., None].astype(dtype)
+        shared = self.sites.shared("encoder", cfg)
         for i in range(cfg.num_encoder_layers):
-            layer = EncoderLayer(cfg, name=f"layers_{i}")
-            x = layer(x, bias, real, enable_dropout=enable_dropout)
+            x = self.sites.layer_input(x, segments, positions, Place("encoder", i))
+            layer = EncoderLayer(cfg, self.sites, i, name=f"layers_{i}")
+            x = layer(x, bias, real, shared, enable_dropout=enable_dropout)
         x = RMSNorm(dtype, name="encoder_norm")(x) * real
         return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), segments)
 
 
 class DecoderLayer(nn.Module):
     config: T5Config
+    sites: Sites
+    layer: int
 
     @nn.compact
     def __call__(
@@ -103,28 +122,35 @@ class DecoderLayer(nn.Module):
         cross_source: Array | KeysValues,
         cross_bias: Array,
         real: Array,
+        shared: Any,
         *,
         cache: KeysValues | None,
         index: Array | int,
         enable_dropout: bool,
     ) -> tuple[Array, KeysValues, KeysValues]:
-        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
+        own, across, mlp = (Place("decoder", self.layer, block) for block in BLOCKS["decoder"])
+        options = {"shared": shared, "enable_dropout": enable_dropout}
         y = RMSNorm(dtype, name="pre_self_attention_layer_norm")(x) * real
-        attend = Attention(cfg, name="self_attention")
-        y, kv = attend(y, y, self_bias, cache=cache, index=index, enable_dropout=enable_dropout)
+        attend = Attention(cfg, sites, own, name=own.block)
+        y, kv = attend(y, y, self_bias, cache=cache, index=index, **options)
+        y = sites.sublayer(y, own)
         x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
         y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x) * real
-        attend = Attention(cfg, name="encoder_decoder_attention")
-        y, cross = attend(y, cross_source, cross_bias, enable_dropout=enable_dropout)
+        attend = Attention(cfg, sites, across, name=across.block)
+        y, cross = attend(y, cross_source, cross_bias, **options)
+        y = sites.sublayer(y, across)
         x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
         y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
-        y = Mlp(cfg, name="mlp")(y, enable_dropout=enable_dropout)
+        y = Mlp(cfg, sites, mlp, name=mlp.block)(y, enable_dropout=enable_dropout)
+        y = sites.sublayer(y, mlp)
         x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), kv, cross
 
 
 class Decoder(nn.Module):
     config: T5Config
+    sites: Sites
 
     @nn.compact
     def __call__(
@@ -135,6 +161,7 @@ class Decoder(nn.Module):
         segments: Array,
         positions: Array | None = None,
         *,
+        tied_logits: Callable[[Array], Array],
         cache: Cache | None = None,
         enable_dropout: bool = False,
     ) -> tuple[Array, Cache | None]:
@@ -146,53 +173,61 @@ class Decoder(nn.Module):
           real_input: [B, L] bool, where the decoder input is real; outputs elsewhere are zero.
           segments: [B, L] int32, of the targets: 0 at padding, else as the encoder's.
           positions: [B, L] int32 within each example of a packed batch.
+          tied_logits: the output layer, where it is tied to the embedding.
           cache: state of cached decoding; without it a causal mask is used.
           enable_dropout: apply dropout.
 
         Returns:
-          [B, L, D] after the final norm (or logits [B, L, V] float32 where the output layer is
-          untied), and the cache after this step.
+          Logits [B, L, V] float32, and the cache after this step.
         """
-        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        x = dropout(x, cfg.dropout_rate, self, enable_dropout)
+        cfg, dtype, length = self.config, jnp.dtype(self.config.dtype), x.shape[1]
+        if cache is None or cache.cross is None:
+            x, segments, positions = self.sites.embedded(x, segments, positions, "decoder")
+            added = x.shape[1] - length
+            real_input = jnp.pad(real_input, ((0, 0), (added, 0)), constant_values=True)
+        x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
         if cache is None:
             order = jnp.arange(x.shape[1])
             queries = keys = order if positions is None else positions
             visible = (order[None, :] <= order[:, None]) & same_segment(segments, segments)
         else:
             keys = jnp.arange(cache.keys_values[0][0].shape[1])
-            queries = cache.index[None]
+            queries = cache.index + jnp.arange(x.shape[1])
             visible = (keys[None, :] <= queries[:, None])[None, None]
         relative = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")
         self_bias = relative(queries, keys) + attention_bias(visible)
         cross_bias = attention_bias(same_segment(segments, encoded.segments))
         real = real_input[..., None].astype(dtype)
+        shared = self.sites.shared("decoder", cfg)
         keys_values, crosses = [], []
         for i in range(cfg.num_decoder_layers):
-            x, kv, cross = DecoderLayer(cfg, name=f"layers_{i}")(
+            x, kv, cross = DecoderLayer(cfg, self.sites, i, name=f"layers_{i}")(
                 x,
                 self_bias,
                 cache.cross[i] if cache is not None and cache.cross else encoded.states,
                 cross_bias,
                 real,
+                shared,
                 cache=cache.keys_values[i] if cache is not None else None,
                 index=cache.index if cache is not None else 0,
                 enable_dropout=enable_dropout,
             )
             keys_values.append(kv)
             crosses.append(cross)
-        x = RMSNorm(dtype, name="decoder_norm")(x) * real
-        x = dropout(x, cfg.dropout_rate, self, enable_dropout)
-        if not cfg.tied_logits:
-            logits = Dense(
-                cfg.vocab_size, ("embed", "vocab"), jnp.dtype("float32"), name="logits_dense"
-            )
-            x = nn.with_logical_constraint(logits(x), ("batch", "length", "vocab"))
         if cache is not None:
             cache = cache.replace(
-                index=cache.index + 1, keys_values=tuple(keys_values), cross=tuple(crosses)
+                index=cache.index + x.shape[1], keys_values=tuple(keys_values), cross=tuple(crosses)
             )
-        return x, cache
+        x = (RMSNorm(dtype, name="decoder_norm")(x) * real)[:, -length:]
+        x = dropout(x, cfg.dropout_rate, self, enable_dropout)
+        if cfg.tied_logits:
+            logits = tied_logits(x)
+        else:
+            dense = Dense(
+                cfg.vocab_size, ("embed", "vocab"), jnp.dtype("float32"), name="logits_dense"
+            )
+            logits = nn.with_logical_constraint(dense(x), ("batch", "length", "vocab"))
+        return self.sites.logits(logits, x), cache
 
 
 class T5(nn.Module):
@@ -208,22 +243,23 @@ class T5(nn.Module):
     def setup(self) -> None:
         self.token_embedder = Embed(self.config)
         self.encoder = Encoder(self.config, self.sites)
-        self.decoder = Decoder(self.config)
+        self.decoder = Decoder(self.config, self.sites)
 
     def encode(
         self,
         encoder_input_tokens: Array,
         encoder_segment_ids: Array | None = None,
         encoder_positions: Array | None = None,
+        tasks: Array | None = None,
         *,
         enable_dropout: bool = False,
     ) -> Encoded:
-        """Encodes tokens [B, T] int32; 0 is padding. Segments and positions: see `__call__`."""
+        """Encodes tokens [B, T] int32; 0 is padding. The other arrays: see `__call__`."""
         segments = encoder_segment_ids
         if segments is None:
             segments = (encoder_input_tokens > 0).astype(jnp.int32)
         x = self.token_embedder(encoder_input_tokens)
-        return self.encoder(x, segments, encoder_positions, enable_dropout=enable_dropout)
+        return self.encoder(x, segments, encoder_positions, tasks, enable_dropout=enable_dropout)
 
     def decode(
         self,
@@ -243,19 +279,20 @@ class T5(nn.Module):
         if positions is not None:
             first = (positions == 0) & (segments > 0)
         x = self.token_embedder(decoder_input_tokens)
-        x, _ = self.decoder(
+        logits, _ = self.decoder(
             x,
             encoded,
             (decoder_input_tokens > 0) | first,
             segments,
             positions,
+            tied_logits=self.token_embedder.attend,
             enable_dropout=enable_dropout,
         )
-        return self._logits(x)
+        return logits
 
     def init_cache(self, encoded: Encoded, length: int) -> Cache:
         """An empty cache for decoding up to `length` tokens."""
-        cfg = self.config
+        cfg, length = self.config, length + self.sites.decoder_positions
         shape = (encoded.states.shape[0], length, cfg.num_heads, cfg.head_dim)
         empty = jnp.zeros(shape, cfg.dtype)
         layers = tuple((empty, empty) for _ in range(cfg.num_decoder_layers))
@@ -265,11 +302,15 @@ class T5(nn.Module):
         """One token [B] int32 for each row to the next token's logits [B, V] float32."""
         segments = jnp.ones((tokens.shape[0], 1), jnp.int32)
         x = self.token_embedder(tokens[:, None])
-        x, after = self.decoder(x, cache.encoded, segments > 0, segments, cache=cache)
-        return self._logits(x)[:, 0], cast(Cache, after)
-
-    def _logits(self, x: Array) -> Array:
-        return self.token_embedder.attend(x) if self.config.tied_logits else x
+        logits, after = self.decoder(
+            x,
+            cache.encoded,
+            segments > 0,
+            segments,
+            tied_logits=self.token_embedder.attend,
+            cache=cache,
+        )
+        return logits[:, 0], cast(Cache, after)
 
     def __call__(
         self,
@@ -280,6 +321,7 @@ class T5(nn.Module):
         decoder_segment_ids: Array | None = None,
         encoder_positions: Array | None = None,
         decoder_positions: Array | None = None,
+        tasks: Array | None = None,
         *,
         enable_dropout: bool = False,
     ) -> Array:
@@ -295,6 +337,7 @@ class T5(nn.Module):
           encoder_positions: [B, T] int32 of a packed batch: positions within each example. A method
             that adds positions finds their places, tokens 0, at the front of each example.
           decoder_positions: [B, L] int32, the same for the targets.
+          tasks: [B] int32, each example's task, for methods that tell tasks apart.
           enable_dropout: needs `rngs={"dropout": key}`.
 
         Returns:
@@ -304,6 +347,7 @@ class T5(nn.Module):
             encoder_input_tokens,
             encoder_segment_ids,
             encoder_positions,
+            tasks,
             enable_dropout=enable_dropout,
         )
         return self.decode(

@@ -7,26 +7,119 @@ submodule made in a site becomes a child of the calling module: a module named `
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from jax import Array
+
+from prompt_tuning.t5.config import T5Config
+
+Attend = Callable[[Array, Array, Array, Array | None], Array]
+BLOCKS = {
+    "encoder": ("attention", "mlp"),
+    "decoder": ("self_attention", "encoder_decoder_attention", "mlp"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A layer of a stack, and a block in it, by T5X's names.
+
+    Attributes:
+      stack: "encoder" or "decoder".
+      layer: from 0.
+      block: of `BLOCKS[stack]`.
+    """
+
+    stack: str
+    layer: int
+    block: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
     """Identity at every site: the plain backbone."""
 
+    @property
+    def decoder_positions(self) -> int:
+        """Positions that `embedded` puts in front of the decoder's input."""
+        return 0
+
+    def shared(self, stack: str, config: T5Config) -> Any:
+        """What the stack's `attention` sites get; made once, as a child of the stack."""
+        return None
+
     def embedded(
-        self, x: Array, segments: Array, positions: Array | None
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array | None,
+        stack: str,
+        tasks: Array | None = None,
     ) -> tuple[Array, Array, Array | None]:
-        """Acts on the encoder's embedded input, before its dropout.
+        """Acts on a stack's embedded input, before its dropout.
+
+        In cached decoding it is called for the first token only.
 
         Args:
           x: [B, T, D] embedded tokens.
           segments: [B, T] int32, 0 at padding; 1 at real tokens, or 1, 2, ... for the examples
             packed into a row.
           positions: [B, T] int32 within each example of a packed batch; None if it is not packed.
+          stack: "encoder" or "decoder".
+          tasks: [B] int32, each example's task; None in the decoder, and where nobody says.
 
         Returns:
-          The three for T' positions; attention and relative positions run over these.
+          The first three for T' positions; attention and relative positions run over these. Those
+          that are added to the decoder stand in front; their outputs are dropped.
         """
         return x, segments, positions
+
+    def layer_input(
+        self, x: Array, segments: Array, positions: Array | None, place: Place
+    ) -> Array:
+        """Acts on the input [B, T', D] of an encoder layer; the rest as `embedded` returned it."""
+        return x
+
+    def linear(
+        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
+    ) -> Array:
+        """Acts around a projection, x [..., in] to [..., out].
+
+        Args:
+          call: the projection.
+          x: its input.
+          place: the layer and block.
+          projection: "query", "key", "value", "out"; "wi" or "wi_0", "wi_1"; "wo".
+        """
+        return call(x)
+
+    def attention(
+        self,
+        call: Attend,
+        query: Array,
+        key: Array,
+        value: Array,
+        bias: Array | None,
+        place: Place,
+        shared: Any,
+    ) -> Array:
+        """Acts around attention; keys and values that are added here are not cached.
+
+        Args:
+          call: (query, key, value, bias) to [B, Q, heads, head_dim].
+          query: [B, Q, heads, head_dim].
+          key, value: [B, K, heads, head_dim].
+          bias: broadcastable to [B, heads, Q, K], float32, the mask in it.
+          place: the layer and block.
+          shared: what `shared` made for the stack.
+        """
+        return call(query, key, value, bias)
+
+    def sublayer(self, y: Array, place: Place) -> Array:
+        """Acts on a block's output [B, T', D], before its dropout and the residual sum."""
+        return y
+
+    def logits(self, logits: Array, hidden: Array) -> Array:
+        """Acts on the output: logits [B, L, V] float32 of the normed hidden states [B, L, D]."""
+        return logits
