@@ -7,63 +7,52 @@ version that TensorFlow Datasets can still build: v200, where older runs have v0
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning.data import benchmark_metrics as metrics
-from prompt_tuning.data import local_files, postprocess, tasks, text_formats
+from prompt_tuning.data import few_shot, local_files, postprocess, tasks, text_formats, text_task
 from prompt_tuning.data.postprocess import TRUTH
-from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.quiet import seqio
+from prompt_tuning.data.text_task import TFDS, TextTask
 from prompt_tuning.errors import UserError
 
-TFDS = "tfds"
 VERSIONS = {"super_glue": ("1.0.2", "v102"), "glue": ("2.0.0", "v200")}
 
 ENTAILMENT = ("entailment", "not_entailment")
 MNLI = ("entailment", "neutral", "contradiction")
 NLI_FIELDS = ("hypothesis", "premise")
 PAIR = ("sentence1", "sentence2")
+QUESTIONS = ("question1", "question2")
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark(TextTask):
     """A task of GLUE or SuperGLUE.
 
     Attributes:
       suite: "glue" or "super_glue".
       name: of the task within it.
-      format: the preprocessor.
-      postprocess: of targets and predictions.
-      metrics: the first chooses the best step.
-      labels: words in the order of the labels' numbers; none for other than classification.
-      config: of TensorFlow Datasets, if it is not `name`.
-      variant: behind the version in the name of the SeqIO task.
-      splits: of TensorFlow Datasets.
-      hidden: splits whose targets TensorFlow Datasets does not have.
-      local: its files, if the shared data have it.
     """
 
     suite: str
     name: str
-    format: Callable[..., tf.data.Dataset]
-    postprocess: Callable[..., Any]
-    metrics: Sequence[Callable[..., Mapping[str, float]]]
-    labels: Sequence[str] = ()
-    config: str = ""
-    variant: str = ""
-    splits: Sequence[str] = local_files.SPLITS
-    hidden: Sequence[str] = ("test",)
-    local: local_files.LocalFiles | None = None
 
-    @property
-    def task(self) -> str:
-        """Name of the SeqIO task."""
-        return f"taskless_{self.suite}_{self.name}_{VERSIONS[self.suite][1]}{self.variant}_examples"
 
-    @property
-    def tfds_name(self) -> str:
-        return f"{self.suite}/{self.config or self.name}:{VERSIONS[self.suite][0]}"
+def _benchmark(
+    suite: str, name: str, *, config: str = "", variant: str = "", **options: Any
+) -> Benchmark:
+    """A task whose `config` is of TensorFlow Datasets; `variant` is behind the version's name."""
+    version, short = VERSIONS[suite]
+    return Benchmark(
+        suite=suite,
+        name=name,
+        task=f"taskless_{suite}_{name}_{short}{variant}_examples",
+        tfds_name=f"{suite}/{config or name}:{version}",
+        **{"hidden": ("test",)} | options,
+    )
 
 
 def _classification(
@@ -81,7 +70,7 @@ def _classification(
 ) -> Benchmark:
     columns: dict[str, type | Sequence[str]] = dict.fromkeys(fields, str)
     columns |= {**(extra or {}), "label": labels}
-    return Benchmark(
+    return _benchmark(
         suite,
         name,
         format=functools.partial(
@@ -95,16 +84,16 @@ def _classification(
 
 
 _super_glue = functools.partial(_classification, "super_glue")
-_glue = functools.partial(_classification, "glue")
+glue = functools.partial(_classification, "glue")
 _SPAN_TYPES = {"span1_text": str, "span1_index": int, "span2_text": str, "span2_index": int}
 _wsc = functools.partial(
-    Benchmark,
+    _benchmark,
     "super_glue",
     "wsc",
     postprocess=postprocess.wsc,
     config="wsc.fixed",
     local=local_files.LocalFiles(
-        "wsc", {"text": str, **_SPAN_TYPES, "label": TRUTH}, adapt=local_files.wsc_rows
+        "wsc", {"text": str, **_SPAN_TYPES, "label": TRUTH}, adapt=local_files.wsc_row
     ),
 )
 
@@ -115,7 +104,7 @@ BENCHMARKS = (
         TRUTH,
         local="boolq",
         extra={"title": str},
-        adapt=local_files.boolq_rows,
+        adapt=local_files.boolq_row,
     ),
     _super_glue(
         "cb",
@@ -130,7 +119,7 @@ BENCHMARKS = (
         ("choice1", "choice2"),
         local="copa",
     ),
-    Benchmark(
+    _benchmark(
         "super_glue",
         "multirc",
         format=functools.partial(text_formats.multirc, labels=TRUTH),
@@ -145,19 +134,20 @@ BENCHMARKS = (
                 "label": TRUTH,
                 **dict.fromkeys(("pid", "qid", "aid"), int),
             },
-            adapt=local_files.multirc_rows,
+            adapt_all=local_files.multirc_rows,
         ),
     ),
-    Benchmark(
+    _benchmark(
         "super_glue",
         "record",
         format=text_formats.record,
         postprocess=postprocess.record,
         metrics=(metrics.record,),
+        examples_per_row=138_854 / 100_730,
         local=local_files.LocalFiles(
             "record_fewshot",
             {"passage": str, "query": str, "entities": list, "answers": list},
-            adapt=local_files.record_rows,
+            adapt_all=local_files.record_rows,
         ),
     ),
     _super_glue("rte", NLI_FIELDS, ENTAILMENT, local="rte"),
@@ -166,6 +156,7 @@ BENCHMARKS = (
         format=functools.partial(text_formats.wsc, true_only=True),
         metrics=(),
         variant="_simple_train",
+        examples_per_row=259 / 554,
         splits=("train",),
         hidden=(),
     ),
@@ -186,7 +177,7 @@ BENCHMARKS = (
         hidden=(),
     ),
     _super_glue("axg", NLI_FIELDS, ENTAILMENT, splits=("test",), hidden=()),
-    _glue(
+    glue(
         "cola",
         ("sentence",),
         ("unacceptable", "acceptable"),
@@ -194,27 +185,27 @@ BENCHMARKS = (
         local="cola",
         renamed={"sentence": "text"},
     ),
-    _glue(
+    glue(
         "sst2",
         ("sentence",),
         ("negative", "positive"),
         local="sst2",
         renamed={"sentence": "text"},
     ),
-    _glue(
+    glue(
         "mrpc",
         PAIR,
         ("not_equivalent", "equivalent"),
         metrics=(metrics.f1, metrics.accuracy),
         local="mrpc",
     ),
-    _glue(
+    glue(
         "qqp",
-        ("question1", "question2"),
+        QUESTIONS,
         ("not_duplicate", "duplicate"),
         metrics=(metrics.f1, metrics.accuracy),
     ),
-    Benchmark(
+    _benchmark(
         "glue",
         "stsb",
         format=text_formats.similarity,
@@ -224,7 +215,7 @@ BENCHMARKS = (
             "stsb", {**dict.fromkeys(PAIR, str), "label": float}, renamed={"label": "score"}
         ),
     ),
-    _glue(
+    glue(
         "mnli",
         NLI_FIELDS,
         MNLI,
@@ -237,18 +228,18 @@ BENCHMARKS = (
         ),
         hidden=("test_matched", "test_mismatched"),
     ),
-    _glue("mnli_matched", NLI_FIELDS, MNLI, splits=("validation", "test")),
-    _glue("mnli_mismatched", NLI_FIELDS, MNLI, splits=("validation", "test")),
-    _glue("qnli", ("question", "sentence"), ENTAILMENT, local="qnli_dev"),
-    _glue(
+    glue("mnli_matched", NLI_FIELDS, MNLI, splits=("validation", "test")),
+    glue("mnli_mismatched", NLI_FIELDS, MNLI, splits=("validation", "test")),
+    glue("qnli", ("question", "sentence"), ENTAILMENT, local="qnli_dev"),
+    glue(
         "rte",
         PAIR,
         ENTAILMENT,
         local="rte",
         renamed={"sentence1": "premise", "sentence2": "hypothesis"},
     ),
-    _glue("wnli", PAIR, ("not_entailment", "entailment"), local="wnli"),
-    _glue("ax", NLI_FIELDS, MNLI, metrics=(), splits=("test",)),
+    glue("wnli", PAIR, ("not_entailment", "entailment"), local="wnli"),
+    glue("ax", NLI_FIELDS, MNLI, metrics=(), splits=("test",)),
 )
 
 # A mixture trains on what of it has the split "train", and is measured on what has "validation".
@@ -264,43 +255,28 @@ MIXTURES = {
     ),
 }
 
-_HIDDEN: dict[str, tuple[str, ...]] = {}  # splits without targets of each task registered
-
 
 def register_benchmarks(vocabulary: seqio.Vocabulary, source: str | Path = TFDS) -> tuple[str, ...]:
-    """Registers the SeqIO tasks, replacing those of the same name; downloads nothing.
+    """Registers these tasks and mixtures; see `text_task.register`."""
+    there = text_task.register(BENCHMARKS, vocabulary, source)
+    return there + register_mixtures(there)
 
-    Args:
-      vocabulary: of inputs and targets.
-      source: "tfds", or a folder of data sets as `LocalFiles` describes; of what it does not hold
-        nothing is registered.
 
-    Returns:
-      The names of tasks and mixtures.
-
-    Raises:
-      UserError: if the folder holds none of them.
-    """
-    names = [b.task for b in BENCHMARKS if _register(b, vocabulary, source)]
-    if not names:
-        folders = sorted({b.local.folder for b in BENCHMARKS if b.local})
-        raise UserError(f"{source}: no .jsonl files in folders named {', '.join(folders)}")
-    for mixture, parts in MIXTURES.items():
-        if there := [part for part in parts if part in names]:
-            seqio.MixtureRegistry.remove(mixture)
-            seqio.MixtureRegistry.add(mixture, there, default_rate=1.0)
-            tasks.LABELS[mixture] = tasks.labels_of(there[0])
-            names.append(mixture)
-    return tuple(names)
+def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
+    """Registers `MIXTURES` of those parts that are registered; returns the names."""
+    by_name = {benchmark.task: benchmark for benchmark in BENCHMARKS}
+    mixtures = {name: [by_name[part] for part in parts] for name, parts in MIXTURES.items()}
+    return text_task.add_equal_mixtures(mixtures, there)
 
 
 def hidden_splits(task: str) -> tuple[str, ...]:
     """Splits of a registered task that can be predicted on but not measured."""
-    return _HIDDEN.get(task, ())
+    return tasks.HIDDEN_SPLITS.get(task, ())
 
 
 def scores(results: metrics.Results) -> dict[str, float]:
-    """`super_glue_score` and `glue_score` by SeqIO task, if no task is missing."""
+    """`super_glue_score` and `glue_score` by SeqIO task, few-shot or not, if no task is missing."""
+    results = {re.sub(few_shot.ENDING, "", task): found for task, found in results.items()}
     found = {}
     for suite, score in (("super_glue", metrics.super_glue_score), ("glue", metrics.glue_score)):
         there = {
@@ -309,42 +285,3 @@ def scores(results: metrics.Results) -> dict[str, float]:
         with contextlib.suppress(UserError):
             found[f"{suite}_score"] = score(there)
     return found
-
-
-def _register(benchmark: Benchmark, vocabulary: seqio.Vocabulary, source: str | Path) -> bool:
-    """Whether `source` has the task."""
-    found = _tfds(benchmark) if source == TFDS else _folder(benchmark, Path(source))
-    if found is None:
-        return False
-    name = benchmark.task
-    tasks.LABELS[name] = tuple(benchmark.labels)
-    _HIDDEN[name] = tuple(benchmark.hidden) if source == TFDS else ()
-    seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(
-        name,
-        source=found,
-        preprocessors=[
-            benchmark.format,
-            seqio.preprocessors.tokenize,
-            seqio.CacheDatasetPlaceholder(),
-            seqio.preprocessors.append_eos_after_trim,
-        ],
-        postprocess_fn=benchmark.postprocess,
-        metric_fns=list(benchmark.metrics),
-        output_features=tasks.features(vocabulary),
-        # The folder's own shuffle is whole; SeqIO's buffer lets the epochs run into each other.
-        **({} if source == TFDS else {"shuffle_buffer_size": None}),
-    )
-    return True
-
-
-def _tfds(benchmark: Benchmark) -> seqio.DataSource:
-    return seqio.TfdsDataSource(benchmark.tfds_name, splits=benchmark.splits)
-
-
-def _folder(benchmark: Benchmark, root: Path) -> seqio.DataSource | None:
-    if benchmark.local is None:
-        return None
-    paths = benchmark.local.paths(root.expanduser())
-    there = {split: path for split, path in paths.items() if split in benchmark.splits}
-    return local_files.FolderSource(benchmark.local, there) if there else None

@@ -1,17 +1,19 @@
 """python -m prompt_tuning.data.show_tasks: the tasks, their sources, splits, metrics and labels."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
-from prompt_tuning.data import benchmarks, local_files, tasks
+from prompt_tuning.data import catalogue, local_files, tasks
 from prompt_tuning.data.quiet import seqio
+from prompt_tuning.data.text_task import TFDS
 from prompt_tuning.errors import UserError
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "A folder of local data sets to list the benchmarks of, instead of TFDS's."
+    "data_dir", None, "A folder of local data sets to list the tasks of, instead of TFDS's."
 )
 _MODULE = flags.DEFINE_string("module", None, "A module that registers more tasks.")
 
@@ -57,6 +59,8 @@ def _source(source: seqio.DataSource) -> str:
             return f"tfds {source.tfds_dataset.name}"
         case local_files.FolderSource():
             return str(source.folder)
+        case seqio.FileDataSource():
+            return os.path.dirname(source.list_shards(source.splits[0])[0])
         case tasks.RowSource():
             return "files"
         case _:
@@ -67,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
     try:
-        benchmarks.register_benchmarks(vocabulary, _DATA_DIR.value or benchmarks.TFDS)
+        catalogue.register(vocabulary, _DATA_DIR.value or TFDS)
         if _MODULE.value:
             importlib.import_module(_MODULE.value)
     except (UserError, ImportError) as error:
