@@ -1,20 +1,34 @@
-"""GLUE and SuperGLUE from local JSON-lines files, with the fields that TensorFlow Datasets has."""
+"""Benchmarks from local JSON-lines files or saved data sets, with the fields that TensorFlow
+Datasets has.
+"""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.data import files
+from prompt_tuning.data import records, saved_datasets
 from prompt_tuning.data.memory_source import MemorySource
 from prompt_tuning.data.quiet import tf
+from prompt_tuning.data.records import BadRows, shown
 from prompt_tuning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 ENDINGS = (".jsonl", ".jsonl.xz", ".jsonl.gz")
 
 Fields = dict[str, Any]
-Adapt = Callable[[list[Fields], Path], list[Fields]]
+Adapt = Callable[[Fields, str], Fields]
+AdaptAll = Callable[[list[Fields], Path], list[Fields]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder of data sets, and which malformed rows of them are skipped."""
+
+    root: Path
+    bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,43 +39,101 @@ class LocalFiles:
       folder: below it; holds `train.jsonl`, `validation.jsonl`, `test.jsonl`, plain, .xz or .gz.
       columns: the fields that are read: a type, or the words that a label's number stands for.
       renamed: TensorFlow Datasets' name of a column to the file's, where they differ.
-      adapt: makes the fields of TensorFlow Datasets of a file's rows; also gets its path.
+      adapt: makes the fields of TensorFlow Datasets of a row; also gets its file and line.
+      adapt_all: the same of all rows at once, each with "idx"; also gets the file's path.
     """
 
     folder: str
     columns: Mapping[str, type | Sequence[str]]
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapt: Adapt | None = None
+    adapt_all: AdaptAll | None = None
 
     def paths(self, root: Path) -> dict[str, Path]:
         """The file of each split that is there."""
         found = {split: _file(root / self.folder, split) for split in SPLITS}
         return {split: path for split, path in found.items() if path}
 
-    def rows(self, path: Path) -> list[Fields]:
+    def rows(self, path: Path, bad_rows: BadRows) -> list[Fields]:
         """A file's examples, with the fields of TensorFlow Datasets; "idx" counts them.
 
         Raises:
-          UserError: naming file and line, for the first row that is not as it must be.
+          UserError: naming file and line, for the first row that is not as it must be and that
+            `bad_rows` does not skip.
         """
-        rows = _read(path, self.columns, self.renamed)
-        return self.adapt(rows, path) if self.adapt else rows
+        read = records.read(path, self._row, bad_rows)
+        rows = [{"idx": number, **row} for number, row in enumerate(read)]
+        return self.adapt_all(rows, path) if self.adapt_all else rows
+
+    def source(self, folder: Folder, splits: Collection[str]) -> "FolderSource | None":
+        """Over the files of those of `splits` that are there; None if none is."""
+        paths = self.paths(folder.root)
+        there = {split: path for split, path in paths.items() if split in splits}
+        return FolderSource(self.rows, there, folder.bad_rows) if there else None
+
+    def _row(self, fields: Fields, where: str) -> Fields:
+        row = _row(fields, self.columns, where, self.renamed)
+        return self.adapt(row, where) if self.adapt else row
 
 
 class FolderSource(MemorySource):
     """Examples of local files, with the fields of TensorFlow Datasets."""
 
-    def __init__(self, local: LocalFiles, paths: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        rows: Callable[[Path, BadRows], list[Fields]],
+        paths: Mapping[str, Path],
+        bad_rows: BadRows,
+    ) -> None:
         super().__init__(paths)
-        self._local, self._paths = local, dict(paths)
+        self._rows, self._paths, self._bad_rows = rows, dict(paths), bad_rows
 
     @property
     def folder(self) -> Path:
         return next(iter(self._paths.values())).parent
 
     def columns(self, split: str) -> dict[str, Any]:
-        rows = self._local.rows(self._paths[split])
+        rows = self._rows(self._paths[split], self._bad_rows)
         return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def saved_source(
+    folder: Folder,
+    tfds_name: str,
+    splits: Collection[str] | Mapping[str, str],
+    labels: Sequence[str],
+) -> FolderSource | None:
+    """Over the saved data sets of one of TensorFlow Datasets, such as `glue/rte/train` or
+    `rte/train` for "glue/rte:2.0.0"; None if there is none.
+    """
+    name = tfds_name.partition(":")[0]
+    names = splits if isinstance(splits, Mapping) else {split: split for split in splits}
+    for place in (folder.root / name, folder.root / name.split("/")[-1]):
+        paths = {split: place / known for split, known in names.items()}
+        there = {split: path for split, path in paths.items() if saved_datasets.is_saved(path)}
+        if there:
+            rows = functools.partial(_saved_rows, labels=labels)
+            return FolderSource(rows, there, folder.bad_rows)
+    return None
+
+
+def _saved_rows(path: Path, bad_rows: BadRows, labels: Sequence[str]) -> list[Fields]:
+    saved_datasets.check_order(path, "label", labels)
+    lowest = -1 if path.name.startswith("test") else 0  # -1: the label is not public
+
+    def row(fields: Fields, where: str) -> Fields:
+        for name, value in fields.items():
+            if value is None:
+                raise UserError(f"{where}: {name!r} is null")
+            if isinstance(value, str):
+                records.check_text(value, name, where)
+        if labels:
+            label = records.field(fields, "label", where)
+            if type(label) is not int or not lowest <= label < len(labels):
+                raise UserError(f"{where}: 'label' is {_not_one_of(label, labels)}")
+        return fields
+
+    return records.read(path, row, bad_rows)
 
 
 def _column(values: list[Any]) -> Any:
@@ -69,9 +141,22 @@ def _column(values: list[Any]) -> Any:
         case dict():
             return {name: _column([value[name] for value in values]) for name in values[0]}
         case list():
-            return tf.ragged.constant(values, tf.string)
+            return _ragged(values)
         case _:
             return tf.constant(values)
+
+
+def _ragged(values: list[list[Any]]) -> Any:
+    match next((item for value in values for item in value), ""):
+        case dict() as first:
+            return {
+                name: _ragged([[item[name] for item in value] for value in values])
+                for name in first
+            }
+        case str():
+            return tf.ragged.constant(values, tf.string)
+        case _:
+            return tf.ragged.constant(values)
 
 
 def _file(folder: Path, split: str) -> Path | None:
@@ -79,27 +164,24 @@ def _file(folder: Path, split: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _read(
-    path: Path, columns: Mapping[str, type | Sequence[str]], renamed: Mapping[str, str]
-) -> list[Fields]:
-    rows: list[Fields] = []
-    for line, fields in files.records(path):
-        row = {
-            name: _checked(fields, renamed.get(name, name), kind, f"{path}, line {line}")
-            for name, kind in columns.items()
-        }
-        rows.append({"idx": len(rows), **row})
-    if not rows:
-        raise UserError(f"{path}: no rows in it")
-    return rows
+def _row(
+    fields: Fields,
+    columns: Mapping[str, type | Sequence[str]],
+    where: str,
+    renamed: Mapping[str, str] = types.MappingProxyType({}),
+) -> Fields:
+    return {
+        name: _checked(fields, renamed.get(name, name), kind, where)
+        for name, kind in columns.items()
+    }
 
 
 def _checked(
     fields: Mapping[str, Any], name: str, kind: type | Sequence[str], where: str
 ) -> str | int | float | list[str]:
-    value = files.field(dict(fields), name, where)
+    value = records.field(dict(fields), name, where)
     if kind is str and isinstance(value, str):  # a few answers of MultiRC are empty
-        return value
+        return records.check_text(value, name, where)
     if kind is int and type(value) is int:
         return value
     if kind is float and type(value) in (int, float):
@@ -108,18 +190,19 @@ def _checked(
         return value
     if isinstance(kind, type):
         what = {str: "a text", int: "a whole number", float: "a number", list: "a list of texts"}
-        raise UserError(f"{where}: {name!r} is {str(value)[:60]!r}, not {what[kind]}")
+        raise UserError(f"{where}: {name!r} is {shown(value)}, not {what[kind]}")
     if type(value) is int and 0 <= value < len(kind):
         return value
-    raise UserError(
-        f"{where}: {name!r} is {value!r}, not a number from 0 to {len(kind) - 1} "
-        f"({', '.join(kind)})"
-    )
+    raise UserError(f"{where}: {name!r} is {_not_one_of(value, kind)}")
 
 
-def boolq_rows(rows: list[Fields], _: Path) -> list[Fields]:
+def _not_one_of(value: Any, words: Sequence[str]) -> str:
+    return f"{shown(value)}, not a number from 0 to {len(words) - 1} ({', '.join(words)})"
+
+
+def boolq_row(row: Fields, _: str) -> Fields:
     # SuperGLUE's passages begin with the title, which BoolQ itself keeps apart.
-    return [row | {"passage": f"{row['title']} -- {row['passage']}"} for row in rows]
+    return row | {"passage": f"{row['title']} -- {row['passage']}"}
 
 
 def multirc_rows(rows: list[Fields], path: Path) -> list[Fields]:
@@ -127,8 +210,9 @@ def multirc_rows(rows: list[Fields], path: Path) -> list[Fields]:
     passages = _file(path.parent, f"passages_{split}")
     if passages is None:
         raise UserError(f"{path}: needs passages_{split}.jsonl beside it")
-    read = _read(passages, {"number": int, "text": str}, {"number": "idx"})
-    texts = {passage["number"]: passage["text"] for passage in read}
+    columns = {"idx": int, "text": str}
+    read = records.read(passages, lambda fields, where: _row(fields, columns, where), BadRows())
+    texts = {passage["idx"]: passage["text"] for passage in read}
     if missing := {row["pid"] for row in rows} - set(texts):
         raise UserError(f"{passages}: no passage {min(missing)}, which {path.name} refers to")
     parts = {"paragraph": "pid", "question": "qid", "answer": "aid"}
@@ -146,14 +230,11 @@ def record_rows(rows: list[Fields], _: Path) -> list[Fields]:
     return [row | {"idx": {"passage": row["idx"], "query": row["idx"]}} for row in rows]
 
 
-def wsc_rows(rows: list[Fields], path: Path) -> list[Fields]:
-    mended = []
-    for row in rows:
-        spans = {f"{span}_text": _as_in_text(row, span) for span in ("span1", "span2")}
-        if not spans["span1_text"] or spans["span2_text"] not in row["text"]:
-            raise UserError(f"{path}: row {row['idx'] + 1}: its spans are not in its text")
-        mended.append(row | spans)
-    return mended
+def wsc_row(row: Fields, where: str) -> Fields:
+    spans = {f"{span}_text": _as_in_text(row, span) for span in ("span1", "span2")}
+    if not spans["span1_text"] or spans["span2_text"] not in row["text"]:
+        raise UserError(f"{where}: its spans are not in its text")
+    return row | spans
 
 
 def _as_in_text(row: Fields, span: str) -> str:

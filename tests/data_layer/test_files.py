@@ -189,7 +189,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"gone\.csv: no such file"):
         TextFiles(train=str(tmp_path / "gone.csv")).rows("train")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match=r"folder\.csv: cannot be read"):
+    with pytest.raises(UserError, match=r"folder\.csv: a folder without a saved data set"):
         TextFiles(train=str(tmp_path / "folder.csv")).rows("train")
     for suffix in (".gz", ".xz"):
         whole = Path(write(tmp_path / f"a.csv{suffix}", TABLE)).read_bytes()

@@ -1,0 +1,67 @@
+"""Hugging Face data sets on disk, as `Dataset.save_to_disk` writes them: Arrow files and an index.
+
+They are read without the `datasets` library, so no script, network or pickle has a part in it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import UserError
+
+INDEX = "state.json"
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a saved data set (one split)."""
+    return (folder / INDEX).is_file()
+
+
+def rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows, numbered from 1, by field; a nested field is a dict or a list.
+
+    Raises:
+      UserError: if there is no saved data set, or it cannot be read.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise UserError(
+            f"{folder}: to read a saved data set, pip install 'prompt-tuning[datasets]' ({error})"
+        ) from error
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json(folder / "dataset_dict.json")["splits"]
+        raise UserError(f"{folder}: has the splits {', '.join(splits)}; name one of these folders")
+    if not is_saved(folder):
+        raise UserError(f"{folder}: a folder without a saved data set ({INDEX}) in it")
+    index, number = _json(folder / INDEX), 0
+    if index.get("_indices_data_files"):
+        raise UserError(f"{folder}: saved by an old version of `datasets`; save it with a new one")
+    try:
+        for file in index["_data_files"]:
+            with pa.memory_map(str(folder / file["filename"])) as source:
+                for batch in pa.ipc.open_stream(source):
+                    for fields in batch.to_pylist():
+                        number += 1
+                        yield number, fields
+    except (OSError, KeyError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}: cannot be read ({error})") from error
+
+
+def check_order(folder: Path, field: str, labels: Sequence[str]) -> None:
+    """Raises UserError if the data set numbers the same label words in another order."""
+    about = folder / "dataset_info.json"
+    features = (_json(about).get("features") or {}) if about.is_file() else {}
+    names = (features.get(field) or {}).get("names")
+    if names and set(names) == set(labels) and list(names) != list(labels):
+        raise UserError(
+            f"{folder}: its {field!r} numbers {', '.join(names)} from 0, not {', '.join(labels)}"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
