@@ -26,9 +26,9 @@ def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     def work() -> None:
         try:
             for item in source:
+                put((item, None))
                 if stop.is_set():
                     return
-                put((item, None))
             put((None, StopIteration()))
         except Exception as error:  # handed to the consumer
             put((None, error))

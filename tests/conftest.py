@@ -1,6 +1,8 @@
 """Fixtures of all tests; eight simulated CPU devices, for what is about sharding."""
 
+import lzma
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,6 +12,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs keep tokenised examples in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of released checkpoints and golden arrays; skips the test where there is none."""
@@ -17,4 +27,16 @@ def shared_data() -> Path:
     folder = Path(os.environ.get("PROMPT_TUNING_SHARED_DATA", beside_repository))
     if not folder.is_dir():
         pytest.skip("no shared data; set PROMPT_TUNING_SHARED_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def first_rows(shared_data, tmp_path_factory) -> Path:
+    """The first eight rows of each file of the shared tasks, in a folder of the same layout."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for path in (shared_data / "tasks").glob("*/*.jsonl*"):
+        with (lzma.open if path.suffix == ".xz" else open)(path, "rb") as file:
+            lines = [line for line, _ in zip(file, range(8), strict=False)]
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        (folder / path.parent.name / path.name.removesuffix(".xz")).write_bytes(b"".join(lines))
     return folder

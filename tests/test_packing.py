@@ -50,7 +50,8 @@ def test_packed_equals_unpacked(weights, examples):
     with_end = [([*source, 1], [*target, 1]) for source, target in examples]
     lengths = [(P + len(source), len(target)) for source, target in with_end]
     rows = assign_rows(lengths, T, L)
-    packed = pack(with_end, rows, prompt_length=P, input_length=T, target_length=L)
+    shared = [[with_end[i] for i in row] for row in rows]
+    packed = pack(shared, prompt_length=P, input_length=T, target_length=L)
     # Empty rows keep the batch at one compiled shape.
     packed = {key: np.pad(x, ((0, EXAMPLES - len(x)), (0, 0))) for key, x in packed.items()}
     loss, gradient = value_and_gradient(weights, pad(examples, T - P, L))
@@ -75,6 +76,6 @@ def test_example_longer_than_a_row_is_named():
 
 def test_packing_takes_a_prefix_only(weights):
     model = T5(CONFIG, PromptTuning(length=P, placement="suffix"))
-    batch = pack([([5, 1], [6, 1])], [[0]], prompt_length=P, input_length=T, target_length=L)
+    batch = pack([[([5, 1], [6, 1])]], prompt_length=P, input_length=T, target_length=L)
     with pytest.raises(ValueError, match="prefix only"):
         loss_fn(model, Loss(), unflatten(weights), batch, None)

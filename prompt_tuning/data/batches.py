@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,15 @@ import jax
 import numpy as np
 
 from prompt_tuning.data.benchmarks import hidden_splits
-from prompt_tuning.data.bucketing import bucketed, default_bounds
+from prompt_tuning.data.bucketing import bucketed, constant_tokens, default_bounds, pad
+from prompt_tuning.data.memory_source import MemorySource
 from prompt_tuning.data.metrics import MetricFn
-from prompt_tuning.data.packing import Example, packed
+from prompt_tuning.data.packing import Example, Rows, pack, packed
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.tasks import RowSource, labels_of
+from prompt_tuning.data.records import BadRows
+from prompt_tuning.data.tasks import RowSource, decode, labels_of, text_of
+from prompt_tuning.data.tfds_source import check_prepared
+from prompt_tuning.data.tokens import chunks, in_memory
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSet
 
@@ -39,6 +44,10 @@ class TaskData:
         "packed", several examples a row.
       bucket_bounds: input lengths of the buckets; () for powers of two to the full length.
       packed_lengths: of a packed row; None for one full input (and the prompt) and eight targets.
+      tokens_per_batch: input positions of a bucketed batch, whose rows then follow from its length;
+        None for `batch_size` rows.
+      cache_dir: a folder that keeps the tokens of training examples for the next run; "" for none.
+      bad_rows: which malformed rows of its files are skipped; counts them.
 
     Raises:
       UserError: for an unknown task, a module that cannot be imported, or an impossible size.
@@ -53,6 +62,9 @@ class TaskData:
     batching: str = "padded"
     bucket_bounds: Sequence[int] = ()
     packed_lengths: Mapping[str, int] | None = None
+    tokens_per_batch: int | None = None
+    cache_dir: str = ""
+    bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
 
     def __post_init__(self) -> None:
         if self.batching not in BATCHINGS:
@@ -66,6 +78,11 @@ class TaskData:
             )
         if self.packed_lengths is not None:
             _check_lengths("PACKED_LENGTHS", self.packed_lengths)
+        if self.tokens_per_batch is not None and self.batching != "bucketed":
+            raise UserError(
+                f"TOKENS_PER_BATCH = {self.tokens_per_batch}: is for BATCHING = 'bucketed', not "
+                f"{self.batching!r}, whose batches have BATCH_SIZE rows"
+            )
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
         if self.module:
@@ -86,23 +103,29 @@ class TaskData:
         """The task's label words; none for text to text."""
         return labels_of(self.task)
 
+    def remarks(self) -> list[str]:
+        """Lines for the end of a run: what the user should know of the data by then."""
+        return [line for line in (self.bad_rows.summary(),) if line]
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end token."""
         features = seqio.get_mixture_or_task(self.task).output_features
         return features["inputs"].vocabulary.encode(text)
 
     def train_batches(
-        self, start: int, positions: int | None = 0
+        self, start: int, positions: int | None = 0, multiple: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the shuffled, endless "train" batches, from batch `start` on.
 
-        The order depends on the seed alone, if the task's source keeps to it, as those of
-        `tasks.register` do. Of tasks registered elsewhere, targets that are too long are cut.
+        A batch is the same for any number of processes, of which each takes its part of the rows in
+        turn; every process reads all examples. The order depends on the seed alone, if the task's
+        source keeps to it. Of tasks registered elsewhere, targets that are too long are cut.
 
         Args:
           start: the first batch.
           positions: places that the method takes in front of each packed example; None if it
             cannot be packed.
+          multiple: of which the rows of a batch must be one, the size of the mesh's data axis.
 
         Returns:
           Batches {encoder_input_tokens: [B, T], decoder_target_tokens, decoder_input_tokens,
@@ -117,67 +140,84 @@ class TaskData:
             if isinstance(task.source, RowSource):
                 targets = (row.targets for row in task.source.rows("train"))
                 self._check_targets(task, targets)
+            elif isinstance(task.source, MemorySource):
+                task.source.size("train")  # mistakes in it show before a model is loaded
         if self.batch_size % jax.process_count():
             raise UserError(
                 f"BATCH_SIZE = {self.batch_size}: must divide over {jax.process_count()} processes"
             )
-        if self.batching == "padded":
-            return self._padded(start)
-        if self.batching == "packed" and positions is None:
-            raise UserError("BATCHING = 'packed': only a prompt that is a prefix can be packed")
-        examples = self._stream()
-        rows = self.batch_size // jax.process_count()
-        source, target = self.lengths["inputs"], self.lengths["targets"]
-        if self.batching == "bucketed":
-            bounds = tuple(self.bucket_bounds) or default_bounds(source)
-            batches = bucketed(examples, bounds, rows, target)
+        if self.batching == "packed":
+            return self._packed(start, positions)
+        sizes = self._bucket_sizes(multiple)
+        if self.batching == "padded":  # where a batch begins is known without those before it
+            batches = bucketed(self._stream(start * self.batch_size), sizes)
         else:
-            positions = positions or 0
-            row = self.packed_lengths or {"inputs": source + positions, "targets": 8 * target}
-            if row["inputs"] < source + positions or row["targets"] < target:
-                raise UserError(
-                    f"PACKED_LENGTHS = {dict(row)}: a row must hold one example, "
-                    f"{source + positions} and {target} positions"
-                )
-            batches = packed(examples, rows, positions, row["inputs"], row["targets"])
-        return itertools.islice(batches, start, None)
+            batches = itertools.islice(bucketed(self._stream(), sizes), start, None)
+        return (pad(_share(rows), bound, self.lengths["targets"]) for bound, rows in batches)
 
-    def _padded(self, start: int) -> Iterator[dict[str, np.ndarray]]:
-        dataset = seqio.get_dataset(
-            self.task,
-            dict(self.lengths),
-            # SeqIO has cut the features by then; checking that again takes a third of the time.
-            seqio.EncDecFeatureConverter(pack=False, apply_length_check=False),
-            dataset_split="train",
-            use_cached=self.use_cached,
-            shuffle=True,
-            num_epochs=None,
-            shard_info=seqio.ShardInfo(jax.process_index(), jax.process_count()),
-            verbose=False,
-            seed=self.seed,
-            batch_size=self.batch_size // jax.process_count(),
+    def _packed(self, start: int, positions: int | None) -> Iterator[dict[str, np.ndarray]]:
+        if positions is None:
+            raise UserError("BATCHING = 'packed': only a prompt that is a prefix can be packed")
+        source, target = self.lengths["inputs"] + positions, self.lengths["targets"]
+        row = self.packed_lengths or {"inputs": source, "targets": 8 * target}
+        if row["inputs"] < source or row["targets"] < target:
+            raise UserError(
+                f"PACKED_LENGTHS = {dict(row)}: a row must hold one example, "
+                f"{source} and {target} positions"
+            )
+        lengths = {"input_length": row["inputs"], "target_length": row["targets"]}
+        batches = packed(self._stream(), self.batch_size, prompt_length=positions, **lengths)
+        return (
+            pack(_share(rows), prompt_length=positions, **lengths)
+            for rows in itertools.islice(batches, start, None)
         )
-        return _endless(dataset.skip(start).as_numpy_iterator(), self.task)
 
-    def _stream(self) -> Iterator[Example]:
-        """Shuffled, endless training examples of this process, cut to the full lengths."""
+    def _bucket_sizes(self, multiple: int) -> dict[int, int]:
+        """Input lengths to rows of a batch."""
+        full = self.lengths["inputs"]
+        if self.batching == "padded":
+            return {full: self.batch_size}
+        bounds = tuple(self.bucket_bounds) or default_bounds(full)
+        if self.tokens_per_batch is None:
+            return dict.fromkeys(bounds, self.batch_size)
+        return constant_tokens(
+            bounds, self.tokens_per_batch, math.lcm(multiple, jax.process_count())
+        )
+
+    def _stream(self, first: int = 0) -> Iterator[Example]:
+        """Shuffled, endless training examples of all processes, from the `first` on."""
+        tasks = self._tasks("train")
+        if len(tasks) == 1:
+            tokens = in_memory(tasks[0], "train", self.lengths, self.use_cached, self.cache_dir)
+            if tokens is not None:
+                yield from tokens.endless(self.seed, first)
+                raise _empty(self.task, "train")
         dataset = seqio.get_mixture_or_task(self.task).get_dataset(
             dict(self.lengths),
             split="train",
             use_cached=self.use_cached,
             shuffle=True,
             seed=self.seed,
-            shard_info=seqio.ShardInfo(jax.process_index(), jax.process_count()),
             num_epochs=None,
         )
-        for example in _endless(dataset.as_numpy_iterator(), self.task):
-            yield example["inputs"].tolist(), example["targets"].tolist()
+        yield from itertools.chain.from_iterable(chunks(dataset.skip(first)))
+        raise _empty(self.task, "train")  # only of nothing comes an end
 
     def eval_sets(self, split: str) -> list[EvalSet]:
-        """The evaluation set of each task of a mixture that has the split; of a task, its own."""
-        return [
-            dataclasses.replace(self, task=task.name).eval_set(split) for task in self._tasks(split)
+        """The evaluation sets of a mixture: of each task that has the split with public targets,
+        and metrics; of a task, its own.
+
+        Raises:
+          UserError: if there is none, and whatever `eval_set` refuses.
+        """
+        measured = [
+            task.name
+            for task in self._tasks(split)
+            if task.predict_metric_fns and split not in hidden_splits(task.name)
         ]
+        if not measured:
+            raise UserError(f"{self.task}: no task with metrics has the split {split!r}")
+        return [dataclasses.replace(self, task=name).eval_set(split) for name in measured]
 
     def eval_set(self, split: str) -> EvalSet:
         """The whole of a split, in its order.
@@ -193,7 +233,7 @@ class TaskData:
         [task] = tasks
         examples = self._examples(task, split)
         feature = task.output_features["targets"]
-        targets = [_text(task, example, "targets") for example in examples]
+        targets = [text_of(task, example, "targets") for example in examples]
         labels = labels_of(task.name)
         self._check_targets(task, [*labels, *targets])
         label_ids = [
@@ -202,14 +242,14 @@ class TaskData:
         return EvalSet(
             task=task.name,
             split=split,
-            inputs=[_text(task, example, "inputs") for example in examples],
+            inputs=[text_of(task, example, "inputs") for example in examples],
             targets=targets,
             encoder_input_tokens=_pad([e["inputs"] for e in examples], self.lengths["inputs"]),
             labels=labels,
             label_tokens=_pad(label_ids, self.lengths["targets"]),
             target_length=self.lengths["targets"],
             metric_fns=tuple(_over_texts(fn, task, examples) for fn in task.predict_metric_fns),
-            decode=functools.partial(_decode, feature.vocabulary),
+            decode=functools.partial(decode, feature.vocabulary),
         )
 
     def _tasks(self, split: str) -> list[seqio.Task]:
@@ -222,6 +262,7 @@ class TaskData:
         for task in found:
             if self.use_cached and task.supports_caching and not task.cache_dir:
                 raise UserError(f"{task.name}: is not cached; set USE_CACHED_TASKS = False")
+            check_prepared(task, split, self.use_cached)
         return found
 
     def _examples(self, task: seqio.Task, split: str) -> list[dict[str, Any]]:
@@ -230,7 +271,7 @@ class TaskData:
         )
         examples = list(dataset.as_numpy_iterator())
         if not examples:
-            raise UserError(f"{task.name}: the split {split!r} is empty")
+            raise _empty(task.name, split)
         return examples
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
@@ -271,24 +312,14 @@ def _check_name(task: str) -> None:
         raise UserError(f"MIXTURE_OR_TASK_NAME = {task!r}: no such task or mixture; {known}")
 
 
-def _endless(
-    batches: Iterator[dict[str, np.ndarray]], task: str
-) -> Iterator[dict[str, np.ndarray]]:
-    yield from batches
-    # Only a split with nothing to repeat comes to an end.
-    raise UserError(f"{task}: the split 'train' has no examples for this process")
+def _empty(task: str, split: str) -> UserError:
+    return UserError(f"{task}: the split {split!r} is empty")
 
 
-def _text(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
-    """The text that `seqio.preprocessors.tokenize` kept; of other pipelines, the tokens' text."""
-    text = example.get(f"{name}_pretokenized")
-    if isinstance(text, bytes):
-        return text.decode()
-    return _decode(task.output_features[name].vocabulary, example[name])
-
-
-def _decode(vocabulary: seqio.Vocabulary, ids: Sequence[int]) -> str:
-    return vocabulary.decode([int(i) for i in ids])
+def _share(rows: Rows) -> Rows:
+    """This process's part of a batch; the parts in the order of the processes are the batch."""
+    size = len(rows) // jax.process_count()
+    return rows[jax.process_index() * size :][:size]
 
 
 def _pad(ids: Sequence[Sequence[int]], length: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Length bucketing: batches of similar input length, each bucket one compiled shape."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from prompt_tuning.data.packing import Example, pack
+from prompt_tuning.data.packing import Example, Rows, pack
+from prompt_tuning.errors import UserError
 
 
 def default_bounds(limit: int, smallest: int = 16) -> tuple[int, ...]:
@@ -28,45 +29,60 @@ def bucket_of(length: int, bounds: Sequence[int]) -> int:
     raise ValueError(f"an input of {length} tokens is longer than the last bucket, {bounds[-1]}")
 
 
-def bucketed(
-    examples: Iterable[Example], bounds: Sequence[int], batch_size: int, target_length: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `batch_size` examples of one bucket, in the order in which buckets fill.
+def constant_tokens(bounds: Sequence[int], tokens: int, multiple: int) -> dict[int, int]:
+    """Rows of each bucket's batches: as many as `tokens` positions hold, a multiple of `multiple`.
+
+    Raises:
+      UserError: if the budget does not hold `multiple` rows of the longest bucket.
+    """
+    longest = bounds[-1]
+    if tokens < longest * multiple:
+        raise UserError(
+            f"TOKENS_PER_BATCH = {tokens}: too few for {multiple} rows (the devices that a batch "
+            f"is divided over) of {longest} tokens; give {longest * multiple} or more"
+        )
+    return {bound: tokens // bound // multiple * multiple for bound in bounds}
+
+
+def bucketed(examples: Iterable[Example], sizes: Mapping[int, int]) -> Iterator[tuple[int, Rows]]:
+    """Batches of examples of one bucket, in the order in which buckets fill.
 
     Every example is in exactly one batch; where `examples` end, the last batch of each bucket is
     filled up with empty rows, so that a bucket has one shape.
 
     Args:
       examples: input and target ids with their end tokens.
-      bounds: input lengths of the buckets, rising.
-      batch_size: rows of a batch.
-      target_length: of a row.
+      sizes: input lengths of the buckets, rising, to the rows of their batches.
 
     Yields:
-      T5X's encoder-decoder features [B, bound] and [B, target_length], int32.
+      A bucket's length and a batch's rows, of one example each.
     """
-    waiting: dict[int, list[Example]] = {bound: [] for bound in bounds}
+    bounds = tuple(sizes)
+    waiting: dict[int, Rows] = {bound: [] for bound in bounds}
     for example in examples:
         bound = bucket_of(len(example[0]), bounds)
-        waiting[bound].append(example)
-        if len(waiting[bound]) == batch_size:
-            yield _batch(waiting.pop(bound), bound, batch_size, target_length)
+        waiting[bound].append([example])
+        if len(waiting[bound]) == sizes[bound]:
+            yield bound, waiting[bound]
             waiting[bound] = []
     for bound, rest in waiting.items():
         if rest:
-            yield _batch(rest, bound, batch_size, target_length)
+            yield bound, rest + [[]] * (sizes[bound] - len(rest))
 
 
-def _batch(
-    examples: Sequence[Example], bound: int, batch_size: int, target_length: int
-) -> dict[str, np.ndarray]:
-    """One example a row; the features that only packed rows need are left out."""
-    rows = [[i] if i < len(examples) else [] for i in range(batch_size)]
-    features = pack(
-        examples, rows, prompt_length=0, input_length=bound, target_length=target_length
-    )
+def pad(rows: Rows, input_length: int, target_length: int) -> dict[str, np.ndarray]:
+    """Lays out one example a row, under T5X's names.
+
+    Returns:
+      encoder_input_tokens [B, input_length], decoder_input_tokens, decoder_target_tokens and
+      decoder_loss_weights [B, target_length], int32; what only packed rows need is left out.
+    """
+    features = pack(rows, prompt_length=0, input_length=input_length, target_length=target_length)
+    targets = features["decoder_target_tokens"]
     return {
-        name: rows
-        for name, rows in features.items()
-        if not name.endswith(("_segment_ids", "_positions"))
+        "encoder_input_tokens": features["encoder_input_tokens"],
+        # As T5X shifts: the end token too comes by once more.
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": features["decoder_loss_weights"],
     }

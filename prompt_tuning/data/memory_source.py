@@ -21,6 +21,14 @@ class MemorySource(seqio.DataSource):
     def columns(self, split: str) -> Any:
         """Tensors with the examples on their first axis, by feature."""
 
+    def size(self, split: str) -> int:
+        """How many examples a split has.
+
+        Not as SeqIO's `num_input_examples`: of a small split whose size it knows SeqIO keeps the
+        first epoch in memory, shuffled, and repeats that order for ever.
+        """
+        return len(tf.data.Dataset.from_tensor_slices(self.columns(split)))
+
     @property
     def supports_arbitrary_sharding(self) -> bool:
         return False

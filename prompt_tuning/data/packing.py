@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-Example = tuple[Sequence[int], Sequence[int]]  # input ids and target ids, end tokens included
+# Input ids and target ids, end tokens included.
+Example = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+Rows = list[list[Example]]  # of a batch: the examples that share each row
 WINDOW = 16  # examples that are packed together, per row of a batch
 
 
@@ -51,14 +53,12 @@ def assign_rows(
 
 
 def pack(
-    examples: Sequence[Example], rows: Sequence[Sequence[int]], *, prompt_length: int,
-    input_length: int, target_length: int,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    rows: Rows, *, prompt_length: int, input_length: int, target_length: int
+) -> dict[str, np.ndarray]:
     """Lays examples out in rows, under T5X's names for packed features.
 
     Args:
-      examples: with their end tokens.
-      rows: of `assign_rows`.
+      rows: examples with their end tokens.
       prompt_length: P, places in front of each input; 0 for a method that adds no positions.
       input_length, target_length: of a row.
 
@@ -67,20 +67,28 @@ def pack(
       decoder_input_tokens, decoder_target_tokens, decoder_segment_ids, decoder_positions,
       decoder_loss_weights [B, target_length], all int32.
     """
-    sources = [[[0] * prompt_length + list(examples[i][0]) for i in row] for row in rows]
-    targets = [[list(examples[i][1]) for i in row] for row in rows]
-    inputs = [[[0, *target[:-1]] for target in row] for row in targets]
-    tokens = _rows(targets, target_length)
-    return {
-        "encoder_input_tokens": _rows(sources, input_length),
-        "encoder_segment_ids": _rows(_segments(sources), input_length),
-        "encoder_positions": _rows(_positions(sources), input_length),
-        "decoder_input_tokens": _rows(inputs, target_length),
-        "decoder_target_tokens": tokens,
-        "decoder_segment_ids": _rows(_segments(targets), target_length),
-        "decoder_positions": _rows(_positions(targets), target_length),
-        "decoder_loss_weights": (tokens > 0).astype(np.int32),
+    encoder = {
+        f"encoder_{name}": np.zeros((len(rows), input_length), np.int32)
+        for name in ("input_tokens", "segment_ids", "positions")
     }
+    decoder = {
+        f"decoder_{name}": np.zeros((len(rows), target_length), np.int32)
+        for name in ("input_tokens", "target_tokens", "segment_ids", "positions")
+    }
+    for row, examples in enumerate(rows):
+        start, begin = 0, 0
+        for n, (source, target) in enumerate(examples, 1):
+            stop, end = start + prompt_length + len(source), begin + len(target)
+            encoder["encoder_input_tokens"][row, start + prompt_length : stop] = source
+            encoder["encoder_segment_ids"][row, start:stop] = n
+            encoder["encoder_positions"][row, start:stop] = np.arange(stop - start)
+            decoder["decoder_input_tokens"][row, begin + 1 : end] = target[:-1]
+            decoder["decoder_target_tokens"][row, begin:end] = target
+            decoder["decoder_segment_ids"][row, begin:end] = n
+            decoder["decoder_positions"][row, begin:end] = np.arange(end - begin)
+            start, begin = stop, end
+    weights = (decoder["decoder_target_tokens"] > 0).astype(np.int32)
+    return {**encoder, **decoder, "decoder_loss_weights": weights}
 
 
 def packed(
@@ -89,8 +97,8 @@ def packed(
     prompt_length: int,
     input_length: int,
     target_length: int,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `batch_size` packed rows, each window of examples packed on its own.
+) -> Iterator[Rows]:
+    """Batches of `batch_size` rows to pack, each window of examples packed on its own.
 
     Every example is in exactly one row; where `examples` end, empty rows fill the last batch.
 
@@ -99,38 +107,13 @@ def packed(
       batch_size: rows of a batch.
       prompt_length, input_length, target_length: see `pack`; the prompt counts in `input_length`.
     """
-    lengths = {"input_length": input_length, "target_length": target_length}
     stream, waiting = iter(examples), []
     while window := list(itertools.islice(stream, WINDOW * batch_size)):
         sizes = [(prompt_length + len(source), len(target)) for source, target in window]
-        waiting += [[window[i] for i in row] for row in assign_rows(sizes, **lengths)]
+        rows = assign_rows(sizes, input_length, target_length)
+        waiting += [[window[i] for i in row] for row in rows]
         while len(waiting) >= batch_size:
-            batch, waiting = waiting[:batch_size], waiting[batch_size:]
-            yield _lay_out(batch, prompt_length, **lengths)
+            yield waiting[:batch_size]
+            waiting = waiting[batch_size:]
     if waiting:
-        waiting += [[]] * (batch_size - len(waiting))
-        yield _lay_out(waiting, prompt_length, **lengths)
-
-
-def _lay_out(rows: Sequence[Sequence[Example]], prompt_length: int, **lengths: int):
-    """`pack` of rows given by their examples."""
-    ends = list(itertools.accumulate((len(row) for row in rows), initial=0))
-    indices = [range(start, end) for start, end in itertools.pairwise(ends)]
-    examples = [example for row in rows for example in row]
-    return pack(examples, indices, prompt_length=prompt_length, **lengths)
-
-
-def _rows(rows: Sequence[Sequence[Sequence[int]]], length: int) -> np.ndarray:
-    out = np.zeros((len(rows), length), np.int32)
-    for line, parts in zip(out, rows, strict=True):
-        ids = [token for part in parts for token in part]
-        line[: len(ids)] = ids
-    return out
-
-
-def _segments(rows: list[list[list[int]]]) -> list[list[list[int]]]:
-    return [[[n] * len(part) for n, part in enumerate(row, 1)] for row in rows]
-
-
-def _positions(rows: list[list[list[int]]]) -> list[list[list[int]]]:
-    return [[list(range(len(part))) for part in row] for row in rows]
+        yield waiting + [[]] * (batch_size - len(waiting))

@@ -14,10 +14,14 @@ from collections.abc import Iterator, Sequence
 from absl import app, flags
 
 from prompt_tuning import report
-from prompt_tuning.data import benchmarks, tasks
+from prompt_tuning.data import catalogue, tasks
 from prompt_tuning.data.bucketing import bucket_of, default_bounds
 from prompt_tuning.data.packing import WINDOW, assign_rows
 from prompt_tuning.data.quiet import seqio
+from prompt_tuning.data.records import BadRows
+from prompt_tuning.data.skip_flag import SKIP_BAD_ROWS
+from prompt_tuning.data.text_task import TFDS
+from prompt_tuning.data.tfds_source import check_prepared
 from prompt_tuning.errors import UserError
 
 _TASK = flags.DEFINE_list("task", None, "Task names, or benchmark names such as boolq.")
@@ -72,6 +76,7 @@ def packed(
 
 def lengths_of(task: str, target_length: int) -> Iterator[tuple[int, int]]:
     """Tokens, with the end token, of each training example's input and target."""
+    check_prepared(seqio.get_mixture_or_task(task), "train")
     features = {"inputs": FIXED, "targets": target_length}
     dataset = seqio.get_mixture_or_task(task).get_dataset(
         features, split="train", shuffle=True, seed=0, num_epochs=1
@@ -98,7 +103,7 @@ def measure(task: str) -> dict[str, str | float]:
     }
 
 
-def _full_name(name: str, registered: Sequence[str]) -> str:
+def full_name(name: str, registered: Sequence[str]) -> str:
     """The task that a name means: itself, or the one benchmark task that has it in it."""
     if name in seqio.TaskRegistry.names():
         return name
@@ -112,10 +117,11 @@ def _full_name(name: str, registered: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> None:
     del argv
     try:
-        registered = benchmarks.register_benchmarks(
-            tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or benchmarks.TFDS
+        bad_rows = BadRows(SKIP_BAD_ROWS.value or 0)
+        registered = catalogue.register(
+            tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or TFDS, bad_rows
         )
-        found = [measure(_full_name(name, registered)) for name in _TASK.value or ()]
+        found = [measure(full_name(name, registered)) for name in _TASK.value or ()]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -127,6 +133,8 @@ def main(argv: Sequence[str]) -> None:
         str(row["task"]): {k: float(v) for k, v in row.items() if k != "task"} for row in found
     }
     print(report.table(table | {"geometric mean": means}))
+    if skipped := bad_rows.summary():
+        print(skipped)
     if _JSON.value:
         report.write_json(_JSON.value, {"tasks": found, "geometric_mean": means})
 

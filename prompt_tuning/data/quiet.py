@@ -1,4 +1,4 @@
-"""TensorFlow and SeqIO, imported without their chatter and kept off the GPUs.
+"""TensorFlow, its Datasets and SeqIO, imported without their chatter and kept off the GPUs.
 
 TensorFlow's C++ side writes to standard error before any level can be set, so the file descriptor
 itself is turned away while it starts; Python's own exceptions still come through.
@@ -28,8 +28,9 @@ def _no_standard_error() -> Iterator[None]:
 with _no_standard_error():
     import seqio
     import tensorflow as tf
+    import tensorflow_datasets as tfds
 
     # TensorFlow would take most of the memory of the GPUs that JAX trains on.
     tf.config.set_visible_devices([], "GPU")
 
-__all__ = ["seqio", "tf"]
+__all__ = ["seqio", "tf", "tfds"]

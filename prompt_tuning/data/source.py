@@ -1,11 +1,15 @@
 """Which task a run is on: a registered one by name, or the user's own files."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
-from prompt_tuning.data import benchmarks, tasks
+from prompt_tuning.data import catalogue, tasks
+from prompt_tuning.data import few_shot as few_shot_tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.quiet import seqio
+from prompt_tuning.data.records import BadRows
+from prompt_tuning.data.text_task import TFDS
 from prompt_tuning.errors import UserError
 
 FILES_TASK = "files"
@@ -25,17 +29,25 @@ def task_data(
     batching: str = "padded",
     bucket_bounds: Sequence[int] = (),
     packed_lengths: Mapping[str, int] | None = None,
+    tokens_per_batch: int | None = None,
+    cache_dir: str = "",
+    few_shot: int | None = None,
+    few_shot_seed: int = 0,
+    skip_bad_rows: int = 0,
 ) -> TaskData:
     """The data of a run.
 
     Args:
       task: a registered SeqIO task or mixture, or None to use `files`.
       files: the user's own data, if `task` is None.
-      vocabulary: of the model; also of the demo and benchmark tasks.
-      benchmarks_dir: a folder of local data sets that GLUE and SuperGLUE are read from; "" for
-        TensorFlow Datasets.
-      lengths, batch_size, seed, module, use_cached, batching, bucket_bounds, packed_lengths: see
-        `TaskData`.
+      vocabulary: of the model; also of the package's own tasks.
+      benchmarks_dir: a folder of local data sets that the tasks of `catalogue` are read from; ""
+        for TensorFlow Datasets.
+      lengths, batch_size, seed, module, use_cached, batching, bucket_bounds, packed_lengths,
+        tokens_per_batch, cache_dir: see `TaskData`.
+      few_shot, few_shot_seed: training examples a class, and the seed of their choice (see
+        `few_shot.register`); None for all.
+      skip_bad_rows: most malformed rows, of all files together, that are skipped.
 
     Raises:
       UserError: if neither or both are given, and whatever `TaskData` refuses.
@@ -44,7 +56,9 @@ def task_data(
         raise UserError(
             f"MIXTURE_OR_TASK_NAME = {task!r} and files are both set; set one of the two"
         )
+    bad_rows = BadRows(skip_bad_rows)
     if files.splits:
+        files = dataclasses.replace(files, bad_rows=bad_rows)
         for split in files.splits:
             files.rows(split)  # every mistake shows before anything else is loaded
         tasks.register_files(FILES_TASK, files, vocabulary)
@@ -54,7 +68,7 @@ def task_data(
             "VALIDATION_FILE to train, TEST_FILE to evaluate, INPUT_FILE to predict"
         )
     tasks.register_demo_tasks(vocabulary)
-    benchmarks.register_benchmarks(vocabulary, benchmarks_dir or benchmarks.TFDS)
+    catalogue.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
     data = TaskData(
         task or FILES_TASK,
         lengths,
@@ -65,9 +79,15 @@ def task_data(
         batching,
         bucket_bounds,
         packed_lengths,
+        tokens_per_batch,
+        cache_dir,
+        bad_rows,
     )
     _check_vocabulary(data.task, vocabulary)
-    return data
+    if few_shot is None:
+        return data
+    limited = few_shot_tasks.register(data.task, few_shot, few_shot_seed, lengths, use_cached)
+    return dataclasses.replace(data, task=limited)
 
 
 def _check_vocabulary(task: str, vocabulary: seqio.Vocabulary) -> None:

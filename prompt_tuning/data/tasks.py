@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prompt_tuning.data.files import MACROS, Row, TextFiles
 from prompt_tuning.data.memory_source import MemorySource
@@ -19,6 +20,7 @@ DEMO_LABELS = {
     "topics": ("business", "health", "politics", "science", "sport"),
 }
 LABELS: dict[str, tuple[str, ...]] = {}  # label words of each task of `register`
+HIDDEN_SPLITS: dict[str, tuple[str, ...]] = {}  # splits of a task that have no public targets
 
 
 class RowSource(MemorySource):
@@ -68,6 +70,14 @@ def features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
     }
 
 
+def shuffling(source: seqio.DataSource) -> dict[str, None]:
+    """The options of a task whose source may shuffle whole epochs itself, as those in memory do.
+
+    SeqIO's buffer would let the epochs of a small task run into each other.
+    """
+    return {"shuffle_buffer_size": None} if source.performs_internal_shuffling else {}
+
+
 def register(
     name: str,
     rows: Mapping[str, Callable[[], list[Row]]],
@@ -112,11 +122,24 @@ def labels_of(name: str) -> tuple[str, ...]:
     return LABELS.get(name, ())
 
 
+def text_of(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
+    """The text that `seqio.preprocessors.tokenize` kept; of other pipelines, the tokens' text."""
+    text = example.get(f"{name}_pretokenized")
+    if isinstance(text, bytes):
+        return text.decode()
+    return decode(task.output_features[name].vocabulary, example[name])
+
+
+def decode(vocabulary: seqio.Vocabulary, ids: Sequence[int]) -> str:
+    return vocabulary.decode([int(i) for i in ids])
+
+
 def register_demo_tasks(vocabulary: seqio.Vocabulary) -> None:
     """Registers `demo_reviews`, `demo_questions` and `demo_topics`, over the embedded data."""
     for name, labels in DEMO_LABELS.items():
-        paths = {split: str(ASSETS / "data" / name / f"{split}.jsonl") for split in MACROS}
-        register_files(f"demo_{name}", TextFiles(**paths, labels=labels), vocabulary)
+        train, validation, test = (str(ASSETS / "data" / name / f"{x}.jsonl") for x in MACROS)
+        files = TextFiles(train, validation, test, labels=labels)
+        register_files(f"demo_{name}", files, vocabulary)
 
 
 register_demo_tasks(vocabulary(EMBEDDED_VOCABULARY))

@@ -125,28 +125,11 @@ def test_tasks_smaller_than_a_batch_and_remainders(register, vocabulary, size):
     assert set(counts.values()) == {40 // size}
 
 
-def test_two_processes_share_the_rows(register, vocabulary, monkeypatch):
+def test_batches_that_do_not_divide_over_the_processes(register, monkeypatch):
     register()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    shards = []
-    for index in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        batches = take(data().train_batches(0), 6)
-        assert batches[0]["encoder_input_tokens"].shape == (2, 12)
-        shards.append(inputs_of(vocabulary, batches))
-    for epoch in (slice(0, 6), slice(6, 12)):
-        together = shards[0][epoch] + shards[1][epoch]
-        assert sorted(together) == sorted(row.inputs for row in ROWS)
     with pytest.raises(UserError, match="BATCH_SIZE = 3: must divide over 2 processes"):
         data(batch_size=3).train_batches(0)
-
-
-def test_a_process_without_rows_is_told(register, monkeypatch):
-    register(ROWS[:1])
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with pytest.raises(UserError, match="no examples for this process"):
-        next(data().train_batches(0))
 
 
 def test_long_inputs_are_cut_before_eos(register, vocabulary):
@@ -208,6 +191,15 @@ def test_mixture(register, vocabulary):
     assert {(e.task, len(e.targets)) for e in found} == {(NAME, 12), ("test_batches_other", 1)}
     with pytest.raises(UserError, match=f"is a mixture; evaluate its tasks: .*{NAME}"):
         mixture.eval_set("validation")
+
+
+def test_what_has_no_metrics_is_not_measured(register):
+    register()
+    register(name="test_batches_other", metric_fns=())
+    seqio.MixtureRegistry.add("test_batches_mix", [(NAME, 1), ("test_batches_other", 1)])
+    assert [found.task for found in data("test_batches_mix").eval_sets("validation")] == [NAME]
+    with pytest.raises(UserError, match="test_batches_other: no task with metrics has the split"):
+        data("test_batches_other").eval_sets("validation")
 
 
 def foreign_task(vocabulary, **options) -> None:
@@ -333,7 +325,7 @@ def test_empty_split(register):
     register([])
     with pytest.raises(UserError, match="'validation' is empty"):
         data().eval_set("validation")
-    with pytest.raises(UserError, match="no examples"):
+    with pytest.raises(UserError, match="'train' is empty"):
         next(data().train_batches(0))
 
 

@@ -1,0 +1,68 @@
+"""What the benchmarks share: a training step to time, tasks by short names, the machine's load."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from prompt_tuning import embedded, sharding
+from prompt_tuning.data import benchmarks, tasks
+from prompt_tuning.loss import Loss
+from prompt_tuning.methods import PromptTuning
+from prompt_tuning.optim import adafactor, only_trained
+from prompt_tuning.t5.config import preset
+from prompt_tuning.train_step import make_train_step
+from prompt_tuning.trainer import create_state, initialize
+
+Batch = Mapping[str, np.ndarray | jax.Array]
+BUSY = 0.25  # of the cores, before the benchmark adds its own work
+
+
+class Trained:
+    """A model that steps; "demo" has the embedded weights, other presets random ones."""
+
+    def __init__(self, model: str, prompt_length: int) -> None:
+        self.mesh = sharding.make_mesh()
+        tuned = initialize(
+            preset(model),
+            PromptTuning(prompt_length),
+            mesh=self.mesh,
+            checkpoint=embedded.backbone() if model == "demo" else None,
+        )
+        transform = only_trained(adafactor(0.3), tuned.split)
+        self._state, self._frozen = create_state(tuned, transform), tuned.frozen
+        self._step = jax.jit(
+            make_train_step(tuned.model, tuned.split, transform, Loss()), donate_argnums=0
+        )
+
+    def place(self, batch: Batch) -> dict[str, jax.Array]:
+        return sharding.put_batch(batch, self.mesh)
+
+    def seconds(self, next_batch: Callable[[], Batch], steps: int) -> float:
+        """A step's time, the mean of `steps` that go one into the other."""
+        with sharding.on(self.mesh):
+            jax.block_until_ready(self._state)
+            began = time.perf_counter()
+            for _ in range(steps):
+                self._state, _ = self._step(self._state, self._frozen, next_batch(), None)
+            jax.block_until_ready(self._state)
+        return (time.perf_counter() - began) / steps
+
+
+def register(data_dir: str | None, vocabulary: str) -> tuple[str, ...]:
+    """Registers the demo tasks, and those of a folder of local data sets; returns their names."""
+    found = tasks.vocabulary(vocabulary)
+    tasks.register_demo_tasks(found)
+    return benchmarks.register_benchmarks(found, data_dir) if data_dir else ()
+
+
+def load() -> dict[str, float]:
+    """The machine's load average of a minute; warns if something else takes time."""
+    average, cores = os.getloadavg()[0], os.cpu_count() or 1
+    print(f"load average {average:.2f} on {cores} cores")
+    if average > BUSY * cores:
+        print("warning: the machine is busy; the numbers mean little", file=sys.stderr)
+    return {"load_average": average, "cores": cores}
