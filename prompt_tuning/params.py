@@ -57,13 +57,12 @@ class ParamSplit:
         """Derives the split from shapes alone: nothing is allocated.
 
         Raises:
-          ValueError: if the method trains nothing.
+          ValueError: if the method does not fit the backbone.
         """
+        method.check(config)
         with_method = flatten(nn.unbox(init_shapes(config, method)))
         added = frozenset(with_method) - frozenset(flatten(nn.unbox(init_shapes(config))))
         trained = frozenset(path for path in with_method if method.trains(path, path in added))
-        if not trained:
-            raise ValueError(f"{method} trains no parameter")
         return cls(with_method, added, trained)
 
     @property

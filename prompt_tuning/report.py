@@ -1,9 +1,14 @@
-"""What a run tells at its end: parameters, the table of scores, the learning curve."""
+"""What a run tells at its end: parameters, the table of scores, the learning curve.
+
+`python -m prompt_tuning.report parameters` compares the tuning methods' parameters.
+"""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import app, flags
 from etils import epath
 from jax.sharding import Mesh
 
@@ -96,3 +101,24 @@ def learning_curve(
     with renamed_when_done(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     plt.close(figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    from prompt_tuning import parameter_report
+
+    if list(argv[1:]) != ["parameters"]:
+        print("error: usage: python -m prompt_tuning.report parameters", file=sys.stderr)
+        sys.exit(2)
+    rows = parameter_report.rows()
+    print(parameter_report.table(rows))
+    if flags.FLAGS.json:
+        write_json(flags.FLAGS.json, parameter_report.content(rows))
+    if flags.FLAGS.plot:
+        parameter_report.plot(flags.FLAGS.plot, rows)
+
+
+if __name__ == "__main__":
+    # Here, not above: other commands of one process have flags of the same names.
+    flags.DEFINE_string("json", None, "File to write the rows to.")
+    flags.DEFINE_string("plot", None, "File of a PNG to draw: parameters against model size.")
+    app.run(main)

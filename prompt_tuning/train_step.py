@@ -10,7 +10,8 @@ import optax
 from jax import Array
 
 from prompt_tuning.loss import Loss
-from prompt_tuning.params import Params, ParamSplit
+from prompt_tuning.methods.base import Method
+from prompt_tuning.params import Params, ParamSplit, flatten
 from prompt_tuning.t5.network import T5
 
 Batch = Mapping[str, Array]
@@ -47,6 +48,7 @@ def loss_fn(
         batch.get("decoder_segment_ids"),
         batch.get("encoder_positions"),
         batch.get("decoder_positions"),
+        batch.get("tasks"),
         enable_dropout=dropout_key is not None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
@@ -69,7 +71,11 @@ def make_train_step(
         dropout_key = None if key is None else jax.random.fold_in(key, state.step)
 
         def objective(trained: Params) -> tuple[Array, dict[str, Array]]:
-            return loss_fn(model, loss, split.merge(trained, frozen), batch, dropout_key)
+            params = split.merge(trained, frozen)
+            value, metrics = loss_fn(model, loss, params, batch, dropout_key)
+            if not isinstance(model.sites, Method):
+                return value, metrics
+            return value + model.sites.penalty(flatten(params)), metrics
 
         (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.trained)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)

@@ -73,9 +73,9 @@ def test_which_paths():
     assert (split.added, split.trained, split.frozen) == (set(), backbone, set())
 
 
-def test_a_method_that_trains_nothing_is_refused():
-    with pytest.raises(ValueError, match="trains no parameter"):
-        ParamSplit.of(NANO, Method())
+def test_a_method_that_trains_nothing_leaves_the_backbone_alone():
+    split = ParamSplit.of(NANO, Method())
+    assert (split.added, split.trained, split.frozen) == (set(), set(), split.backbone)
 
 
 def test_overlap_is_refused(leaves):

@@ -1,11 +1,12 @@
 """The interface of a tuning method."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jax import Array
 
+from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.sites import Sites
 
 
@@ -39,6 +40,20 @@ class Method(Sites):
         """
         return 0
 
+    def check(self, config: T5Config) -> None:
+        """Raises ValueError, naming the setting, if it does not fit the backbone's shape."""
+
+    def for_task(
+        self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]
+    ) -> "Method":
+        """The method with what it takes from the task filled in; called before the model is made.
+
+        Args:
+          encode: text to token ids, without an end token; None where there is no vocabulary.
+          labels: the task's label words, if it has any.
+        """
+        return self
+
     def trains(self, path: str, added: bool) -> bool:
         """Whether the leaf at `path` is trained; `added` says that this method brought it."""
         return added
@@ -51,6 +66,26 @@ class Method(Sites):
         """
         return {}
 
+    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+        """A term added to the loss, from the leaves of the whole model, by path."""
+        return 0.0
+
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Arrays of `trained` (by path) that stand for the method on their own, by file name."""
         return {}
+
+    def folded(self) -> "Method":
+        """What predicts after training: the method without what only training needed."""
+        return self
+
+    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+        """Leaves of this method's model, by path, as those of `folded()`'s."""
+        return dict(leaves)
+
+    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Leaves of this method's model as those of a plain backbone that predicts the same.
+
+        Raises:
+          ValueError: if no backbone does.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be merged into the backbone")

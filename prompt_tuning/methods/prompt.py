@@ -26,7 +26,7 @@ class PromptTuning(Method):
       length: P; 0 for a prompt in the decoder alone.
       decoder_length: vectors in front of the decoder's input, as many parameters times D more.
       placement: "prefix"; "suffix" (after each row's last real token) or "suffix_before_eos";
-        or an integer, the number of input positions that stay in front.
+        or an integer, how many of a row's tokens stay in front (all, if it has no more).
       initializer: where the prompt starts.
     """
 
@@ -149,12 +149,14 @@ def place(x: Array, segments: Array, prompt: Array, placement: str | int) -> tup
     batch, length = segments.shape
     prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[-2:]))
     real = jnp.ones(prompt.shape[:2], segments.dtype)
-    if placement == "prefix" or isinstance(placement, int):
-        front = 0 if isinstance(placement, str) else min(placement, length)
-        x = jnp.concatenate([x[:, :front], prompt, x[:, front:]], axis=1)
-        return x, jnp.concatenate([segments[:, :front], real, segments[:, front:]], axis=1)
+    if placement == "prefix":
+        x = jnp.concatenate([prompt, x], axis=1)
+        return x, jnp.concatenate([real, segments], axis=1)
     lengths = (segments > 0).sum(axis=1, keepdims=True)
-    at = lengths if placement == "suffix" else jnp.maximum(lengths - 1, 0)
+    if isinstance(placement, int):
+        at = jnp.minimum(placement, lengths)
+    else:
+        at = lengths if placement == "suffix" else jnp.maximum(lengths - 1, 0)
     # Row by row: positions below `at` come from x, the next P from the prompt, the rest from x.
     p = prompt.shape[1]
     out = jnp.arange(p + length)[None, :]

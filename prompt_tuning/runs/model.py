@@ -24,7 +24,7 @@ def load(
     """
     tuned = initialize(
         config,
-        method,
+        method.for_task(data.encode, data.labels),
         mesh=mesh,
         seed=seed,
         checkpoint=checkpoint,

@@ -18,7 +18,7 @@ from prompt_tuning.t5.sites import Place, Sites
 
 NEG_INF = -1e10
 
-Axes = tuple[str, ...]
+Axes = tuple[str | None, ...]
 Shape = tuple[int, ...]
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

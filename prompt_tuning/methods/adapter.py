@@ -1,0 +1,66 @@
+"""Bottleneck adapters (Houlsby et al., 2019; Pfeiffer et al., 2021)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jax import Array
+
+from prompt_tuning.methods import choices
+from prompt_tuning.methods.base import Method
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.layers import matmul, partitioned_param
+from prompt_tuning.t5.sites import Place
+
+VARIANTS = ("houlsby", "pfeiffer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter(Method):
+    """y + gelu(y W + b) W' + b' after a block: 2 D m + D + m parameters. Starts as the backbone.
+
+    Attributes:
+      bottleneck: m.
+      variant: "houlsby", after every attention and feed-forward block (two in an encoder layer,
+        three in a decoder layer), or "pfeiffer", after the feed-forward block alone.
+      layers: of both stacks, from 0; None for all.
+    """
+
+    bottleneck: int = 32
+    variant: str = "houlsby"
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        choices.positive("ADAPTER_BOTTLENECK", self.bottleneck)
+        choices.freeze(self, "layers")
+        if self.variant not in VARIANTS:
+            raise ValueError(
+                f"ADAPTER_VARIANT = {self.variant!r}: choose from {', '.join(VARIANTS)}"
+            )
+
+    def check(self, config: T5Config) -> None:
+        choices.layers("ADAPTER_LAYERS", self.layers, config)
+
+    def sublayer(self, y: Array, place: Place) -> Array:
+        if not choices.has(self.layers, place):
+            return y
+        if self.variant == "pfeiffer" and place.block != "mlp":
+            return y
+        return y + Bottleneck(self.bottleneck, name=f"adapter_{place.block}")(y)
+
+
+class Bottleneck(nn.Module):
+    """[..., D] through m units and back; the way back starts at zero."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, y: Array) -> Array:
+        width, zeros = y.shape[-1], nn.initializers.zeros
+        normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        down = partitioned_param(self, "down", normal, ("embed", None), (width, self.size))
+        down_bias = partitioned_param(self, "down_bias", zeros, (None,), (self.size,))
+        up = partitioned_param(self, "up", zeros, (None, "embed"), (self.size, width))
+        up_bias = partitioned_param(self, "up_bias", zeros, ("embed",), (width,))
+        hidden = nn.gelu(matmul(y, down.astype(y.dtype)) + down_bias.astype(y.dtype))
+        return matmul(hidden, up.astype(y.dtype)) + up_bias.astype(y.dtype)

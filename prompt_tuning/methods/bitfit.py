@@ -1,0 +1,38 @@
+"""BitFit (Zaken et al., 2022): biases. T5 v1.1 has none, so they are added to its projections."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+from jax import Array
+
+from prompt_tuning.methods.base import Method
+from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.sites import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class BitFit(Method):
+    """A bias for each projection, and the backbone's norm scales; starts as the backbone.
+
+    An attention block has 3 H head_dim + D parameters, a feed-forward block d_ff for each input
+    projection and D, each norm D.
+    """
+
+    def trains(self, path: str, added: bool) -> bool:
+        return added or path.endswith("norm/scale")
+
+    def linear(
+        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
+    ) -> Array:
+        return Bias(name=f"bias_{projection}")(call(x))
+
+
+class Bias(nn.Module):
+    """y + bias, one a channel, from zero."""
+
+    @nn.compact
+    def __call__(self, y: Array) -> Array:
+        zeros = nn.initializers.zeros
+        bias = partitioned_param(self, "bias", zeros, (None,), (y.shape[-1],))
+        return y + bias.astype(y.dtype)

@@ -1,0 +1,40 @@
+"""Checks of the settings that several methods have."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.sites import Place
+
+
+def positive(setting: str, value: int) -> None:
+    """Raises ValueError unless the setting is a whole number from 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{setting} = {value}: must be a positive whole number")
+
+
+def freeze(method: Any, *names: str) -> None:
+    """Turns gin's lists into tuples: a method must be hashable."""
+    for name in names:
+        if getattr(method, name) is not None:
+            object.__setattr__(method, name, tuple(getattr(method, name)))
+
+
+def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
+    """Raises ValueError unless the backbone has the projections, and there is one."""
+    unknown = [name for name in chosen if name not in config.projections]
+    if unknown or not chosen:
+        raise ValueError(
+            f"{setting} = {tuple(chosen)}: choose from {', '.join(config.projections)}"
+        )
+
+
+def layers(setting: str, chosen: Sequence[int] | None, config: T5Config) -> None:
+    """Raises ValueError unless a stack of the backbone has each of the layers."""
+    most = max(config.num_encoder_layers, config.num_decoder_layers)
+    if chosen is not None and (not chosen or not all(0 <= layer < most for layer in chosen)):
+        raise ValueError(f"{setting} = {tuple(chosen)}: the layers are 0 to {most - 1}")
+
+
+def has(chosen: Sequence[int] | None, place: Place) -> bool:
+    return chosen is None or place.layer in chosen

@@ -1,0 +1,125 @@
+"""Several methods at once, such as a prompt and LoRA."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.sites import Attend, Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Method):
+    """Each site passes through the methods in order; the trained parameters are those of all.
+
+    Attributes:
+      methods: at least two, that add no leaf of the same path.
+    """
+
+    methods: Sequence[Method] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(self.methods))
+        if len(self.methods) < 2:
+            raise ValueError(f"Combined.methods = {self.methods}: combine at least two methods")
+
+    @property
+    def positions(self) -> int | None:
+        counts = [method.positions for method in self.methods]
+        known = [count for count in counts if count is not None]
+        # Each method that adds positions would write over the same places of a packed example.
+        return max(known) if len(known) == len(counts) and sum(map(bool, known)) < 2 else None
+
+    @property
+    def decoder_positions(self) -> int:
+        return sum(method.decoder_positions for method in self.methods)
+
+    def check(self, config: T5Config) -> None:
+        for method in self.methods:
+            method.check(config)
+
+    def for_task(self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]) -> Method:
+        return Combined([method.for_task(encode, labels) for method in self.methods])
+
+    def trains(self, path: str, added: bool) -> bool:
+        return any(method.trains(path, added) for method in self.methods)
+
+    def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
+        return self._union(method.initial_values(backbone, seed) for method in self.methods)
+
+    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+        return sum((method.penalty(leaves) for method in self.methods), 0.0)
+
+    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return self._union(method.exports(trained) for method in self.methods)
+
+    def folded(self) -> Method:
+        return Combined([method.folded() for method in self.methods])
+
+    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+        return functools.reduce(lambda kept, m: m.fold(kept, config), self.methods, dict(leaves))
+
+    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return functools.reduce(lambda kept, m: m.merge(kept), self.methods, dict(leaves))
+
+    def shared(self, stack: str, config: T5Config) -> Any:
+        return [method.shared(stack, config) for method in self.methods]
+
+    def embedded(
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array | None,
+        stack: str,
+        tasks: Array | None = None,
+    ) -> tuple[Array, Array, Array | None]:
+        for method in self.methods:
+            x, segments, positions = method.embedded(x, segments, positions, stack, tasks)
+        return x, segments, positions
+
+    def layer_input(
+        self, x: Array, segments: Array, positions: Array | None, place: Place
+    ) -> Array:
+        for method in self.methods:
+            x = method.layer_input(x, segments, positions, place)
+        return x
+
+    def linear(
+        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
+    ) -> Array:
+        for method in self.methods:
+            call = functools.partial(method.linear, call, place=place, projection=projection)
+        return call(x)
+
+    def attention(
+        self,
+        call: Attend,
+        query: Array,
+        key: Array,
+        value: Array,
+        bias: Array | None,
+        place: Place,
+        shared: Any,
+    ) -> Array:
+        for method, own in zip(self.methods, shared, strict=True):
+            call = functools.partial(method.attention, call, place=place, shared=own)
+        return call(query, key, value, bias)
+
+    def sublayer(self, y: Array, place: Place) -> Array:
+        for method in self.methods:
+            y = method.sublayer(y, place)
+        return y
+
+    def logits(self, logits: Array, hidden: Array) -> Array:
+        for method in self.methods:
+            logits = method.logits(logits, hidden)
+        return logits
+
+    @staticmethod
+    def _union(parts) -> dict[str, np.ndarray]:
+        return {name: array for part in parts for name, array in part.items()}

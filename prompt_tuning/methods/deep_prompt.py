@@ -1,0 +1,72 @@
+"""Deep prompt tuning (P-tuning v2, Liu et al., 2022): prompt vectors at every layer's input."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods import choices
+from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.methods.initializers import ClassLabels, Initializer
+from prompt_tuning.methods.prompt import Prompt, add, fill
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.sites import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepPrompt(Method):
+    """P positions in front of the encoder's input, with vectors of their own in each layer:
+    P D parameters a layer. They replace what the layer before made of these positions.
+
+    Attributes:
+      length: P.
+      layers: of the encoder, from 0; layer 0 is always one. None for all.
+      initializer: where the vectors of layer 0 start; the others start uniform on [-0.5, 0.5).
+    """
+
+    length: int = 20
+    layers: Sequence[int] | None = None
+    initializer: Initializer = ClassLabels()
+
+    def __post_init__(self) -> None:
+        choices.positive("PROMPT_LENGTH", self.length)
+        choices.freeze(self, "layers")
+
+    @property
+    def positions(self) -> int | None:
+        return self.length
+
+    def check(self, config: T5Config) -> None:
+        most = config.num_encoder_layers
+        if self.layers is not None and not all(0 <= layer < most for layer in self.layers):
+            raise ValueError(
+                f"DEEP_PROMPT_LAYERS = {self.layers}: the encoder's layers are 0 to {most - 1}"
+            )
+
+    def embedded(
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array | None,
+        stack: str,
+        tasks: Array | None = None,
+    ) -> tuple[Array, Array, Array | None]:
+        if stack == "decoder":
+            return x, segments, positions
+        return add(x, segments, positions, Prompt(self.length, name="prompt_0")(x), "prefix")
+
+    def layer_input(
+        self, x: Array, segments: Array, positions: Array | None, place: Place
+    ) -> Array:
+        if place.layer == 0 or not choices.has(self.layers, place):
+            return x
+        prompt = Prompt(self.length, name=f"prompt_{place.layer}")(x)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(x.shape[1]), segments.shape)
+        return fill(x, segments, positions, prompt)
+
+    def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {"encoder/prompt_0/prompt": self.initializer(self.length, backbone, rng)}

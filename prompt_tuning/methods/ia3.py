@@ -1,0 +1,48 @@
+"""IA3 (Liu et al., 2022): learned scales of keys, values and feed-forward activations."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods.base import Method
+from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.sites import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class IA3(Method):
+    """2 H head_dim parameters an attention block, d_ff a feed-forward block. Starts as the
+    backbone.
+    """
+
+    def linear(
+        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
+    ) -> Array:
+        if projection in ("key", "value"):
+            return Scale(name=f"ia3_{projection}")(call(x))
+        if projection == "wo":
+            return call(Scale(name="ia3_wo")(x))
+        return call(x)
+
+    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        kept = {path: leaf for path, leaf in leaves.items() if "/ia3_" not in path}
+        for path, scale in leaves.items():
+            if "/ia3_" in path:
+                kernel = path.removesuffix("/scale").replace("/ia3_", "/") + "/kernel"
+                # Of `wo` the input is scaled, of the others the output.
+                rows = scale[:, None] if kernel.endswith("/wo/kernel") else scale
+                kept[kernel] = kept[kernel] * rows
+        return kept
+
+
+class Scale(nn.Module):
+    """x * scale, one a channel."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        ones = nn.initializers.ones
+        scale = partitioned_param(self, "scale", ones, (None,), (x.shape[-1],))
+        return x * scale.astype(x.dtype)

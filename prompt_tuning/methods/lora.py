@@ -1,0 +1,72 @@
+"""LoRA (Hu et al., 2021): low-rank updates of chosen projections."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods import choices
+from prompt_tuning.methods.base import Method
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.layers import matmul, partitioned_param
+from prompt_tuning.t5.sites import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA(Method):
+    """x W + (alpha / r) x A B: r (in + out) parameters a projection. Starts as the backbone.
+
+    Attributes:
+      rank: r.
+      alpha: of the scaling.
+      projections: of `T5Config.projections`, in every block that has them.
+      layers: of both stacks, from 0; None for all.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    projections: Sequence[str] = ("query", "value")
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        choices.positive("LORA_RANK", self.rank)
+        choices.freeze(self, "projections", "layers")
+
+    def check(self, config: T5Config) -> None:
+        choices.projections("LORA_PROJECTIONS", self.projections, config)
+        choices.layers("LORA_LAYERS", self.layers, config)
+
+    def linear(
+        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
+    ) -> Array:
+        y = call(x)
+        if projection not in self.projections or not choices.has(self.layers, place):
+            return y
+        update = LowRank(self.rank, y.shape[-1], name=f"lora_{projection}")(x)
+        return y + update * (self.alpha / self.rank)
+
+    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        kept = {path: leaf for path, leaf in leaves.items() if "/lora_" not in path}
+        for path, a in leaves.items():
+            if "/lora_" in path and path.endswith("/a"):
+                b = leaves[path.removesuffix("a") + "b"]
+                kernel = path.removesuffix("/a").replace("/lora_", "/") + "/kernel"
+                kept[kernel] = kept[kernel] + (self.alpha / self.rank) * (a @ b)
+        return kept
+
+
+class LowRank(nn.Module):
+    """x [..., in] @ a [in, r] @ b [r, out]; a starts as PEFT's, uniform of variance 1 / (3 in)."""
+
+    rank: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        a = partitioned_param(self, "a", uniform, (None, None), (x.shape[-1], self.rank))
+        zeros = nn.initializers.zeros
+        b = partitioned_param(self, "b", zeros, (None, None), (self.rank, self.features))
+        return matmul(matmul(x, a.astype(x.dtype)), b.astype(x.dtype))

@@ -1,0 +1,108 @@
+"""Multitask prompts (MPT, Wang et al., 2023): a shared prompt times a low-rank matrix a task."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods import choices
+from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.methods.initializers import ClassLabels, Initializer
+from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.layers import partitioned_param
+
+_OWN = "encoder/prompt/"
+
+
+@dataclasses.dataclass(frozen=True)
+class MultitaskPrompt(Method):
+    """The prompt of task k is shared * (U_k V_k): P D + K r (P + D) parameters.
+
+    Each row of a batch gets the prompt of its task (`tasks`); without `tasks`, that of task 0.
+
+    Attributes:
+      length: P.
+      tasks: K, in the mixture's order.
+      rank: r.
+      initializer: where the shared prompt starts; the factors start near a product of ones.
+    """
+
+    length: int = 100
+    tasks: int = 1
+    rank: int = 1
+    initializer: Initializer = ClassLabels()
+
+    def __post_init__(self) -> None:
+        choices.positive("PROMPT_LENGTH", self.length)
+        choices.positive("NUM_TASKS", self.tasks)
+        choices.positive("MULTITASK_RANK", self.rank)
+
+    @property
+    def positions(self) -> int | None:
+        return self.length if self.tasks == 1 else None  # a packed row has several tasks
+
+    def embedded(
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array | None,
+        stack: str,
+        tasks: Array | None = None,
+    ) -> tuple[Array, Array, Array | None]:
+        if stack == "decoder":
+            return x, segments, positions
+        prompts = TaskPrompts(self.length, self.tasks, self.rank, name="prompt")(x)
+        prompt = prompts[0] if tasks is None else prompts[tasks]
+        return add(x, segments, positions, prompt, "prefix")
+
+    def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {f"{_OWN}shared": self.initializer(self.length, backbone, rng)}
+
+    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        prompts = self.prompts(trained)
+        if self.tasks == 1:
+            return {"prompt": prompts[0]}
+        return {f"prompt_{task}": prompt for task, prompt in enumerate(prompts)}
+
+    def prompts(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Each task's prompt, [K, P, D]."""
+        shared, rows, columns = (leaves[f"{_OWN}{name}"] for name in ("shared", "rows", "columns"))
+        return np.asarray(shared * (rows @ columns), np.float32)
+
+    def folded(self) -> Method:
+        return PromptTuning(self.length)
+
+    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+        if self.tasks > 1:
+            raise ValueError(f"{self.tasks} tasks do not fold into one prompt; use the exports")
+        kept = {path: leaf for path, leaf in leaves.items() if not path.startswith(_OWN)}
+        return kept | {PROMPT_PATH: self.prompts(leaves)[0]}
+
+
+class TaskPrompts(nn.Module):
+    """Prompts [K, P, D]."""
+
+    length: int
+    tasks: int
+    rank: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        length, width, rank = self.length, x.shape[-1], self.rank
+
+        def leaf(name: str, mean: float, *shape: int) -> Array:
+            def near(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+                return mean + nn.initializers.normal(0.01)(key, shape, dtype)
+
+            axes = (None, "prompt", "prompt_embed")[-len(shape) :]
+            return partitioned_param(self, name, near, axes, shape)
+
+        shared = leaf("shared", 0.0, length, width)
+        rows = leaf("rows", 1.0, self.tasks, length, rank)
+        columns = leaf("columns", 1.0 / rank, self.tasks, rank, width)
+        return (shared * (rows @ columns)).astype(x.dtype)

@@ -1,0 +1,64 @@
+"""WARP (Hambardzumyan et al., 2021): an input prompt, and trained verbalizer vectors."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from prompt_tuning.methods.prompt import PromptTuning
+from prompt_tuning.t5.layers import partitioned_param
+
+
+@dataclasses.dataclass(frozen=True)
+class Warp(PromptTuning):
+    """Prompt tuning, with a trained change of the output layer's row of each label's first token:
+    (P + K) D parameters for K labels. The change starts at zero.
+
+    Attributes:
+      label_ids: first tokens of the labels; () for the task's own.
+    """
+
+    label_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "label_ids", tuple(self.label_ids))
+
+    def for_task(
+        self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]
+    ) -> PromptTuning:
+        if self.label_ids:
+            return self
+        if encode is None or not labels:
+            raise ValueError("Warp: the task has no label words; set CLASS_LABELS")
+        firsts = [encode(label)[:1] for label in labels]
+        ids = [token for first in firsts for token in first]
+        if len(set(ids)) < len(labels):
+            raise ValueError(
+                f"Warp: the labels {', '.join(labels)} do not begin with different tokens"
+            )
+        return dataclasses.replace(self, label_ids=ids)
+
+    def logits(self, logits: Array, hidden: Array) -> Array:
+        if not self.label_ids:
+            return logits
+        change = Verbalizer(len(self.label_ids), name="verbalizer")(hidden)
+        return logits.at[..., jnp.asarray(self.label_ids)].add(change)
+
+    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return {}  # the prompt alone is not the method
+
+
+class Verbalizer(nn.Module):
+    """hidden [B, L, D] to scores [B, L, K] float32, vectors [K, D] from zero."""
+
+    labels: int
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        shape, zeros = (self.labels, hidden.shape[-1]), nn.initializers.zeros
+        vectors = partitioned_param(self, "vectors", zeros, ("prompt", "prompt_embed"), shape)
+        return hidden.astype(jnp.float32) @ vectors.T

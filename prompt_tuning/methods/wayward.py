@@ -1,0 +1,49 @@
+"""Wayward prompts (Khashabi et al., 2022): a prompt that is held near a given text."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from prompt_tuning.methods.initializers import Text
+from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning
+
+_EMBEDDING = "token_embedder/embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wayward(PromptTuning):
+    """Prompt tuning with weight * mean_p |prompt_p - embedding of the text's token p|^2 in the
+    loss. It starts as the text; vectors beyond the text are free.
+
+    Attributes:
+      text: what the prompt is to stay near to.
+      weight: of the term; the loss beside it is that of `LOSS_NORMALIZING_FACTOR`.
+      token_ids: of the text; () until the vocabulary is known.
+    """
+
+    text: str = ""
+    weight: float = 1.0
+    token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "token_ids", tuple(self.token_ids))
+        if not self.text.strip():
+            raise ValueError("WAYWARD_TEXT is empty: give the text that the prompt is to stay near")
+
+    def for_task(
+        self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]
+    ) -> PromptTuning:
+        if encode is None:
+            raise ValueError("Wayward: a vocabulary is needed to read WAYWARD_TEXT")
+        ids = encode(self.text)[: self.length]
+        return dataclasses.replace(self, token_ids=ids, initializer=Text(self.text))
+
+    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+        if not self.token_ids:
+            return 0.0
+        target = jnp.take(leaves[_EMBEDDING], jnp.asarray(self.token_ids), axis=0)
+        distance = leaves[PROMPT_PATH][: len(self.token_ids)] - target
+        return self.weight * jnp.mean(jnp.sum(jnp.square(distance), axis=-1))
