@@ -1,0 +1,182 @@
+"""python -m prompt_tuning.transfer: which tasks' prompts to start a new task's prompt from.
+
+SPoT (Vu et al., ACL 2022, arXiv 2110.07904): a task's prompt also is its embedding, so
+similar prompts tell of tasks that transfer to each other. A prompt starts from one of them through
+`PROMPT_INIT=@FromFile()`, or from the weighted average of several.
+"""
+
+import glob
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.errors import UserError
+
+SUFFIXES = (".npy", ".safetensors")
+Measure = Callable[[np.ndarray, np.ndarray], float]
+
+
+def average_tokens(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of the mean vectors of two prompts [P, D] and [P', D]; 0 where one is zero."""
+    return float(_units(a.mean(axis=0)) @ _units(b.mean(axis=0)))
+
+
+def per_token_average(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean cosine of all P * P' pairs of vectors of two prompts [P, D] and [P', D]."""
+    return float(_units(a).mean(axis=0) @ _units(b).mean(axis=0))
+
+
+MEASURES: Mapping[str, Measure] = {"average": average_tokens, "per_token": per_token_average}
+
+
+def rank(
+    target: np.ndarray, sources: Mapping[str, np.ndarray], measure: Measure = average_tokens
+) -> dict[str, float]:
+    """The similarity of each source to the target, highest first.
+
+    Args:
+      target: the new task's prompt [P, D].
+      sources: prompts [P', D] by name.
+      measure: `average_tokens` or `per_token_average`.
+
+    Raises:
+      UserError: if a source is of another width.
+    """
+    for name, source in sources.items():
+        if source.shape[1] != target.shape[1]:
+            raise UserError(
+                f"{name}: the prompt is {source.shape[1]} wide, not {target.shape[1]}; "
+                "only prompts of one backbone can be compared"
+            )
+    found = {name: measure(target, source) for name, source in sources.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def top_k_weights(similarities: Mapping[str, float], k: int) -> dict[str, float]:
+    """Weights of the first `k` similarities, in proportion to them; their sum is 1.
+
+    Raises:
+      UserError: if there are fewer, or one of them is not positive.
+    """
+    if k > len(similarities):
+        raise UserError(f"--top_k={k}: there are {len(similarities)} source prompts; lower it")
+    top = dict(list(similarities.items())[:k])
+    for place, (name, similarity) in enumerate(top.items()):
+        if similarity <= 0:
+            raise UserError(
+                f"--top_k={k}: the similarity of {name} is {similarity:.4f}, and weights are above "
+                f"0; {place} of the source prompts can be averaged"
+            )
+    total = math.fsum(top.values())
+    return {name: similarity / total for name, similarity in top.items()}
+
+
+def weighted_average(sources: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The sum [P, D] of the prompts that have a weight, times it.
+
+    Raises:
+      UserError: if these prompts differ in length.
+    """
+    length = len(sources[next(iter(weights))])
+    for name in weights:
+        if len(sources[name]) != length:
+            raise UserError(
+                f"{name}: the prompt has {len(sources[name])} vectors, the most similar one "
+                f"{length}; only prompts of one length can be averaged"
+            )
+    return np.sum([weight * sources[name] for name, weight in weights.items()], axis=0)
+
+
+def source_files(patterns: Sequence[str], prompt: str) -> list[str]:
+    """The files that `patterns` name, each once, without the file `prompt` itself.
+
+    Args:
+      patterns: files, folders of `.npy` and `.safetensors` files, and globs.
+      prompt: the prompt that they are compared with; it would be the most similar one.
+
+    Raises:
+      UserError: if a pattern names nothing.
+    """
+    found: dict[Path, str] = {}
+    for pattern in patterns:
+        paths = list(_expanded(pattern))
+        if not paths:
+            raise UserError(f"--sources={pattern}: no such file, and no folder with prompts in it")
+        found |= {Path(path).resolve(): path for path in paths}
+    found.pop(Path(prompt).expanduser().resolve(), None)
+    if not found:
+        raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
+    return list(found.values())
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    try:
+        if argv[1:]:
+            raise UserError(f"unexpected argument {argv[1]!r}: --sources takes commas in between")
+        if (given.top_k is None) != (given.output is None):
+            raise UserError("--top_k and --output belong together; give both or neither")
+        target = prompts.load(given.prompt)
+        sources = {path: prompts.load(path) for path in source_files(given.sources, given.prompt)}
+        similarities = rank(target, sources, MEASURES[given.measure])
+        weights = top_k_weights(similarities, given.top_k) if given.top_k else {}
+        if given.output:
+            prompts.save(given.output, weighted_average(sources, weights))
+        if given.json:
+            _write_json(given.json, given.measure, similarities, weights)
+    except (UserError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("similarity  weight  prompt")
+    for path, similarity in similarities.items():
+        weight = f"{weights[path]:.4f}" if path in weights else ""
+        print(f"{similarity:10.4f}  {weight:6}  {path}")
+
+
+def _write_json(
+    path: str, measure: str, similarities: Mapping[str, float], weights: Mapping[str, float]
+) -> None:
+    rows = [
+        {"prompt": name, "similarity": similarity, "weight": weights.get(name)}
+        for name, similarity in similarities.items()
+    ]
+    with renamed_when_done(path) as temporary:
+        temporary.write_text(json.dumps({"measure": measure, "sources": rows}, indent=2) + "\n")
+
+
+def _units(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., D] at length 1, float64; zero stays zero."""
+    vectors = vectors.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    for path in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
+        if os.path.isdir(path):
+            names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES))
+            yield from (os.path.join(path, name) for name in names)
+        else:
+            yield path
+
+
+if __name__ == "__main__":
+    # Not at import: a flag's name can be taken once in a process, and every command has some.
+    flags.DEFINE_string("prompt", None, "The new task's prompt.", required=True)
+    flags.DEFINE_list(
+        "sources", None, "Prompts of other tasks: files, folders and globs.", required=True
+    )
+    flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
+    flags.DEFINE_integer("top_k", None, "Average this many of the most similar prompts.", 1)
+    flags.DEFINE_string("output", None, "File to write their weighted average to.")
+    flags.DEFINE_string("json", None, "File to write the table to.")
+    app.run(main)
