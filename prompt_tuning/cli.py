@@ -19,6 +19,7 @@ from gin import config as gin_config
 
 from prompt_tuning import cli_settings
 from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.data.skip_flag import SKIP_BAD_ROWS
 from prompt_tuning.errors import UserError
 
 _GIN_FILE = flags.DEFINE_multi_string(
@@ -31,6 +32,9 @@ _SEARCH_PATHS = flags.DEFINE_list(
     "gin_search_paths", ["."], "Folders of gin files; the package's own configs come last."
 )
 _TFDS_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where TFDS keeps prepared data.")
+_CACHE_DIRS = flags.DEFINE_list(
+    "seqio_additional_cache_dirs", [], "Folders of SeqIO's offline cache, for USE_CACHED_TASKS."
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the configuration, parameters and shardings; run nothing."
 )
@@ -39,7 +43,14 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 USAGE_ERROR = 2
 INTERRUPTED = 130
 # Arguments of what a command runs that shapes do not depend on.
-_NOT_FOR_A_DRY_RUN = ("model_dir", "output_dir", "data", "mixture", "initial_checkpoint")
+_NOT_FOR_A_DRY_RUN = (
+    "model_dir",
+    "output_dir",
+    "data",
+    "mixture",
+    "tasks",
+    "initial_checkpoint",
+)
 
 
 def configs_folder() -> Path:
@@ -91,10 +102,11 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
         bound = parse_gin(function, _NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ())
-        if _TFDS_DATA_DIR.value:
+        if _TFDS_DATA_DIR.value or _CACHE_DIRS.value:
             from prompt_tuning.data.quiet import seqio
 
             seqio.set_tfds_data_dir_override(_TFDS_DATA_DIR.value)
+            seqio.add_global_cache_dirs(_CACHE_DIRS.value)
         if _DRY_RUN.value:
             print(gin.config_str())
         arguments = copy.deepcopy(bound)  # gin makes what they refer to
@@ -146,12 +158,15 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
     """
     folders = (*_SEARCH_PATHS.value, str(configs_folder()))
     search(folders)
+    bindings = list(_GIN_BINDINGS.value)
+    if SKIP_BAD_ROWS.value is not None:
+        bindings.append(f"SKIP_BAD_ROWS = {SKIP_BAD_ROWS.value}")
     source = "--gin_bindings"
     try:
         for source in _GIN_FILE.value:
             gin.parse_config_file(source)
         source = "--gin_bindings"
-        gin.parse_config(_GIN_BINDINGS.value)
+        gin.parse_config(bindings)
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}" if error.filename else source
         reason = error.msg.split(" on line ")[0]  # what follows is of Python's parser, not gin's
@@ -168,7 +183,7 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
             sorted(f"runs/{path.name}" for path in configs_folder().glob("runs/*.gin"))
         )
         raise UserError(f"no --gin_file configures {function.__name__}; give one of {runs}")
-    names = [binding.partition("=")[0].strip() for binding in _GIN_BINDINGS.value]
+    names = [binding.partition("=")[0].strip() for binding in bindings]
     cli_settings.check(function, [name for name in names if name.isidentifier()], unneeded)
     taken = inspect.signature(function).parameters
     return bound | {name: None for name in unneeded if name in taken}

@@ -7,10 +7,8 @@ import collections.abc
 import difflib
 import inspect
 import re
-import socket
 import types
 import typing
-import urllib.request
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,9 +16,9 @@ import gin
 from gin import config as gin_config
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.network import no_storage
 
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
-_STORAGE_HOST = ("storage.googleapis.com", 443)
 
 
 def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = ()) -> None:
@@ -114,12 +112,13 @@ def _settings_of(
     except ValueError:  # not written in Python
         return
     bound = gin.get_bindings(key, resolve_references=False)
+    scopes = key.split("/")[:-1] if isinstance(key, str) else []
     for name, parameter in parameters.items():
         setting = f"{function.__name__}.{name}"
         if given is not None and name in given:
             continue
         if name in bound:
-            yield from _followed(setting, bound[name], parameter.annotation)
+            yield from _followed(setting, bound[name], parameter.annotation, scopes)
         elif given is not None and _is_needed(parameter):
             raise UserError(f"{setting} is not set: {_HOW_TO_SET.format(setting)}")
 
@@ -129,12 +128,14 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty and not various
 
 
-def _followed(name: str, value: Any, kind: Any) -> Iterator[_Setting]:
-    """A setting by the name of the macro that it comes from, and those that it refers to."""
+def _followed(name: str, value: Any, kind: Any, scopes: Sequence[str] = ()) -> Iterator[_Setting]:
+    """A setting by the name of the macro that it comes from, and those that it refers to; `scopes`
+    are those that it is used in, which a reference stays in unless it has scopes of its own.
+    """
     if not isinstance(value, gin_config.ConfigurableReference):
         yield _Setting(name, value, kind)
         for reference in gin_config.iterate_references(value):
-            yield from _followed(name, reference, Any)
+            yield from _followed(name, reference, Any, scopes)
     elif value.configurable.wrapped is gin_config.macro:
         macro = "/".join(value.scopes)
         bound = gin.get_bindings(f"{macro}/gin.macro", resolve_references=False)
@@ -146,14 +147,14 @@ def _followed(name: str, value: Any, kind: Any) -> Iterator[_Setting]:
     else:
         yield _Setting(name, value, kind)
         function = value.configurable
-        key = "/".join([*value.scopes, function.selector])
+        key = "/".join([*(value.scopes or scopes), function.selector])
         yield from _settings_of(key, function.wrapped, () if value.evaluate else None)
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a literal can be an argument annotated as `kind`."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(value, gin_config.ConfigurableReference) or isinstance(kind, str):
+    if isinstance(value, gin_config.ConfigurableReference) or isinstance(kind, str) or kind is Any:
         return True
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
@@ -179,13 +180,8 @@ def _described(kind: Any) -> str:
 
 def _check_storage_answers(what: str) -> None:
     """Raises UserError where Google Cloud Storage cannot be reached: its clients retry for long."""
-    if urllib.request.getproxies().get("https"):
-        return  # then only a client that knows the proxy can tell
-    try:
-        socket.create_connection(_STORAGE_HOST, timeout=5).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
+    if reason := no_storage():
         raise UserError(
             f"{what}: Google Cloud Storage cannot be reached ({reason}); give a local path, or "
             "check the network"
-        ) from error
+        )

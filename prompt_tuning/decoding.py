@@ -15,7 +15,13 @@ from prompt_tuning.t5.network import T5, Cache
 EOS = 1
 
 
-def greedy(model: T5, params: Params, encoder_input_tokens: Array, length: int) -> Array:
+def greedy(
+    model: T5,
+    params: Params,
+    encoder_input_tokens: Array,
+    length: int,
+    tasks: Array | None = None,
+) -> Array:
     """The most likely next token, step by step.
 
     Args:
@@ -23,6 +29,7 @@ def greedy(model: T5, params: Params, encoder_input_tokens: Array, length: int) 
       params: all of its parameters.
       encoder_input_tokens: [B, T] int32.
       length: most tokens to make.
+      tasks: [B] int32, each row's task; see `T5`.
 
     Returns:
       [B, length] int32; after a row's end token (1) its tokens are 0.
@@ -33,7 +40,7 @@ def greedy(model: T5, params: Params, encoder_input_tokens: Array, length: int) 
         logits, after = apply(tokens, cache, method=model.decode_step)
         return jnp.argmax(logits, axis=-1).astype(jnp.int32), after
 
-    encoded = apply(encoder_input_tokens, method=model.encode)
+    encoded = apply(encoder_input_tokens, tasks=tasks, method=model.encode)
     cache = model.init_cache(encoded, length)
     batch = encoder_input_tokens.shape[0]
     # The first step stands outside the loop: it computes the keys and values of cross attention.
@@ -54,7 +61,13 @@ def greedy(model: T5, params: Params, encoder_input_tokens: Array, length: int) 
     return jax.lax.while_loop(going, advance, state)[3]
 
 
-def score(model: T5, params: Params, encoder_input_tokens: Array, targets: Array) -> Array:
+def score(
+    model: T5,
+    params: Params,
+    encoder_input_tokens: Array,
+    targets: Array,
+    tasks: Array | None = None,
+) -> Array:
     """Log-probabilities of targets, the input encoded once for all of them.
 
     Args:
@@ -62,6 +75,7 @@ def score(model: T5, params: Params, encoder_input_tokens: Array, targets: Array
       params: all of its parameters.
       encoder_input_tokens: [B, T] int32.
       targets: [K, L] int32 for all rows (label words), or [B, K, L]; each ends in EOS, then 0.
+      tasks: [B] int32, each row's task; see `T5`.
 
     Returns:
       [B, K] float32, the sum over each target's real tokens of log p(token).
@@ -70,7 +84,7 @@ def score(model: T5, params: Params, encoder_input_tokens: Array, targets: Array
     batch = encoder_input_tokens.shape[0]
     targets = jnp.broadcast_to(targets, (batch, *targets.shape[-2:]))
     choices = targets.shape[1]
-    encoded = apply(encoder_input_tokens, method=model.encode)
+    encoded = apply(encoder_input_tokens, tasks=tasks, method=model.encode)
     encoded = jax.tree.map(lambda x: jnp.repeat(x, choices, axis=0), encoded)
     flat = targets.reshape(batch * choices, -1)
     inputs = jnp.pad(flat, ((0, 0), (1, 0)))[:, :-1]

@@ -168,7 +168,8 @@ def fit(
     dropout_key = jax.random.key(seed) if tuned.model.config.dropout_rate else None
     writer = MetricsWriter(epath.Path(model_dir) / "train")
     log = TrainLog(writer, learning_rate)
-    stream = prefetch(batches(start))
+    # Batches get to the devices ahead of the step too; the host's stay for the log.
+    stream = prefetch((batch, sharding.put_batch(batch, tuned.mesh)) for batch in batches(start))
 
     def evaluate(done: int) -> None:
         began = time.perf_counter()
@@ -184,8 +185,7 @@ def fit(
             else:
                 progress.note(f"going on from step {start}")
             for done in range(start + 1, total_steps + 1):
-                batch = next(stream)
-                placed = sharding.put_batch(batch, tuned.mesh)
+                batch, placed = next(stream)
                 state, metrics = step(state, tuned.frozen, placed, dropout_key)
                 log.add(metrics, batch)
                 if done == start + 1:

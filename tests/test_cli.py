@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from prompt_tuning import cli, cli_settings, embedded
+from prompt_tuning import cli, cli_settings, embedded, network
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.params import ParamSplit
@@ -120,6 +120,14 @@ MISTAKES = {
         on_files("--gin.PROMPT_INIT=@FromFile()", "--gin.PROMPT_FILE={folder}/wide.npy"),
         "the prompt is 17 wide, the backbone 16",
     ),
+    "constant tokens of what is padded": (
+        on_files("--gin.TOKENS_PER_BATCH=64"),
+        "TOKENS_PER_BATCH = 64: is for BATCHING = 'bucketed', not 'padded'",
+    ),
+    "too few constant tokens": (
+        on_files("--gin.TOKENS_PER_BATCH=63", "--gin.BATCHING=bucketed"),
+        "TOKENS_PER_BATCH = 63: too few for 8 rows",
+    ),
     "prompt length 0": (on_files("--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH = 0: a prompt has at"),
     "long target": (on_files("--gin.CLASS_LABELS=('y', 'n', 'maybe')"), "'maybe' has 6 tokens"),
     "long target in training alone": (
@@ -183,7 +191,12 @@ MISTAKES = {
     ),
     "no validation file": (on_files("--gin.VALIDATION_FILE="), "set VALIDATION_FILE"),
     "no training file": (on_files("--gin.TRAIN_FILE="), "set TRAIN_FILE"),
+    "too few for few-shot": (
+        on_files("--gin.FEW_SHOT=9"),
+        "FEW_SHOT = 9: files has only 8 training examples of the class 'y'",
+    ),
     # flags
+    "bad rows": (on_files("--skip_bad_rows=-1"), "--skip_bad_rows=-1"),
     "unknown flag": (on_files("--foo=3"), "Unknown command line flag 'foo'"),
     "stray argument": (on_files("foo"), "unexpected argument 'foo'"),
 }
@@ -234,13 +247,28 @@ def test_no_network(command, monkeypatch, tmp_path, name):
     def refused(*_: object, **__: object) -> None:
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr(cli_settings.socket, "create_connection", refused)
-    monkeypatch.setattr(cli_settings.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(network.socket, "create_connection", refused)
+    monkeypatch.setattr(network.urllib.request, "getproxies", dict)
     arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", f"--gin.{name}=gs://bucket/path")
     if name == "VOCABULARY_FILE":
         arguments = ["--gin_file=models/t5_1_1_small.gin", *arguments[1:]]
     result = command(train, *arguments)
     assert_mistake(result, f"{name} = 'gs://bucket/path': Google Cloud Storage cannot be reached")
+
+
+def test_folders_of_the_offline_cache(command, monkeypatch, tmp_path):
+    import seqio
+
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [])
+    task = "taskless_super_glue_rte_v102_examples"
+    arguments = nano(
+        f"--gin.MODEL_DIR={tmp_path}/model",
+        f"--gin.MIXTURE_OR_TASK_NAME={task}",
+        "--gin.USE_CACHED_TASKS=True",
+        "--seqio_additional_cache_dirs=/one,/two",
+    )
+    assert_mistake(command(train, *arguments), f"{task}: is not cached; set USE_CACHED_TASKS")
+    assert seqio.get_global_cache_dirs() == ["/one", "/two"]
 
 
 def test_a_byte_model_needs_no_network(command, monkeypatch, tmp_path):
@@ -371,6 +399,37 @@ def test_infers_in_t5x_form(command, tmp_path):
     rows = [json.loads(line) for line in lines]
     assert [row["inputs"] for row in rows] == [{"inputs_pretokenized": text} for text in "ab"]
     assert all(row.keys() == {"inputs", "prediction"} for row in rows)
+
+
+def test_prompt_design_trains_nothing(command, tmp_path):
+    files = [f"--gin.{split}_FILE={{folder}}/rows.jsonl" for split in ("TRAIN", "TEST")]
+    design = ["--gin_file=methods/prompt_design.gin", "--gin.INSTRUCTION=Say."]
+    design += ["--gin.DEMONSTRATIONS=2", "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 4}"]
+    output = f"--gin.EVAL_OUTPUT_DIR={tmp_path}/out"
+    result = command(evaluate, *evaluation("eval", *files, output, *design))
+    assert result.status == 0, result.err
+    assert result.out.endswith("files, test split: 2.0 of 2 on average, 2 at least\n")
+    [line, *_] = (tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()
+    assert json.loads(line)["input"].startswith("Say.\n\ntext ")
+    result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"), design[0])
+    assert_mistake(result, "METHOD = PromptDesign(): trains no parameter")
+
+
+def test_bad_rows_are_counted_at_the_end(command, folder, tmp_path):
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*lines[:3], "{", *lines[3:], '{"text": "", "label": "y"}']))
+    output = f"--gin.EVAL_OUTPUT_DIR={tmp_path}/out"
+    arguments = evaluation("eval", f"--gin.TEST_FILE={path}", output)
+    assert_mistake(command(evaluate, *arguments), f"{path}, line 4: not JSON")
+    result = command(evaluate, *arguments, "--skip_bad_rows=1")
+    assert_mistake(result, f"{path}, line 18: 'text' is empty (skipped before it: 1, as")
+    assert not (tmp_path / "out").exists()
+    result = command(evaluate, *arguments, "--skip_bad_rows=2")
+    assert result.status == 0, result.err
+    assert result.out.endswith(f"bad rows skipped: 2 ({path} 2)\n")
+    assert len((tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()) == 16
+    assert "SKIP_BAD_ROWS = 2" in (tmp_path / "out" / "config.gin").read_text()
 
 
 # runs

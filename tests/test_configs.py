@@ -16,6 +16,7 @@ from prompt_tuning.checkpoint import prompts
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.pretrain import pretrain
+from prompt_tuning.runs.suite import suite
 from prompt_tuning.runs.train import train
 from prompt_tuning.t5 import network
 from prompt_tuning.t5.config import PRESETS
@@ -33,6 +34,54 @@ TOTALS = {
     "models/mt5_small.gin": 300_176_768,
     "models/byt5_small.gin": 299_637_760,
 }
+
+
+# Settings of each method's file, and the parameters of the demo backbone that are then trained.
+TRAINED = {
+    "adapter": (
+        {"ADAPTER_BOTTLENECK": 3, "ADAPTER_VARIANT": "pfeiffer", "ADAPTER_LAYERS": (1,)},
+        2 * (2 * 256 * 3 + 256 + 3),
+    ),
+    "bitfit": ({}, 8 * (2 * 256 + 256) + 6 * (2 * 512 + 256) + 16 * 256),
+    "deep_prompt": (
+        {"PROMPT_LENGTH": 3, "PROMPT_INIT": "@Uniform()", "DEEP_PROMPT_LAYERS": (0, 2)},
+        2 * 3 * 256,
+    ),
+    "ia3": ({}, 8 * 2 * 256 + 6 * 512),
+    "lora": (
+        {"LORA_RANK": 3, "LORA_PROJECTIONS": ("query", "wo"), "LORA_LAYERS": (1,)},
+        3 * 3 * (256 + 256) + 2 * 3 * (512 + 256),
+    ),
+    "model_tuning": ({}, 8_655_104),
+    "multitask_prompt": (
+        {
+            "PROMPT_LENGTH": 3,
+            "PROMPT_INIT": "@Text()",
+            "MULTITASK_TASKS": ("a", "b"),
+            "MULTITASK_RANK": 2,
+        },
+        3 * 256 + 2 * 2 * (3 + 256),
+    ),
+    "p_tuning": (
+        {
+            "PROMPT_LENGTH": 3,
+            "PROMPT_INIT": "@SampledVocabulary()",
+            "P_TUNING_HIDDEN": 5,
+            "P_TUNING_ENCODER": "mlp",
+        },
+        3 * 256 + 5 * (256 + 1) + 5 * (5 + 1) + 256 * (5 + 1),
+    ),
+    "prefix_tuning": (
+        {"PREFIX_LENGTH": 3, "PREFIX_HIDDEN": 0, "PREFIX_GATED": True},
+        8 * (2 * 3 * 256 + 4),
+    ),
+    "prompt_and_lora": ({"PROMPT_LENGTH": 3, "LORA_RANK": 2}, 3 * 256 + 8 * 2 * 2 * (256 + 256)),
+    "prompt_tuning": ({"PROMPT_LENGTH": 3, "DECODER_PROMPT_LENGTH": 2}, 5 * 256),
+    # No vectors of labels: a dry run reads no task.
+    "warp": ({"PROMPT_LENGTH": 3, "PROMPT_INIT": "@FromFile()", "PROMPT_FILE": "a.npy"}, 3 * 256),
+    "wayward": ({"PROMPT_LENGTH": 3, "WAYWARD_TEXT": "good or bad"}, 3 * 256),
+}
+NOT_TRAINED = {"prompt_design", "prompt_file", "prompt_init"}
 
 
 # Tracing a large model takes seconds, and a plan needs its shapes three times.
@@ -138,10 +187,71 @@ def test_model_tuning_of(dry_run, model):
     assert kernel and kernel[0].endswith("P(None, 'model')")
 
 
+def test_every_method_has_its_settings_here():
+    methods = {Path(name).stem for name in FILES if name.startswith("methods/")}
+    assert methods == TRAINED.keys() | NOT_TRAINED
+
+
+def trained_paths(out: str) -> set[str]:
+    return set(re.findall(r"^train +(\S+)", out, re.MULTILINE))
+
+
+def plan_of(dry_run, name: str) -> str:
+    """What a run of a method with its settings in TRAINED prints."""
+    files = ("models/demo.gin", f"methods/{name}.gin", "runs/finetune.gin")
+    settings = (f"--gin.{macro}={value}" for macro, value in TRAINED[name][0].items())
+    return dry_run(train, *(f"--gin_file={file}" for file in files), *settings)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_settings_of(dry_run, name):
+    out = plan_of(dry_run, name)
+    line = rf"^trained +{len(trained_paths(out))} leaves +{TRAINED[name][1]:,} parameters"
+    assert re.search(line, out, re.MULTILINE)
+
+
+def test_paths_of_lora(dry_run):
+    blocks = {"encoder": ["attention"], "decoder": ["self_attention", "encoder_decoder_attention"]}
+    assert trained_paths(plan_of(dry_run, "lora")) == {
+        f"{stack}/layers_1/{place}/{factor}"
+        for stack, kinds in blocks.items()
+        for place in (*(f"{kind}/lora_query" for kind in kinds), "mlp/lora_wo")
+        for factor in "ab"
+    }
+
+
+def test_paths_of_prefix_tuning(dry_run):
+    places = (
+        "encoder/prefix_attention",
+        "decoder/prefix_self_attention",
+        "decoder/prefix_encoder_decoder_attention",
+    )
+    assert trained_paths(plan_of(dry_run, "prefix_tuning")) == {
+        f"{place}/{leaf}" for place in places for leaf in ("keys_values", "gates")
+    }
+
+
+def test_combination_of_the_documentation(dry_run, tmp_path_factory):
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    [block] = re.findall(r"^```gin\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    mine = tmp_path_factory.mktemp("combination") / "mine.gin"
+    mine.write_text(block)
+    files = ("models/demo.gin", mine, "runs/finetune.gin")
+    paths = trained_paths(dry_run(train, *(f"--gin_file={file}" for file in files)))
+    for part in ("/keys_values", "/gates", "/adapter_mlp/"):
+        assert any(part in path for path in paths), part
+
+
 def test_demo(dry_run):
     out = dry_run(train, "--gin_file=runs/demo.gin")
     assert "MODEL_DIR = 'runs/demo'" in out
     assert re.search(r"^trained +1 leaves +5,120 parameters", out, re.MULTILINE)
+
+
+def test_super_glue(dry_run):
+    files = ("models/t5_1_1_small.gin", METHODS[0], "runs/super_glue.gin")
+    out = dry_run(suite, *(f"--gin_file={name}" for name in files), "--gin.PROMPT_LENGTH=10")
+    assert total(out) == TOTALS["models/t5_1_1_small.gin"] + 10 * 512
 
 
 @pytest.mark.parametrize(("kind", "function"), [("eval", evaluate), ("infer", infer)])
@@ -153,11 +263,21 @@ def test_prompt_length_comes_from_the_file(dry_run, tmp_path_factory, kind, func
     assert "encoder/prompt/prompt/prompt" in out and "(7, 256)" in out
 
 
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("lora", {"lora_value"}),
+        ("prompt_and_lora", {"lora_value", "prompt"}),
+        ("model_tuning", {"kernel", "scale"}),
+        ("prompt_design", set()),
+    ],
+)
 @pytest.mark.parametrize(("kind", "function"), [("eval", evaluate), ("infer", infer)])
-def test_another_method_in(dry_run, kind, function):
-    names = ("models/demo.gin", f"runs/{kind}.gin", METHODS[1])
+def test_another_method_in(dry_run, kind, function, method, parts):
+    names = ("models/demo.gin", f"runs/{kind}.gin", f"methods/{method}.gin")
     out = dry_run(function, *(f"--gin_file={name}" for name in names))
-    assert "100.0000%" in out and "prompt/prompt" not in out
+    trained = {part for path in trained_paths(out) for part in path.split("/")}
+    assert trained & {"lora_value", "prompt", "kernel", "scale"} == parts
 
 
 def test_pretraining(dry_run):

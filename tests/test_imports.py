@@ -18,10 +18,12 @@ CORE = (
     "prompt_tuning.methods",
     "prompt_tuning.optim",
     "prompt_tuning.params",
+    "prompt_tuning.recycle",
     "prompt_tuning.sharding",
     "prompt_tuning.t5",
     "prompt_tuning.train_step",
     "prompt_tuning.trainer",
+    "prompt_tuning.transfer",
 )
 
 # Prints "MODULE PACKAGE" for each heavy package, beside the core module that brought it.

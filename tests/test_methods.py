@@ -34,7 +34,7 @@ from prompt_tuning.methods import (
 from prompt_tuning.methods.base import Method
 from prompt_tuning.optim import only_trained
 from prompt_tuning.params import ParamSplit, flatten, unflatten
-from prompt_tuning.t5 import T5, T5Config, preset
+from prompt_tuning.t5 import PRESETS, T5, T5Config, preset
 from prompt_tuning.train_step import TrainState, make_train_step
 from prompt_tuning.trainer import TunedModel, create_state, initialize
 
@@ -57,7 +57,7 @@ METHODS = {
     "pfeiffer": Adapter(4, variant="pfeiffer", layers=[1]),
     "ia3": IA3(),
     "bitfit": BitFit(),
-    "multitask_prompt": MultitaskPrompt(P, tasks=2, rank=2, initializer=START),
+    "multitask_prompt": MultitaskPrompt(P, ["x"], rank=2, initializer=START),
     "wayward": Wayward(P, initializer=START, text="a b", token_ids=[4, 7]),
     "prompt_and_lora": Combined([PromptTuning(P, initializer=START), LoRA(2)]),
     "prefix_lora_adapter": Combined([PrefixTuning(P), LoRA(2), Adapter(4), IA3()]),
@@ -302,19 +302,21 @@ def counts(cfg: T5Config) -> dict[str, tuple[Method, int]]:
         "ia3": (IA3(), 2 * joined * attentions + ff * mlps),
         "bitfit": (
             BitFit(),
-            (3 * joined + d) * attentions + (inner * ff + d) * mlps + d * norms,
+            (2 * joined + d) * attentions + (inner * ff + d) * mlps + d * norms,
         ),
-        "multitask_prompt": (MultitaskPrompt(p, tasks=3, rank=r), p * d + 3 * r * (p + d)),
+        "multitask_prompt": (MultitaskPrompt(p, ["x", "y", "z"], rank=r), p * d + 3 * r * (p + d)),
     }
 
 
 @pytest.mark.parametrize(
     "size",
-    ["demo", "t5_1_1_small", "t5_1_1_base", "t5_1_1_xxl"]
-    + [
-        pytest.param(name, marks=pytest.mark.slow)  # tracing 48 layers for each method
-        for name in ("t5_1_1_large", "t5_1_1_xl", "t5_1_0_small", "t5_1_0_base", "t5_1_0_large")
-        + ("t5_1_0_3b", "t5_1_0_11b")
+    [
+        *("demo", "t5_1_1_small", "t5_1_1_base", "t5_1_1_xxl"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)  # tracing 48 layers for each method
+            for name in PRESETS
+            if name in ("t5_1_1_large", "t5_1_1_xl") or name.startswith("t5_1_0")
+        ),
     ],
 )
 def test_trained_parameters_follow_the_formula(size):
@@ -330,16 +332,31 @@ def test_every_method_of_the_contract_has_a_formula():
     assert METHODS.keys() == counts(CONFIG).keys() | others
 
 
+def two_tasks() -> TunedModel:
+    method = MultitaskPrompt(P, ["x", "y"], rank=2, initializer=START)
+    mesh = tuned("lora").mesh
+    return moved(initialize(CONFIG, method, mesh=mesh, seed=3, checkpoint=backbone_file()), 0.5)
+
+
 def test_rows_get_the_prompt_of_their_task():
-    model = moved(tuned("multitask_prompt"), 0.5)
+    model = two_tasks()
     data, tasks = batch(), np.array([0, 1, 1, 0, 1, 0, 0, 1], np.int32)
     mixed = logits(model.model, model.params, data | {"tasks": tasks})
-    prompts = METHODS["multitask_prompt"].prompts(numpy_leaves(model))
+    prompts = model.model.sites.prompts(numpy_leaves(model))
     for task, prompt in enumerate(prompts):
         leaves = {path: numpy_leaves(model)[path] for path in model.split.backbone}
         leaves["encoder/prompt/prompt/prompt"] = prompt
         alone = logits(T5(CONFIG, PromptTuning(P)), unflatten(leaves), data)
         np.testing.assert_allclose(mixed[tasks == task], alone[tasks == task], rtol=0, atol=1e-5)
+
+
+def test_a_batch_must_say_which_of_several_tasks_it_is():
+    model = two_tasks()
+    with pytest.raises(ValueError, match="does not say of which task"):
+        logits(model.model, model.params)
+    assert [model.model.sites.task_index(name) for name in ("x", "y")] == [0, 1]
+    with pytest.raises(ValueError, match="no prompt for z; MULTITASK_TASKS = x, y"):
+        model.model.sites.task_index("z")
 
 
 def test_wayward_penalty_is_the_mean_squared_distance_from_the_text():
@@ -375,7 +392,7 @@ def test_wayward_penalty_is_the_mean_squared_distance_from_the_text():
         (lambda: DeepPrompt(0), "PROMPT_LENGTH = 0"),
         (lambda: PTuning(encoder="gru"), "P_TUNING_ENCODER = 'gru'"),
         (lambda: PTuning(hidden=0), "P_TUNING_HIDDEN = 0"),
-        (lambda: MultitaskPrompt(tasks=0), "NUM_TASKS = 0"),
+        (lambda: MultitaskPrompt(tasks=["x", "x"]), "MULTITASK_TASKS"),
         (lambda: MultitaskPrompt(rank=0), "MULTITASK_RANK = 0"),
         (lambda: Wayward(text=" "), "WAYWARD_TEXT"),
         (lambda: PromptTuning(0), "PROMPT_LENGTH = 0"),

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from prompt_tuning.data.packing import assign_rows, pack
 from prompt_tuning.data.pretraining import pad
 from prompt_tuning.loss import Loss
-from prompt_tuning.methods import PromptTuning
+from prompt_tuning.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Combined,
+    DeepPrompt,
+    LoRA,
+    MultitaskPrompt,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    Warp,
+)
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.params import ParamSplit, unflatten
 from prompt_tuning.t5 import T5, T5Config
@@ -19,6 +31,19 @@ P, T, L, EXAMPLES = 3, 24, 10, 6
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
 METHOD = PromptTuning(length=P)
 MODEL = T5(CONFIG, METHOD)
+OTHERS = [
+    PTuning(P, hidden=4),
+    DeepPrompt(P),
+    Warp(P, label_ids=[5, 9]),
+    MultitaskPrompt(P),
+    PrefixTuning(P),
+    PrefixTuning(P, gated=True),
+    LoRA(2),
+    Adapter(4),
+    IA3(),
+    BitFit(),
+    Combined([METHOD, LoRA(2), PrefixTuning(P)]),
+]
 IDS = st.lists(st.integers(3, 63), min_size=1, max_size=T - P - 2)
 
 
@@ -58,6 +83,21 @@ def test_packed_equals_unpacked(weights, examples):
     packed_loss, packed_gradient = value_and_gradient(weights, packed)
     np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(packed_gradient, gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: type(method).__name__)
+def test_every_method_keeps_packed_examples_apart(method):
+    rng = np.random.default_rng(0)
+    shapes = ParamSplit.of(CONFIG, method).shapes
+    params = unflatten({path: rng.normal(0, 0.4, x.shape) for path, x in shapes.items()})
+    examples = [(rng.integers(3, 64, n), rng.integers(3, 64, m)) for n, m in ((4, 3), (6, 1))]
+    with_end = [([*source, 1], [*target, 1]) for source, target in examples]
+    packed = pack([with_end], prompt_length=method.positions, input_length=T, target_length=L)
+    losses = [
+        loss_fn(T5(CONFIG, method), Loss(), params, batch, None)[0]
+        for batch in (pad(examples, T - P, L), packed)
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 8)), max_size=40))

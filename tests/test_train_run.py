@@ -8,17 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import seqio
 from jax.sharding import AxisType, Mesh
 
 from prompt_tuning import embedded, methods, report, sharding
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
-from prompt_tuning.data.files import TextFiles
+from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.errors import UserError
 from prompt_tuning.optim import adafactor
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
-from prompt_tuning.runs.validation import read_metrics
+from prompt_tuning.runs.validation import Validation, read_metrics
 from prompt_tuning.t5.config import preset
 
 CONFIG = preset("demo")
@@ -175,11 +176,10 @@ def test_the_saved_prompt_has_the_runs_accuracy(data, finished, tmp_path):
     folder, result = finished
     method = methods.PromptTuning(4, initializer=methods.FromFile(str(folder / "prompt_best.npy")))
     by_prompt = measured(data, tmp_path / "a", method, eval_methods=("rank", "generate"))
-    assert by_prompt["rank/accuracy"] == result["prompt_accuracy"]
+    assert by_prompt["demo_reviews"]["rank/accuracy"] == result["prompt_accuracy"]
     trained = str(folder / "trained_best.safetensors")
-    assert measured(data, tmp_path / "b", PROMPT, trained_file=trained) == {
-        "rank/accuracy": result["prompt_accuracy"]
-    }
+    found = measured(data, tmp_path / "b", PROMPT, trained_file=trained)
+    assert found == {"demo_reviews": {"rank/accuracy": result["prompt_accuracy"]}}
 
 
 def measured(data: TaskData, folder: Path, method: methods.Method, **settings) -> dict:
@@ -206,9 +206,89 @@ def test_model_tuning(data, tmp_path):
     assert not list((tmp_path / "model").glob("prompt_*"))
     trained = str(tmp_path / "model" / "trained_best.safetensors")
     found = measured(data, tmp_path / "eval", methods.ModelTuning(), trained_file=trained)
-    assert found == {"rank/accuracy": result["prompt_accuracy"]}
+    assert found == {"demo_reviews": {"rank/accuracy": result["prompt_accuracy"]}}
     curve = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
     assert curve[0]["loss"] != curve[1]["loss"]
+
+
+@pytest.fixture
+def mixture(data) -> Iterator[TaskData]:
+    """Reviews, and texts without labels that have no test split."""
+    rows = [Row(f"number {i}", f"{i}") for i in range(16)]
+    splits = dict.fromkeys(("train", "validation"), rows.copy)
+    tasks.register("numbers", splits, tasks.vocabulary(embedded.vocabulary()))
+    seqio.MixtureRegistry.add("reviews_and_numbers", ["demo_reviews", "numbers"], default_rate=1.0)
+    yield dataclasses.replace(data, task="reviews_and_numbers")
+    seqio.MixtureRegistry.remove("reviews_and_numbers")
+    seqio.TaskRegistry.remove("numbers")
+
+
+def test_a_mixture(mixture, data, tmp_path, capsys):
+    folder = tmp_path / "model"
+    with pytest.raises(UserError, match="'rank', but the task numbers has no labels"):
+        run(mixture, folder, 2, eval_methods=("rank",))
+    assert not folder.exists()
+    result = run(mixture, folder, 2, eval_methods=("auto",))
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["task"] == "reviews_and_numbers"
+    assert result["split"] == {"demo_reviews": "test", "numbers": "validation"}
+    metrics = {"demo_reviews": "rank/accuracy", "numbers": "generate/accuracy"}
+    logs = {
+        task: read_metrics(folder / "inference_eval" / task / "metrics.jsonl") for task in metrics
+    }
+    for task, metric in metrics.items():
+        assert [line.keys() for line in logs[task]] == [{"step", metric}] * 2
+    means = {
+        step: (logs["demo_reviews"][i]["rank/accuracy"] + logs["numbers"][i]["generate/accuracy"])
+        / 2
+        for i, step in enumerate((0, 2))
+    }
+    assert result["best_step"] == max(means, key=means.get)
+    assert next(iter(result["scores"]["numbers"])) == "most frequent answer"
+    for who, row in (("majority", 0), ("frozen", 1), ("prompt", 2)):
+        of_tasks = [list(result["scores"][task].values())[row] for task in metrics]
+        values = [row[metric] for row, metric in zip(of_tasks, metrics.values(), strict=True)]
+        assert result[f"{who}_mean"] == pytest.approx(sum(values) / 2)
+    out = capsys.readouterr().out
+    assert "demo_reviews, test split, step" in out and "numbers, validation split, step" in out
+    for other in (data, dataclasses.replace(data, task="numbers")):
+        with pytest.raises(UserError, match="holds a run of the task demo_reviews, numbers"):
+            run(other, folder, 2, eval_methods=("auto",))
+    # `eval` on the same leaves: a file of metrics and one of predictions for each task.
+    found = measured(
+        mixture,
+        tmp_path / "eval",
+        PROMPT,
+        trained_file=str(folder / "trained_best.safetensors"),
+        split="validation",
+        eval_methods=("auto",),
+    )
+    best = {
+        task: {name: value for name, value in line.items() if name != "step"}
+        for task, log in logs.items()
+        for line in log
+        if line["step"] == result["best_step"]
+    }
+    assert found == best
+    names = {path.name for path in (tmp_path / "eval").iterdir()}
+    assert names == {
+        "demo_reviews-validation-metrics.json",
+        "demo_reviews-validation-rank.jsonl",
+        "numbers-validation-metrics.json",
+        "numbers-validation-generate.jsonl",
+    }
+
+
+def test_only_steps_at_which_each_task_was_measured_count(tmp_path, mixture):
+    sets = mixture.eval_sets("validation")
+    lines = {"demo_reviews": [(0, 0.5), (2, 0.75)], "numbers": [(0, 0.25)]}
+    for data in sets:
+        log = tmp_path / "inference_eval" / data.task / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text(
+            "".join(json.dumps({"step": s, "a/b": value}) + "\n" for s, value in lines[data.task])
+        )
+    assert Validation(tmp_path, sets, ("auto",), 16).history == [{"step": 0, "mean": 0.375}]
 
 
 def test_metrics_of_a_run_that_was_stopped(tmp_path):

@@ -21,7 +21,7 @@ from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.records import BadRows
 from prompt_tuning.data.tasks import RowSource, decode, labels_of, text_of
 from prompt_tuning.data.tfds_source import check_prepared
-from prompt_tuning.data.tokens import chunks, in_memory
+from prompt_tuning.data.tokens import chunks, in_memory, mixed
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSet
 
@@ -103,6 +103,14 @@ class TaskData:
         """The task's label words; none for text to text."""
         return labels_of(self.task)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that are trained on, in the order of a mixed batch's `tasks`; none without
+        training data.
+        """
+        parts = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
+        return tuple(task.name for task in parts if "train" in task.splits)
+
     def remarks(self) -> list[str]:
         """Lines for the end of a run: what the user should know of the data by then."""
         return [line for line in (self.bad_rows.summary(),) if line]
@@ -129,8 +137,9 @@ class TaskData:
 
         Returns:
           Batches {encoder_input_tokens: [B, T], decoder_target_tokens, decoder_input_tokens,
-          decoder_loss_weights: [B, L]} int32, packed ones with segments and positions; B is the
-          share of one process, T a bucket's bound or the full length (plus `positions`).
+          decoder_loss_weights: [B, L]} int32, packed ones with segments and positions, others of a
+          mixture that fits in memory with tasks [B]; B is the share of one process, T a bucket's
+          bound or the full length (plus `positions`).
 
         Raises:
           UserError: if the task has no such split or it is empty, a target is too long, or the
@@ -186,12 +195,15 @@ class TaskData:
 
     def _stream(self, first: int = 0) -> Iterator[Example]:
         """Shuffled, endless training examples of all processes, from the `first` on."""
-        tasks = self._tasks("train")
-        if len(tasks) == 1:
-            tokens = in_memory(tasks[0], "train", self.lengths, self.use_cached, self.cache_dir)
-            if tokens is not None:
-                yield from tokens.endless(self.seed, first)
+        parts = [
+            in_memory(task, "train", self.lengths, self.use_cached, self.cache_dir)
+            for task in self._tasks("train")
+        ]
+        held = [part for part in parts if part is not None]
+        if len(held) == len(parts):
+            if not all(map(len, held)):
                 raise _empty(self.task, "train")
+            yield from mixed(held, self._rates(), self.seed, first)
         dataset = seqio.get_mixture_or_task(self.task).get_dataset(
             dict(self.lengths),
             split="train",
@@ -202,6 +214,13 @@ class TaskData:
         )
         yield from itertools.chain.from_iterable(chunks(dataset.skip(first)))
         raise _empty(self.task, "train")  # only of nothing comes an end
+
+    def _rates(self) -> list[float]:
+        """How often each training task of a mixture comes by, in relation to the others."""
+        provider = seqio.get_mixture_or_task(self.task)
+        if isinstance(provider, seqio.Task):
+            return [1.0]
+        return [provider.get_rate(task) for task in self._tasks("train")]
 
     def eval_sets(self, split: str) -> list[EvalSet]:
         """The evaluation sets of a mixture: of each task that has the split with public targets,

@@ -76,8 +76,10 @@ def pad(rows: Rows, input_length: int, target_length: int) -> dict[str, np.ndarr
     Returns:
       encoder_input_tokens [B, input_length], decoder_input_tokens, decoder_target_tokens and
       decoder_loss_weights [B, target_length], int32; what only packed rows need is left out.
+      Where examples say their task, tasks [B].
     """
     features = pack(rows, prompt_length=0, input_length=input_length, target_length=target_length)
+    tasks = [example[2] for row in rows for example in row if len(example) > 2]
     targets = features["decoder_target_tokens"]
     return {
         "encoder_input_tokens": features["encoder_input_tokens"],
@@ -85,4 +87,5 @@ def pad(rows: Rows, input_length: int, target_length: int) -> dict[str, np.ndarr
         "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         "decoder_target_tokens": targets,
         "decoder_loss_weights": features["decoder_loss_weights"],
+        **({"tasks": np.array(tasks, np.int32)} if tasks else {}),
     }

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-# Input ids and target ids, end tokens included.
-Example = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]
+Ids = Sequence[int] | np.ndarray
+# Input ids and target ids, end tokens included; of a mixture perhaps the number of the task.
+Example = tuple[Ids, Ids] | tuple[Ids, Ids, int]
 Rows = list[list[Example]]  # of a batch: the examples that share each row
 WINDOW = 16  # examples that are packed together, per row of a batch
 
@@ -77,7 +78,7 @@ def pack(
     }
     for row, examples in enumerate(rows):
         start, begin = 0, 0
-        for n, (source, target) in enumerate(examples, 1):
+        for n, (source, target, *_) in enumerate(examples, 1):
             stop, end = start + prompt_length + len(source), begin + len(target)
             encoder["encoder_input_tokens"][row, start + prompt_length : stop] = source
             encoder["encoder_segment_ids"][row, start:stop] = n
@@ -109,7 +110,7 @@ def packed(
     """
     stream, waiting = iter(examples), []
     while window := list(itertools.islice(stream, WINDOW * batch_size)):
-        sizes = [(prompt_length + len(source), len(target)) for source, target in window]
+        sizes = [(prompt_length + len(source), len(target)) for source, target, *_ in window]
         rows = assign_rows(sizes, input_length, target_length)
         waiting += [[window[i] for i in row] for row in rows]
         while len(waiting) >= batch_size:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from prompt_tuning.data import catalogue, tasks
+from prompt_tuning.data import catalogue, sentinel, tasks
 from prompt_tuning.data import few_shot as few_shot_tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
@@ -34,6 +34,7 @@ def task_data(
     few_shot: int | None = None,
     few_shot_seed: int = 0,
     skip_bad_rows: int = 0,
+    sentinel_targets: bool = False,
 ) -> TaskData:
     """The data of a run.
 
@@ -48,6 +49,7 @@ def task_data(
       few_shot, few_shot_seed: training examples a class, and the seed of their choice (see
         `few_shot.register`); None for all.
       skip_bad_rows: most malformed rows, of all files together, that are skipped.
+      sentinel_targets: put a sentinel before every target (see `sentinel.register`).
 
     Raises:
       UserError: if neither or both are given, and whatever `TaskData` refuses.
@@ -84,6 +86,8 @@ def task_data(
         bad_rows,
     )
     _check_vocabulary(data.task, vocabulary)
+    if sentinel_targets:
+        data = dataclasses.replace(data, task=sentinel.register(data.task))
     if few_shot is None:
         return data
     limited = few_shot_tasks.register(data.task, few_shot, few_shot_seed, lengths, use_cached)

@@ -1,7 +1,8 @@
 """Tokenised examples: those of a task that fits in memory, or a stream of those that do not."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from prompt_tuning.data.quiet import seqio, tf
 
 # Rows of a source that are held at most: MNLI's and QQP's 400,000 are, C4's are not.
 MOST_ROWS = 1_000_000
+_BLOCK = 4096  # examples whose tasks are drawn together
 _CHUNK = 1024  # examples that leave tf.data together: one at a time takes longer than tokenising
 _NOTHING_RANDOM = (
     seqio.preprocessors.tokenize,
@@ -70,6 +72,37 @@ class Tokens:
             order = np.random.default_rng([seed, epoch]).permutation(len(self))
             yield from map(self.__getitem__, order[begin:])
             epoch, begin = epoch + 1, 0
+
+
+def mixed(
+    parts: Sequence[Tokens], rates: Sequence[float], seed: int, first: int = 0
+) -> Iterator[Example]:
+    """Endless examples of several tasks, from example `first` of all on.
+
+    Args:
+      parts: none of them empty.
+      rates: how often each comes by, in relation to the others.
+      seed: of the order.
+      first: known without those before it being read.
+
+    Returns:
+      Examples with the number of their part; without it, if there is one part.
+    """
+    if len(parts) == 1:
+        yield from parts[0].endless(seed, first)
+    chances = np.array(rates) / sum(rates)
+
+    def draws(block: int) -> np.ndarray:
+        return np.random.default_rng([seed, block, 1]).choice(len(parts), _BLOCK, p=chances)
+
+    last, begin = divmod(first, _BLOCK)
+    before = sum((np.bincount(draws(i), minlength=len(parts)) for i in range(last)), np.int64(0))
+    before = before + np.bincount(draws(last)[:begin], minlength=len(parts))
+    streams = [part.endless(seed, int(n)) for part, n in zip(parts, before, strict=True)]
+    for block in itertools.count(last):
+        for part in draws(block)[begin:]:
+            yield (*next(streams[part])[:2], int(part))
+        begin = 0
 
 
 def in_memory(

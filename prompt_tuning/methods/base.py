@@ -44,15 +44,27 @@ class Method(Sites):
         """Raises ValueError, naming the setting, if it does not fit the backbone's shape."""
 
     def for_task(
-        self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]
+        self,
+        encode: Callable[[str], list[int]] | None,
+        labels: Sequence[str],
+        tasks: Sequence[str] = (),
     ) -> "Method":
         """The method with what it takes from the task filled in; called before the model is made.
 
         Args:
           encode: text to token ids, without an end token; None where there is no vocabulary.
           labels: the task's label words, if it has any.
+          tasks: names of the tasks that are trained on, in the order of a batch's `tasks`.
         """
         return self
+
+    def task_index(self, task: str) -> int | None:
+        """What `tasks` of a batch says of examples of a task; None if the method need not know.
+
+        Raises:
+          ValueError: if the method was not trained on the task.
+        """
+        return None
 
     def trains(self, path: str, added: bool) -> bool:
         """Whether the leaf at `path` is trained; `added` says that this method brought it."""

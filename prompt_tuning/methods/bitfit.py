@@ -13,9 +13,10 @@ from prompt_tuning.t5.sites import Place
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(Method):
-    """A bias for each projection, and the backbone's norm scales; starts as the backbone.
+    """A bias for each projection but the keys', and the backbone's norm scales; starts as the
+    backbone. One on the keys would change nothing: it adds the same to all logits of a query.
 
-    An attention block has 3 H head_dim + D parameters, a feed-forward block d_ff for each input
+    An attention block has 2 H head_dim + D parameters, a feed-forward block d_ff for each input
     projection and D, each norm D.
     """
 
@@ -25,7 +26,8 @@ class BitFit(Method):
     def linear(
         self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
     ) -> Array:
-        return Bias(name=f"bias_{projection}")(call(x))
+        y = call(x)
+        return y if projection == "key" else Bias(name=f"bias_{projection}")(y)
 
 
 class Bias(nn.Module):

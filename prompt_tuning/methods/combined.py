@@ -43,8 +43,16 @@ class Combined(Method):
         for method in self.methods:
             method.check(config)
 
-    def for_task(self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]) -> Method:
-        return Combined([method.for_task(encode, labels) for method in self.methods])
+    def for_task(
+        self,
+        encode: Callable[[str], list[int]] | None,
+        labels: Sequence[str],
+        tasks: Sequence[str] = (),
+    ) -> Method:
+        return Combined([method.for_task(encode, labels, tasks) for method in self.methods])
+
+    def task_index(self, task: str) -> int | None:
+        return next((i for m in self.methods if (i := m.task_index(task)) is not None), None)
 
     def trains(self, path: str, added: bool) -> bool:
         return any(method.trains(path, added) for method in self.methods)

@@ -1,7 +1,7 @@
 """Multitask prompts (MPT, Wang et al., 2023): a shared prompt times a low-rank matrix a task."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,28 +22,51 @@ _OWN = "encoder/prompt/"
 class MultitaskPrompt(Method):
     """The prompt of task k is shared * (U_k V_k): P D + K r (P + D) parameters.
 
-    Each row of a batch gets the prompt of its task (`tasks`); without `tasks`, that of task 0.
+    Each row of a batch gets the prompt of its task.
 
     Attributes:
       length: P.
-      tasks: K, in the mixture's order.
+      tasks: names of the K tasks; () for those that the run trains on.
       rank: r.
       initializer: where the shared prompt starts; the factors start near a product of ones.
     """
 
     length: int = 100
-    tasks: int = 1
+    tasks: Sequence[str] = ()
     rank: int = 1
     initializer: Initializer = ClassLabels()
 
     def __post_init__(self) -> None:
         choices.positive("PROMPT_LENGTH", self.length)
-        choices.positive("NUM_TASKS", self.tasks)
         choices.positive("MULTITASK_RANK", self.rank)
+        choices.freeze(self, "tasks")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"MULTITASK_TASKS = {self.tasks}: a task is named twice")
+
+    @property
+    def count(self) -> int:
+        return max(1, len(self.tasks))
 
     @property
     def positions(self) -> int | None:
-        return self.length if self.tasks == 1 else None  # a packed row has several tasks
+        return self.length if self.count == 1 else None  # a packed row has several tasks
+
+    def for_task(
+        self,
+        encode: Callable[[str], list[int]] | None,
+        labels: Sequence[str],
+        tasks: Sequence[str] = (),
+    ) -> Method:
+        return self if self.tasks else dataclasses.replace(self, tasks=tasks)
+
+    def task_index(self, task: str) -> int | None:
+        if self.count == 1:
+            return None
+        if task not in self.tasks:
+            raise ValueError(
+                f"MultitaskPrompt: no prompt for {task}; MULTITASK_TASKS = {', '.join(self.tasks)}"
+            )
+        return self.tasks.index(task)
 
     def embedded(
         self,
@@ -55,8 +78,7 @@ class MultitaskPrompt(Method):
     ) -> tuple[Array, Array, Array | None]:
         if stack == "decoder":
             return x, segments, positions
-        prompts = TaskPrompts(self.length, self.tasks, self.rank, name="prompt")(x)
-        prompt = prompts[0] if tasks is None else prompts[tasks]
+        prompt = TaskPrompts(self.length, self.count, self.rank, name="prompt")(x, tasks)
         return add(x, segments, positions, prompt, "prefix")
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
@@ -65,9 +87,9 @@ class MultitaskPrompt(Method):
 
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         prompts = self.prompts(trained)
-        if self.tasks == 1:
+        if self.count == 1:
             return {"prompt": prompts[0]}
-        return {f"prompt_{task}": prompt for task, prompt in enumerate(prompts)}
+        return {f"prompt_{task}": p for task, p in zip(self.tasks, prompts, strict=True)}
 
     def prompts(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
         """Each task's prompt, [K, P, D]."""
@@ -78,21 +100,21 @@ class MultitaskPrompt(Method):
         return PromptTuning(self.length)
 
     def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
-        if self.tasks > 1:
-            raise ValueError(f"{self.tasks} tasks do not fold into one prompt; use the exports")
+        if self.count > 1:
+            raise ValueError(f"{self.count} tasks do not fold into one prompt; use the exports")
         kept = {path: leaf for path, leaf in leaves.items() if not path.startswith(_OWN)}
         return kept | {PROMPT_PATH: self.prompts(leaves)[0]}
 
 
 class TaskPrompts(nn.Module):
-    """Prompts [K, P, D]."""
+    """The prompts [B, P, D] of tasks [B]; of one task alone, its prompt [P, D]."""
 
     length: int
     tasks: int
     rank: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, tasks: Array | None) -> Array:
         length, width, rank = self.length, x.shape[-1], self.rank
 
         def leaf(name: str, mean: float, *shape: int) -> Array:
@@ -105,4 +127,12 @@ class TaskPrompts(nn.Module):
         shared = leaf("shared", 0.0, length, width)
         rows = leaf("rows", 1.0, self.tasks, length, rank)
         columns = leaf("columns", 1.0 / rank, self.tasks, rank, width)
-        return (shared * (rows @ columns)).astype(x.dtype)
+        prompts = (shared * (rows @ columns)).astype(x.dtype)
+        if self.tasks == 1 or self.is_initializing():
+            return prompts[0]
+        if tasks is None:
+            raise ValueError(
+                "MultitaskPrompt: the batch does not say of which task its examples are; train on "
+                "a mixture whose tasks fit in memory"
+            )
+        return prompts[tasks]

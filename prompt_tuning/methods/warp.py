@@ -28,12 +28,18 @@ class Warp(PromptTuning):
         object.__setattr__(self, "label_ids", tuple(self.label_ids))
 
     def for_task(
-        self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]
+        self,
+        encode: Callable[[str], list[int]] | None,
+        labels: Sequence[str],
+        tasks: Sequence[str] = (),
     ) -> PromptTuning:
         if self.label_ids:
             return self
         if encode is None or not labels:
-            raise ValueError("Warp: the task has no label words; set CLASS_LABELS")
+            raise ValueError(
+                "Warp: the task has no label words; set CLASS_LABELS for files of your own, or "
+                "Warp.label_ids"
+            )
         firsts = [encode(label)[:1] for label in labels]
         ids = [token for first in firsts for token in first]
         if len(set(ids)) < len(labels):

@@ -34,7 +34,10 @@ class Wayward(PromptTuning):
             raise ValueError("WAYWARD_TEXT is empty: give the text that the prompt is to stay near")
 
     def for_task(
-        self, encode: Callable[[str], list[int]] | None, labels: Sequence[str]
+        self,
+        encode: Callable[[str], list[int]] | None,
+        labels: Sequence[str],
+        tasks: Sequence[str] = (),
     ) -> PromptTuning:
         if encode is None:
             raise ValueError("Wayward: a vocabulary is needed to read WAYWARD_TEXT")

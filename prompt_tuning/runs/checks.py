@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning.data.files import MACROS
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import METHODS
+from prompt_tuning.evaluate import AUTO, METHODS, EvalSet
 
 
 def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
@@ -49,14 +49,15 @@ def split(wanted: str, there_are: Sequence[str]) -> None:
         raise UserError(f"the data has no split {wanted!r}, only {', '.join(there_are)}{hint}")
 
 
-def eval_methods(methods: Sequence[str], labels: Sequence[str], setting: str) -> None:
-    """Raises UserError unless a task with these labels can be evaluated so."""
+def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) -> None:
+    """Raises UserError unless each task can be evaluated by each method."""
+    known = (*METHODS, AUTO)
     if not methods:
-        raise UserError(f"{setting} is empty; choose from {', '.join(METHODS)}")
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"{setting}: no {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    if "rank" in methods and not labels:
+        raise UserError(f"{setting} is empty; choose from {', '.join(known)}")
+    if unknown := [name for name in methods if name not in known]:
+        raise UserError(f"{setting}: no {unknown[0]!r}; choose from {', '.join(known)}")
+    if "rank" in methods and (without := [data.task for data in sets if not data.labels]):
         raise UserError(
-            f"{setting} has 'rank', but the task has no labels: set CLASS_LABELS, or choose "
-            "'generate'"
+            f"{setting} has 'rank', but the task {without[0]} has no labels: set CLASS_LABELS for "
+            "files of your own, or choose 'generate' or 'auto'"
         )

@@ -8,8 +8,9 @@ from prompt_tuning.trainer import HostBatch
 
 
 class Data(Protocol):
-    """A task, as `prompt_tuning.data.batches.TaskData` gives it."""
+    """A task or mixture, as `prompt_tuning.data.batches.TaskData` gives it."""
 
+    task: str
     batch_size: int
 
     @property
@@ -18,8 +19,17 @@ class Data(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
     def encode(self, text: str) -> list[int]: ...
 
-    def train_batches(self, start: int, positions: int | None) -> Iterator[HostBatch]: ...
+    def train_batches(
+        self, start: int, positions: int | None, multiple: int
+    ) -> Iterator[HostBatch]: ...
 
     def eval_set(self, split: str) -> EvalSet: ...
+
+    def eval_sets(self, split: str) -> Sequence[EvalSet]: ...
+
+    def remarks(self) -> Sequence[str]: ...

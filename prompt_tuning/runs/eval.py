@@ -1,15 +1,24 @@
 """Evaluation of a trained prompt (or other trained leaves) on a split of a task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
 from prompt_tuning import report, sharding
-from prompt_tuning.evaluate import METHODS, majority, measure
+from prompt_tuning.evaluate import (
+    METHODS,
+    EvalSet,
+    measure,
+    methods_for,
+    most_frequent_name,
+    score,
+)
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, model, predictions
 from prompt_tuning.runs.data import Data
+from prompt_tuning.runs.validation import Metrics
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.trainer import TunedModel
 
 
 def evaluate(
@@ -26,12 +35,12 @@ def evaluate(
     seed: int = 0,
     on_start: Callable[[epath.Path], None] = lambda folder: None,
     dry_run: bool = False,
-) -> Mapping[str, float]:
+) -> dict[str, Metrics]:
     """Measures a tuned model; the prompt comes from the method's initialiser (a prompt file) or,
     with every other trained leaf, from `trained_file`.
 
     Writes `TASK-SPLIT-metrics.json` and, for each evaluation method, `TASK-SPLIT-METHOD.jsonl`
-    with a line {"input", "target", "prediction"} an example.
+    with a line {"input", "target", "prediction"} an example; of a mixture for each of its tasks.
 
     Args:
       output_dir: where to write.
@@ -43,7 +52,7 @@ def evaluate(
       dry_run: print parameters and shardings, allocate and write nothing.
 
     Returns:
-      The metrics, named METHOD/METRIC.
+      The metrics by task, named METHOD/METRIC.
     """
     mesh = sharding.make_mesh(num_partitions)
     if dry_run:
@@ -51,9 +60,9 @@ def evaluate(
         return {}
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, mesh)
-    checks.eval_methods(eval_methods, data.labels, "EVAL_METHODS")
     checks.split(split, data.splits)
-    examples = data.eval_set(split)
+    sets = data.eval_sets(split)
+    checks.eval_methods(eval_methods, sets, "EVAL_METHODS")
     tuned = model.load(
         config,
         method,
@@ -64,19 +73,26 @@ def evaluate(
         trained_file=trained_file,
     )
     on_start(folder)
-    name = f"{examples.task}-{split}"
+    found = {one.task: _measured(tuned, one, eval_methods, data.batch_size, folder) for one in sets}
+    for line in data.remarks():
+        print(line)
+    return found
+
+
+def _measured(
+    tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
+) -> Metrics:
+    """Writes a task's predictions and metrics, and prints the metrics."""
+    name = f"{data.task}-{data.split}"
     metrics: dict[str, float] = {}
-    base: dict[str, float] = {}
-    for kind in eval_methods:
-        found = METHODS[kind](tuned, examples, data.batch_size)
-        texts = zip(examples.inputs, examples.targets, strict=True)
+    for kind in methods_for(data, methods):
+        found = METHODS[kind](tuned, data, batch_size)
+        texts = zip(data.inputs, data.targets, strict=True)
         lines = ({"input": text, "target": target} for text, target in texts)
-        predictions.write(folder / f"{name}-{kind}.jsonl", lines, found, examples.labels)
-        for metric, value in measure(examples, found).items():
-            metrics[f"{kind}/{metric}"] = value
-        for metric, value in measure(examples, majority(examples)).items():
-            base[f"{kind}/{metric}"] = value
+        predictions.write(folder / f"{name}-{kind}.jsonl", lines, found, data.labels)
+        metrics |= {f"{kind}/{metric}": value for metric, value in measure(data, found).items()}
     report.write_json(folder / f"{name}-metrics.json", metrics)
-    print(f"{examples.task}, {split} split, {len(examples.targets)} examples:")
-    print(report.table({"majority class": base, "this model": metrics}))
+    base = score(None, data, methods, batch_size)
+    print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
+    print(report.table({most_frequent_name(data): base, "this model": metrics}))
     return metrics

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from etils import epath
 
 from prompt_tuning import report, sharding
-from prompt_tuning.evaluate import METHODS
+from prompt_tuning.evaluate import METHODS, methods_for
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, model, predictions
 from prompt_tuning.runs.data import Data
@@ -34,7 +34,7 @@ def infer(
       output_dir: where to write.
       config, method, data, initial_checkpoint, num_partitions, seed: see `runs.train.train`.
       trained_file, split: see `runs.eval.evaluate`.
-      mode: of `evaluate.METHODS`.
+      mode: of `evaluate.METHODS`, or "auto".
       on_start: called with the folder before anything is written.
       dry_run: print parameters and shardings, allocate and write nothing.
 
@@ -47,8 +47,9 @@ def infer(
         return None
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, mesh)
-    checks.eval_methods([mode], data.labels, "MODE")
     texts = data.eval_set(split)
+    checks.eval_methods([mode], [texts], "MODE")
+    [mode] = methods_for(texts, [mode])
     tuned = model.load(
         config,
         method,
@@ -64,4 +65,6 @@ def infer(
     lines = ({"inputs": {"inputs_pretokenized": text}} for text in texts.inputs)
     predictions.write(path, lines, found, texts.labels)
     print(f"{len(texts.inputs)} predictions in {path}")
+    for line in data.remarks():
+        print(line)
     return path

@@ -24,7 +24,7 @@ def load(
     """
     tuned = initialize(
         config,
-        method.for_task(data.encode, data.labels),
+        method.for_task(data.encode, data.labels, data.tasks),
         mesh=mesh,
         seed=seed,
         checkpoint=checkpoint,

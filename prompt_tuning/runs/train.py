@@ -16,14 +16,20 @@ from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint import trained as trained_file
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import METHODS, EvalSet, majority, measure
+from prompt_tuning.evaluate import EvalSet, most_frequent_name, score
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
 from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
 from prompt_tuning.runs import checks, model
 from prompt_tuning.runs.data import Data
-from prompt_tuning.runs.validation import Validation, check_goes_on, read_metrics
+from prompt_tuning.runs.validation import (
+    Metrics,
+    Validation,
+    check_goes_on,
+    one_row,
+    read_metrics,
+)
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
 from prompt_tuning.train_step import TrainState
@@ -54,20 +60,23 @@ def train(
 ) -> Mapping[str, Any]:
     """Trains, validates each `eval_period` steps, and measures the best step at the end.
 
+    A mixture is validated and measured on each of its tasks that has the split and metrics; the
+    mean over them of each one's first metric chooses the best step.
+
     Writes below `model_dir`: logs and checkpoints (see `trainer.fit`), `prompt_best` and
     `prompt_last` as `.npy` and `.safetensors`, `trained_best.safetensors` (all trained leaves, by
     path), `result.json` and `learning_curve.png`. The validation split chooses the best step; the
-    table is of the test split, or of the validation split where there is no other.
+    table of each task is of its test split, or of the validation split where it has no other.
 
     Args:
       model_dir: the run's folder; a run that was stopped goes on from what lies there.
       config: the backbone's shape.
       method: what is trained.
-      data: the task.
+      data: the task or mixture.
       initial_checkpoint: the frozen backbone's weights.
       total_steps, learning_rate, optimizer, loss, eval_period, checkpoint_period, keep,
         log_period: see `trainer.fit`.
-      eval_methods: of `evaluate.METHODS`; the first one chooses the best step.
+      eval_methods: of `evaluate.METHODS`, or "auto"; the first one chooses the best step.
       eval_batch_size: rows of an evaluation batch.
       num_partitions: size of the mesh's model axis.
       seed: of initialisation and dropout.
@@ -95,30 +104,33 @@ def train(
             "LOG_PERIOD": log_period,
         }
     )
-    checks.eval_methods(eval_methods, data.labels, "EVAL_METHODS")
     checks.split("train", data.splits)
     checks.split("validation", data.splits)
-    validation_data = data.eval_set("validation")
-    test_data = data.eval_set("test") if "test" in data.splits else validation_data
-    data.train_batches(0, method.positions)  # raises for targets that are too long
+    validation_sets = data.eval_sets("validation")
+    test_sets = data.eval_sets("test") if "test" in data.splits else ()
+    sets = list({one.task: one for one in (*validation_sets, *test_sets)}.values())
+    checks.eval_methods(eval_methods, sets, "EVAL_METHODS")
+    batches = functools.partial(
+        data.train_batches, positions=method.positions, multiple=mesh.shape["data"]
+    )
+    batches(0)  # raises for targets that are too long
     tuned = model.load(config, method, data, mesh, checkpoint=initial_checkpoint, seed=seed)
-    check_goes_on(folder, validation_data.task, eval_methods)
+    if not tuned.split.trained:
+        raise UserError(f"METHOD = {method}: trains no parameter; measure it with `eval`")
+    check_goes_on(folder, validation_sets, eval_methods)
     resumed_from = _step_of(folder, tuned, optimizer(learning_rate))
     if resumed_from > total_steps:
         raise UserError(f"TRAIN_STEPS = {total_steps}: {folder} is at step {resumed_from} already")
     print(report.parameters(tuned.split), flush=True)
     on_start(folder)
-    score = functools.partial(_score, data=test_data, methods=eval_methods, size=eval_batch_size)
+    scored = functools.partial(_scores, sets=sets, methods=eval_methods, size=eval_batch_size)
     # The plain backbone comes first: a method that trains its leaves will have changed them.
-    rows = {
-        "majority class": score(None),
-        "frozen backbone, no prompt": score(untuned(tuned)),
-    }
-    validation = Validation(folder, validation_data, eval_methods, eval_batch_size)
+    rows = {"majority": scored(None), "frozen": scored(untuned(tuned))}
+    validation = Validation(folder, validation_sets, eval_methods, eval_batch_size)
     last = fit(
         tuned,
         model_dir=folder,
-        batches=functools.partial(data.train_batches, positions=method.positions),
+        batches=batches,
         total_steps=total_steps,
         learning_rate=learning_rate,
         optimizer=optimizer,
@@ -132,13 +144,15 @@ def train(
     )
     best_step, best_leaves = validation.best(last.trained)
     best = dataclasses.replace(last, trained=best_leaves)
-    rows[f"{type(method).__name__}, best step"] = score(best)
+    rows["prompt"] = scored(best)
+    tables = {one.task: _table(one, rows, method) for one in sets}
+    splits = {one.task: one.split for one in sets}
+    of_one = {"task": sets[0].task, "split": sets[0].split, "scores": tables[sets[0].task]}
+    of_all = {"task": data.task, "split": splits, "scores": tables}
     result = {
-        "task": test_data.task,
-        "split": test_data.split,
+        **(of_one if len(sets) == 1 else of_all),
         "best_step": best_step,
-        **_flat(rows, eval_methods),
-        "scores": rows,
+        **_flat(rows),
         "trained_parameters": tuned.split.count(tuned.split.trained),
         "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
         "resumed_from_step": resumed_from,
@@ -146,11 +160,14 @@ def train(
     }
     save_trained(folder, "best", method, best_leaves)
     save_trained(folder, "last", method, last.trained)
-    _draw(folder, validation, rows)
+    _draw(folder, validation, rows, most_frequent_name(sets[0]))
     report.write_json(folder / "result.json", result)
-    print(f"\n{test_data.task}, {test_data.split} split, step {best_step} (best on validation):")
-    print(report.table(rows))
+    for task, table in tables.items():
+        print(f"\n{task}, {splits[task]} split, step {best_step} (best on validation):")
+        print(report.table(table))
     print(f"\nThe prompt, the learning curve and result.json are in {folder}", flush=True)
+    for line in data.remarks():
+        print(line, flush=True)
     return result
 
 
@@ -188,35 +205,44 @@ def _step_of(folder: epath.Path, tuned: TunedModel, optimizer: optax.GradientTra
     return step
 
 
-def _score(
-    tuned: TunedModel | None, *, data: EvalSet, methods: Sequence[str], size: int
-) -> dict[str, float]:
-    """Metrics of each evaluation method, or of the majority class, named METHOD/METRIC."""
-    return {
-        f"{name}/{metric}": value
-        for name in methods
-        for metric, value in measure(
-            data, METHODS[name](tuned, data, size) if tuned else majority(data)
-        ).items()
-    }
+def _scores(
+    tuned: TunedModel | None, *, sets: Sequence[EvalSet], methods: Sequence[str], size: int
+) -> dict[str, Metrics]:
+    """Metrics by task."""
+    return {data.task: score(tuned, data, methods, size) for data in sets}
 
 
-def _flat(rows: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> dict[str, float]:
-    """{"majority_accuracy", "frozen_accuracy", "prompt_accuracy", ...} by the first method."""
-    first = f"{methods[0]}/"
-    return {
-        f"{who}_{name.removeprefix(first)}": value
-        for who, row in zip(("majority", "frozen", "prompt"), rows.values(), strict=True)
-        for name, value in row.items()
-        if name.startswith(first)
-    }
+def _table(
+    data: EvalSet, rows: Mapping[str, Mapping[str, Metrics]], method: Method
+) -> dict[str, Metrics]:
+    """A task's rows of metrics by the names that they have in a table."""
+    trained = f"{type(method).__name__}, best step"
+    names = (most_frequent_name(data), "frozen backbone, no prompt", trained)
+    return {name: row[data.task] for name, row in zip(names, rows.values(), strict=True)}
+
+
+def _flat(rows: Mapping[str, Mapping[str, Metrics]]) -> dict[str, float]:
+    """{"majority_accuracy", "frozen_accuracy", "prompt_accuracy", ...} by the first method; of
+    several tasks {"majority_mean", ...}.
+    """
+    flat = {}
+    for who, scores in rows.items():
+        row = one_row(scores)
+        first = next(iter(row)).partition("/")[0]
+        for name, value in row.items():
+            if name.partition("/")[0] == first:
+                flat[f"{who}_{name.removeprefix(f'{first}/')}"] = value
+    return flat
 
 
 def _draw(
-    folder: epath.Path, validation: Validation, rows: Mapping[str, Mapping[str, float]]
+    folder: epath.Path,
+    validation: Validation,
+    rows: Mapping[str, Mapping[str, Metrics]],
+    base_name: str,
 ) -> None:
-    base, frozen = list(rows.values())[:2]
-    levels = {"majority class": base[validation.metric]}
+    base, frozen = one_row(rows["majority"]), one_row(rows["frozen"])
+    levels = {base_name: next(iter(base.values()))}
     levels |= {f"frozen backbone, {name}": value for name, value in frozen.items()}
     report.learning_curve(
         folder / "learning_curve.png",
