@@ -27,7 +27,7 @@ demo: venv
 	$(BIN)/python -m prompt_tuning.train --gin_file=runs/demo.gin
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist=loadfile
 
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none

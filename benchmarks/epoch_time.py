@@ -20,6 +20,7 @@ from prompt_tuning.data.packing import Rows, pack, packed
 from prompt_tuning.data.padding_report import FIXED
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.tokens import Tokens, in_memory
+from prompt_tuning.methods import PromptTuning
 
 _TASK = flags.FLAGS["task"]  # of padding_report, with data_dir, vocabulary, json, batch_size
 _MODEL = flags.DEFINE_string("model", "demo", "A preset; all but demo have random weights.")
@@ -101,7 +102,7 @@ def measure(task: str, prompts: Sequence[int]) -> Iterator[dict[str, str | float
 
 def _step_times(epoch: Epoch, prompt: int) -> dict[Shape, float]:
     """The median time of a step of each shape, all measured in turn."""
-    trained = steps.Trained(_MODEL.value, prompt)
+    trained = steps.Trained(_MODEL.value, PromptTuning(prompt))
     placed = {shape: trained.place(batch) for shape, batch in epoch.batches.items()}
     times: dict[Shape, list[float]] = collections.defaultdict(list)
     for round_ in range(1 + _STEPS.value):

@@ -15,6 +15,7 @@ from absl import app, flags
 from prompt_tuning import report
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
+from prompt_tuning.methods import PromptTuning
 from prompt_tuning.prefetch import prefetch
 
 _MODELS = flags.DEFINE_list("models", ["demo", "t5_1_1_small"], "Presets.")
@@ -45,7 +46,7 @@ class Times:
 
 
 def measure(model: str, data: TaskData) -> Times:
-    trained = steps.Trained(model, _PROMPT_LENGTH.value)
+    trained = steps.Trained(model, PromptTuning(_PROMPT_LENGTH.value))
     host = data.train_batches(0, positions=_PROMPT_LENGTH.value)
     stream = prefetch(trained.place(batch) for batch in host)
     first = next(stream)

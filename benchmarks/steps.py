@@ -11,7 +11,7 @@ import numpy as np
 from prompt_tuning import embedded, sharding
 from prompt_tuning.data import benchmarks, tasks
 from prompt_tuning.loss import Loss
-from prompt_tuning.methods import PromptTuning
+from prompt_tuning.methods import Method
 from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.t5.config import preset
 from prompt_tuning.train_step import make_train_step
@@ -24,11 +24,11 @@ BUSY = 0.25  # of the cores, before the benchmark adds its own work
 class Trained:
     """A model that steps; "demo" has the embedded weights, other presets random ones."""
 
-    def __init__(self, model: str, prompt_length: int) -> None:
+    def __init__(self, model: str, method: Method) -> None:
         self.mesh = sharding.make_mesh()
         tuned = initialize(
             preset(model),
-            PromptTuning(prompt_length),
+            method,
             mesh=self.mesh,
             checkpoint=embedded.backbone() if model == "demo" else None,
         )
