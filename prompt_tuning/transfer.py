@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import peft, prompts
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
@@ -100,7 +100,7 @@ def source_files(patterns: Sequence[str], prompt: str) -> list[str]:
     """The files that `patterns` name, each once, without the file `prompt` itself.
 
     Args:
-      patterns: files, folders of `.npy` and `.safetensors` files, and globs.
+      patterns: files, PEFT adapters, folders of `.npy` and `.safetensors` files, and globs.
       prompt: the prompt that they are compared with; it would be the most similar one.
 
     Raises:
@@ -162,7 +162,7 @@ def _units(vectors: np.ndarray) -> np.ndarray:
 
 def _expanded(pattern: str) -> Iterator[str]:
     for path in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
-        if os.path.isdir(path):
+        if os.path.isdir(path) and not peft.is_adapter(path):
             names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES))
             yield from (os.path.join(path, name) for name in names)
         else:

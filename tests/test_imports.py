@@ -5,15 +5,20 @@ import sys
 
 import pytest
 
-HEAVY = ("tensorflow", "seqio", "gin")
+HEAVY = ("tensorflow", "seqio", "gin", "torch", "transformers", "peft")
 CORE = (
     "prompt_tuning",
+    "prompt_tuning.adapters",
     "prompt_tuning.checkpoint.backbone",
+    "prompt_tuning.checkpoint.huggingface",
+    "prompt_tuning.checkpoint.peft_layers",
     "prompt_tuning.checkpoint.prompts",
     "prompt_tuning.checkpoint.run",
     "prompt_tuning.checkpoint.t5x",
+    "prompt_tuning.convert",
     "prompt_tuning.data.pretraining",
     "prompt_tuning.decoding",
+    "prompt_tuning.inspect",
     "prompt_tuning.loss",
     "prompt_tuning.methods",
     "prompt_tuning.optim",

@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from prompt_tuning import decoding
+from prompt_tuning.checkpoint.backbone import open_leaves
+from prompt_tuning.checkpoint.huggingface import shapes_of
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
@@ -31,48 +33,11 @@ CONFIG = T5Config(
 LENGTH = 5
 MODELS = {"plain": T5(CONFIG), "prompt": T5(CONFIG, PromptTuning(length=LENGTH))}
 
-# Hugging Face name to ours. Matrices other than the embedding are stored transposed there.
-TABLE = "block.0.layer.0.SelfAttention.relative_attention_bias"
-OUTER = {
-    "shared": "token_embedder/embedding",
-    "lm_head": "decoder/logits_dense/kernel",
-    "encoder.final_layer_norm": "encoder/encoder_norm/scale",
-    "decoder.final_layer_norm": "decoder/decoder_norm/scale",
-    f"encoder.{TABLE}": "encoder/relpos_bias/rel_embedding",
-    f"decoder.{TABLE}": "decoder/relpos_bias/rel_embedding",
-}
-LAYER = {
-    "encoder": {
-        "0.layer_norm": "pre_attention_layer_norm/scale",
-        "0.SelfAttention": "attention",
-        "1.layer_norm": "pre_mlp_layer_norm/scale",
-        "1.DenseReluDense": "mlp",
-    },
-    "decoder": {
-        "0.layer_norm": "pre_self_attention_layer_norm/scale",
-        "0.SelfAttention": "self_attention",
-        "1.layer_norm": "pre_cross_attention_layer_norm/scale",
-        "1.EncDecAttention": "encoder_decoder_attention",
-        "2.layer_norm": "pre_mlp_layer_norm/scale",
-        "2.DenseReluDense": "mlp",
-    },
-}
-KERNEL = {"q": "query", "k": "key", "v": "value", "o": "out"}
-
-
-def our_name(theirs: str) -> str:
-    theirs = theirs.removesuffix(".weight")
-    if theirs in OUTER:
-        return OUTER[theirs]
-    stack, _, number, _, position, module, *kernel = theirs.split(".")
-    name = f"{stack}/layers_{number}/{LAYER[stack][f'{position}.{module}']}"
-    return f"{name}/{KERNEL.get(kernel[0], kernel[0])}/kernel" if kernel else name
-
 
 @pytest.fixture(scope="module")
 def backbone() -> dict[str, np.ndarray]:
-    tensors = {our_name(name): x for name, x in load_file(FOLDER / "backbone.safetensors").items()}
-    return {name: x if name.endswith("/embedding") else x.T for name, x in tensors.items()}
+    leaves = open_leaves(FOLDER / "backbone.safetensors", shapes_of(CONFIG))
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 
 
 @pytest.fixture(scope="module")

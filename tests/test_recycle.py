@@ -134,7 +134,7 @@ def folder(tmp_path_factory):
     t5x.write_checkpoint(folder / "checkpoint_1", moved, step=1)
     short = {recycle.EMBEDDING: leaves[recycle.EMBEDDING][:200, :20]}
     backbone.save(folder / "short.safetensors", short, "float32")
-    backbone.save(folder / "other.safetensors", {"shared.weight": np.zeros((256, 24))}, "float32")
+    backbone.save(folder / "other.safetensors", {"lm_head.weight": np.zeros((256, 24))}, "float32")
     damaged = {recycle.EMBEDDING: np.full((256, 24), np.nan)}
     backbone.save(folder / "damaged.safetensors", damaged, "float32")
     prompts.save(folder / "prompt.npy", rng.normal(size=(3, 24)))

@@ -1,20 +1,17 @@
-"""Backbone weights by path: T5X-native checkpoints, or our own single `.safetensors` file."""
+"""Backbone weights by path: T5X-native, Hugging Face's, or our own single `.safetensors` file."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialize
 
-from prompt_tuning.checkpoint import t5x
+from prompt_tuning.checkpoint import huggingface, t5x, tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.checkpoint.files import renamed_when_done
-from prompt_tuning.checkpoint.fit import check_fits
+from prompt_tuning.checkpoint.fit import Shape, check_fits
+from prompt_tuning.checkpoint.tensors import Array, Stored
 
 SCHEMES = ("gs", "s3")
 
@@ -23,7 +20,8 @@ def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
     """Reads exactly the backbone's leaves, each straight onto its sharding.
 
     Args:
-      path: a T5X-native checkpoint (local or `gs://`), or a `.safetensors` file of `save`.
+      path: a T5X-native checkpoint (local or `gs://`), a `.safetensors` file of `save`, or what
+        transformers saves: the folder, its index or one `.safetensors` file.
       wanted: path to shape, dtype (to cast to) and sharding.
 
     Raises:
@@ -31,13 +29,33 @@ def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
         an original prompt-tuning checkpoint may have its prompt beside the backbone.
     """
     path = _place(path)
-    if path.suffix == ".safetensors":
-        return load_safetensors(path, wanted)
-    checkpoint = t5x.open_checkpoint(path)
-    check_fits(
-        checkpoint.target_shapes, _shapes(wanted), path=path, ignore=lambda name: "/prompt/" in name
-    )
-    return t5x.read_leaves(checkpoint, wanted)
+    if not _in_safetensors(path):
+        checkpoint = t5x.open_checkpoint(path)
+        _check_fits_t5x(checkpoint, _shapes(wanted))
+        return t5x.read_leaves(checkpoint, wanted)
+    return _onto_devices(open_leaves(path, _shapes(wanted)), wanted)
+
+
+def open_leaves(path: epath.PathLike, shapes: Mapping[str, Shape]) -> dict[str, Stored]:
+    """A checkpoint's leaves, to be read one by one on the host.
+
+    Args:
+      path: as for `load`.
+      shapes: of all leaves of the backbone, by path.
+
+    Raises:
+      CheckpointError: as `load`.
+    """
+    path = _place(path)
+    if not _in_safetensors(path):
+        checkpoint = t5x.open_checkpoint(path)
+        _check_fits_t5x(checkpoint, shapes)
+        return {name: _t5x_leaf(checkpoint, name) for name in shapes}
+    found = huggingface.tensors_at(path)
+    if huggingface.uses_names(found):
+        return huggingface.leaves_of(path, found, shapes)
+    check_fits(_shapes(found), shapes, path=path)
+    return {name: found[name] for name in shapes}
 
 
 def load_leaf(path: epath.PathLike, name: str) -> np.ndarray:
@@ -51,36 +69,32 @@ def load_leaf(path: epath.PathLike, name: str) -> np.ndarray:
       CheckpointError: if there is no such checkpoint, or no such leaf in it.
     """
     path = _place(path)
-    if path.suffix == ".safetensors":
-        with _opened(path) as file:
-            if name in file.keys():  # noqa: SIM118 (no mapping)
-                return file.get_tensor(name).astype(np.float32)
-    else:
+    if not _in_safetensors(path):
         checkpoint = t5x.open_checkpoint(path)
-        if shape := checkpoint.target_shapes.get(name):
-            wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32)}
-            return np.asarray(t5x.read_leaves(checkpoint, wanted)[name])
+        if name in checkpoint.target_shapes:
+            return np.asarray(_t5x_leaf(checkpoint, name)).astype(np.float32)
+    else:
+        found = huggingface.tensors_at(path)
+        theirs = huggingface.their_name(name)
+        if theirs in found:
+            return np.asarray(huggingface.leaf(name, found[theirs])).astype(np.float32)
+        if name in found:
+            return np.asarray(found[name]).astype(np.float32)
     raise CheckpointError(f"{path}: holds no {name}; give a checkpoint of a T5 backbone")
 
 
-def save(path: epath.PathLike, params: Mapping[str, jax.Array], dtype: str = "bfloat16") -> None:
-    """Writes a backbone (flat paths) as one `.safetensors` file in `dtype`."""
-    arrays = {name: np.asarray(leaf).astype(jnp.dtype(dtype)) for name, leaf in params.items()}
-    with renamed_when_done(path) as temporary:
-        temporary.write_bytes(serialize(arrays))
+def save(path: epath.PathLike, params: Mapping[str, Array], dtype: str = "bfloat16") -> None:
+    """Writes a backbone (flat paths) as one `.safetensors` file in `dtype`, leaf by leaf."""
+    tensors.write(path, params, np.dtype(dtype))
 
 
 def load_safetensors(
     path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Reads exactly the leaves of `wanted` from a `.safetensors` file, as `load` does."""
-    with _opened(path) as file:
-        available = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
-        check_fits(available, _shapes(wanted), path=path)
-        return {
-            name: jax.device_put(file.get_tensor(name).astype(leaf.dtype), leaf.sharding)
-            for name, leaf in wanted.items()
-        }
+    """Reads exactly the leaves of `wanted` from a `.safetensors` file of our paths."""
+    found = tensors.stored(path)
+    check_fits(_shapes(found), _shapes(wanted), path=path)
+    return _onto_devices(found, wanted)
 
 
 def _place(path: epath.PathLike) -> epath.Path:
@@ -90,16 +104,40 @@ def _place(path: epath.PathLike) -> epath.Path:
     return epath.Path(path).expanduser()
 
 
-@contextlib.contextmanager
-def _opened(path: epath.Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; check the path")
-    try:
-        with safe_open(path, "numpy") as file:
-            yield file
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+def _in_safetensors(path: epath.Path) -> bool:
+    """Whether the format is ours or Hugging Face's; else it is T5X's."""
+    huggingface.refuse_pickle(path)
+    named = path.suffix == tensors.SUFFIX or path.name.endswith(huggingface.INDEX)
+    return named or huggingface.is_folder(path)
 
 
-def _shapes(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in wanted.items()}
+def _t5x_leaf(checkpoint: t5x.Checkpoint, name: str) -> Stored:
+    stored = checkpoint.leaves[f"target/{name}"]
+    # Asked for as floats, integers are refused: they may be bfloat16's bits.
+    floating = jnp.issubdtype(stored.dtype, jnp.floating)
+    dtype = stored.dtype if floating else np.dtype(np.float32)
+    wanted = {name: jax.ShapeDtypeStruct(stored.shape, dtype)}
+    read = functools.partial(t5x.read_leaves, checkpoint, wanted)
+    return Stored(stored.shape, dtype, lambda: np.asarray(read()[name]))
+
+
+def _check_fits_t5x(checkpoint: t5x.Checkpoint, shapes: Mapping[str, Shape]) -> None:
+    check_fits(
+        checkpoint.target_shapes,
+        shapes,
+        path=checkpoint.path,
+        ignore=lambda name: "/prompt/" in name,
+    )
+
+
+def _onto_devices(
+    leaves: Mapping[str, Stored], wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    return {
+        name: jax.device_put(np.asarray(leaves[name]).astype(leaf.dtype, copy=False), leaf.sharding)
+        for name, leaf in wanted.items()
+    }
+
+
+def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}

@@ -1,11 +1,12 @@
-"""One prompt as a file: `.npy` as the original code writes it, or `.safetensors`."""
+"""One prompt as a file: `.npy` as the original code writes it, `.safetensors`, or PEFT's."""
 
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+from safetensors.flax import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from prompt_tuning.checkpoint import peft
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.files import renamed_when_done
 
@@ -16,16 +17,20 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
     """Reads a prompt [P, D] as float32; never unpickles.
 
     Args:
-      path: a `.safetensors` file, or a `.npy` file of whatever suffix.
+      path: a `.safetensors` file, a `.npy` file of whatever suffix, or the folder of a PEFT
+        adapter that has one prompt.
       shape: the (P, D) that it must have.
 
     Raises:
       CheckpointError: if the file is missing, is no prompt, has other sides, or is not finite.
     """
     path = epath.Path(path).expanduser()
-    if not path.is_file():
+    if path.is_dir() and peft.is_adapter(path):
+        prompt = peft.load_prompt(path)
+    elif path.is_file():
+        prompt = _read(path)
+    else:
         raise CheckpointError(f"{path}: no such prompt file; check PROMPT_FILE")
-    prompt = _read(path)
     if prompt.ndim != 2 or not np.issubdtype(prompt.dtype, np.floating):
         raise CheckpointError(
             f"{path}: a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}"
@@ -70,7 +75,9 @@ def _read(path: epath.Path) -> np.ndarray:
             tensors = load_safetensors(path.read_bytes())
             if set(tensors) != {TENSOR}:
                 raise CheckpointError(f"{path}: holds {sorted(tensors)}, not one {TENSOR!r}")
-            return tensors[TENSOR]
+            # bfloat16 is no floating type to NumPy.
+            found = tensors[TENSOR]
+            return np.asarray(found, np.float32 if found.dtype == "bfloat16" else None)
         with path.open("rb") as file:
             return np.load(file, allow_pickle=False)
     except (ValueError, EOFError, OSError, SafetensorError) as error:

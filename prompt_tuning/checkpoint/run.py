@@ -35,6 +35,7 @@ class RunCheckpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Saves in the background; a later save waits for it."""
+        self._checkpointer.wait()  # Orbax drops a save that comes while another is under way
         self._checkpointer.save_async(step, {_NAME: state}, overwrite=True)
 
     def restore(self, state: Any) -> tuple[int, Any]:

@@ -22,6 +22,7 @@ from flax import serialization, traverse_util
 
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import check_fits
+from prompt_tuning.checkpoint.tensors import Array
 
 _VERSIONS = (2, 3)
 _TARGET = "target/"
@@ -133,7 +134,7 @@ def read_leaves(
 
 def write_checkpoint(
     path: epath.PathLike,
-    params: Mapping[str, np.ndarray | jax.Array],
+    params: Mapping[str, Array],
     *,
     step: int,
     dtype: Any = np.float32,

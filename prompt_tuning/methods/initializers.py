@@ -92,7 +92,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-    """A saved prompt: `.npy` [P, D], or `.safetensors` as written by a run."""
+    """A saved prompt: `.npy` [P, D], `.safetensors` as written by a run, or PEFT's folder."""
 
     path: str = ""
 

@@ -1,0 +1,110 @@
+"""python -m prompt_tuning.convert: a backbone from one format into another, leaf by leaf."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from absl import app, flags
+from etils import epath
+
+from prompt_tuning.checkpoint import backbone, huggingface, t5x, tensors
+from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.errors import UserError
+from prompt_tuning.t5.config import DTYPES, T5Config, preset
+
+Leaves = Mapping[str, tensors.Array]
+
+
+def convert(
+    source: epath.PathLike,
+    target: epath.PathLike,
+    form: str,
+    model: str | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes the backbone `source` to `target`; one leaf is in memory at a time, or a few (t5x).
+
+    Args:
+      source: what `checkpoint.backbone.load` reads.
+      target: the path to make: for `t5x` a folder `checkpoint_STEP`, for `huggingface` a folder,
+        for `safetensors` a file of that suffix.
+      form: one of `FORMATS`.
+      model: the preset that `source` is of; None: as its `config.json` says.
+      dtype: of what is written; None: as it is stored.
+
+    Raises:
+      UserError, CheckpointError: if one of these does not fit, or `target` exists.
+    """
+    path = epath.Path(target).expanduser()
+    if path.exists():
+        raise UserError(f"--to={target}: exists; choose another path, or remove it first")
+    config = _config(source, model)
+    leaves = backbone.open_leaves(source, huggingface.shapes_of(config))
+    FORMATS[form](path, leaves, config, np.dtype(dtype or tensors.common_dtype(leaves)))
+
+
+def _config(source: epath.PathLike, model: str | None) -> T5Config:
+    if model is not None:
+        try:
+            return preset(model)
+        except ValueError as error:
+            raise UserError(f"--model: {error}") from error
+    folder = epath.Path(source).expanduser()
+    folder = folder if folder.is_dir() else folder.parent
+    if not (folder / huggingface.CONFIG).exists():
+        raise UserError(
+            f"--from={source}: no {huggingface.CONFIG} there says which model it is; give --model, "
+            "such as --model=t5_1_1_base"
+        )
+    return huggingface.config_of(folder)
+
+
+def _to_t5x(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+    name, _, step = path.name.rpartition("_")
+    if name != "checkpoint" or not step.isdecimal():
+        raise UserError(
+            f"--to={path}: T5X reads folders named checkpoint_STEP; give such a name, as "
+            f"{path / 'checkpoint_0'}"
+        )
+    t5x.write_checkpoint(path, leaves, step=int(step), dtype=dtype)
+
+
+def _to_huggingface(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+    huggingface.save(path, leaves, config, dtype=dtype)
+
+
+def _to_safetensors(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+    if path.suffix != tensors.SUFFIX:
+        raise UserError(f"--to={path}: give a file whose name ends in {tensors.SUFFIX}")
+    tensors.write(path, leaves, dtype)
+
+
+FORMATS: Mapping[str, Callable[[epath.Path, Leaves, T5Config, np.dtype], None]] = {
+    "huggingface": _to_huggingface,
+    "t5x": _to_t5x,
+    "safetensors": _to_safetensors,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    try:
+        if argv[1:]:
+            raise UserError(f"unexpected argument {argv[1]!r}: give --from=PATH and --to=PATH")
+        convert(given["from"].value, given.to, given.format, given.model, given.dtype)
+    except (UserError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"wrote {given.to}")
+
+
+if __name__ == "__main__":
+    # Not at import: a flag's name can be taken once in a process, and every command has some.
+    flags.DEFINE_string("from", None, "The backbone to read.", required=True)
+    flags.DEFINE_string("to", None, "The file or folder to make.", required=True)
+    flags.DEFINE_enum("format", None, list(FORMATS), "The format to write.", required=True)
+    flags.DEFINE_string("model", None, "The preset that it is of; else config.json says it.")
+    flags.DEFINE_enum("dtype", None, list(DTYPES), "To write in; as stored if left out.")
+    jax.config.update("jax_platforms", "cpu")  # arrays stay on the host; accelerators may be in use
+    app.run(main)

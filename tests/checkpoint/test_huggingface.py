@@ -1,0 +1,417 @@
+"""Hugging Face's T5 checkpoints and `python -m prompt_tuning.convert`.
+
+That logits agree with PyTorch's is in tests/test_peft_example.py; there is a checkpoint that
+transformers wrote, and the layouts here are compared with it.
+"""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from prompt_tuning import sharding
+from prompt_tuning.checkpoint import backbone, huggingface, t5x
+from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.convert import convert
+from prompt_tuning.errors import UserError
+from prompt_tuning.t5 import T5Config, preset
+
+WRITTEN_BY_TRANSFORMERS = Path(__file__).parents[1] / "data" / "peft_example"
+EXAMPLE = T5Config(128, 32, 4, 8, 64, 2, 2, dropout_rate=0.1)
+NANO = preset("nano")  # T5 v1.1
+# T5 v1.0, with a decoder of another depth and num_heads * head_dim unequal to d_model.
+TIED = T5Config(96, 16, 3, 4, 24, 1, 2, activations=("relu",), tied_logits=True)
+CONFIGS = {"v1.1": NANO, "v1.0": TIED}
+LM_HEAD, SHARED = "lm_head.weight", "shared.weight"
+
+
+def random_leaves(config: T5Config, dtype="float32") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = huggingface.shapes_of(config)
+    return {path: rng.normal(size=shape).astype(jnp.dtype(dtype)) for path, shape in shapes.items()}
+
+
+def structs(config: T5Config, dtype="float32") -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = huggingface.shapes_of(config)
+    return {path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for path, shape in shapes.items()}
+
+
+def assert_same(got, expected) -> None:
+    assert got.keys() == expected.keys()
+    for name in expected:
+        assert got[name].dtype == expected[name].dtype, name
+        np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+def changed(folder: Path, change) -> None:
+    """Rewrites the tensors of a saved folder."""
+    found = load_file(folder / huggingface.SINGLE)
+    change(found)
+    save_file(found, folder / huggingface.SINGLE)
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request) -> T5Config:
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    huggingface.save(tmp_path / "hf", random_leaves(NANO), NANO)
+    return tmp_path / "hf"
+
+
+@pytest.fixture
+def saved_tied(tmp_path) -> Path:
+    huggingface.save(tmp_path / "tied", random_leaves(TIED), TIED)
+    return tmp_path / "tied"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_ours_to_theirs_and_back(config, dtype, tmp_path):
+    leaves = random_leaves(config, dtype)
+    huggingface.save(tmp_path / "hf", leaves, config)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "config.json",
+        "hf",
+        "model.safetensors",
+    ]
+    assert_same(backbone.load(tmp_path / "hf", structs(config, dtype)), leaves)
+    assert huggingface.config_of(tmp_path / "hf") == config
+
+
+def test_theirs_to_ours_and_back(tmp_path):
+    """Names, layouts and values are those that transformers itself wrote."""
+    source = WRITTEN_BY_TRANSFORMERS / "backbone.safetensors"
+    leaves = backbone.load(source, structs(EXAMPLE))
+    huggingface.save(tmp_path / "hf", leaves, EXAMPLE)
+    assert_same(load_file(tmp_path / "hf" / huggingface.SINGLE), load_file(source))
+
+
+def test_names_of_v1_0(saved_tied):
+    """Written by hand from transformers' modules; what it wrote itself is of v1.1."""
+    block = [
+        "SelfAttention.q",
+        "SelfAttention.k",
+        "SelfAttention.v",
+        "SelfAttention.o",
+        "layer_norm",
+    ]
+    feed = ["DenseReluDense.wi", "DenseReluDense.wo", "layer_norm"]
+    table = ["SelfAttention.relative_attention_bias"]
+    expected = ["shared", "encoder.final_layer_norm", "decoder.final_layer_norm"]
+    expected += [f"encoder.block.0.layer.0.{name}" for name in block + table]
+    expected += [f"encoder.block.0.layer.1.{name}" for name in feed]
+    for layer in "01":
+        own = block + table if layer == "0" else block
+        across = [name.replace("SelfAttention", "EncDecAttention") for name in block]
+        for i, names in enumerate((own, across, feed)):
+            expected += [f"decoder.block.{layer}.layer.{i}.{name}" for name in names]
+    found = load_file(saved_tied / huggingface.SINGLE)
+    assert sorted(found) == sorted(f"{name}.weight" for name in expected)
+    assert found["encoder.block.0.layer.1.DenseReluDense.wi.weight"].shape == (24, 16)
+
+
+def test_config_is_what_transformers_wrote(shared_data, tmp_path):
+    huggingface.save(tmp_path / "hf", random_leaves(EXAMPLE), EXAMPLE)
+    theirs = json.loads((shared_data / "peft_example" / "backbone_config.json").read_text())
+    ours = json.loads((tmp_path / "hf" / huggingface.CONFIG).read_text())
+    assert ours.pop("torch_dtype") == "float32"
+    assert ours == theirs
+
+
+def test_dtype_and_sharding_that_are_asked_for(saved):
+    mesh = sharding.make_mesh(num_partitions=2)
+    where = NamedSharding(mesh, PartitionSpec(None, "model"))
+    path = "encoder/layers_0/mlp/wi_0/kernel"
+    wanted = structs(NANO)
+    wanted[path] = jax.ShapeDtypeStruct(wanted[path].shape, jnp.bfloat16, sharding=where)
+    got = backbone.load(saved, wanted)[path]
+    assert got.dtype == jnp.bfloat16 and got.sharding == where
+    np.testing.assert_array_equal(got, random_leaves(NANO)[path].astype(jnp.bfloat16))
+
+
+def test_mixed_dtypes_are_written_in_one_that_holds_both(tmp_path):
+    leaves = random_leaves(NANO, "bfloat16")
+    kept = "encoder/layers_0/mlp/wo/kernel"
+    leaves[kept] = random_leaves(NANO)[kept]
+    huggingface.save(tmp_path / "hf", leaves, NANO)
+    got = backbone.load(tmp_path / "hf", structs(NANO))
+    assert_same(got, {path: leaf.astype(np.float32) for path, leaf in leaves.items()})
+
+
+def test_shards_and_index(config, tmp_path):
+    leaves = random_leaves(config)
+    limit = 4096
+    huggingface.save(tmp_path / "hf", leaves, config, shard_bytes=limit)
+    index = json.loads((tmp_path / "hf" / huggingface.INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in leaves.values())
+    files = sorted((tmp_path / "hf").glob("*.safetensors"))
+    assert len(files) > 2 and {path.name for path in files} == set(index["weight_map"].values())
+    for path in files:
+        held = load_file(path)
+        assert held.keys() == {n for n, f in index["weight_map"].items() if f == path.name}
+        assert len(held) == 1 or sum(x.nbytes for x in held.values()) <= limit
+    for place in (tmp_path / "hf", tmp_path / "hf" / huggingface.INDEX):
+        assert_same(backbone.load(place, structs(config)), leaves)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {SHARED: "../hf/model.safetensors"}}, "is not a .safetensors file beside"),
+        ({"weight_map": {SHARED: "model.bin"}}, "'model.bin' is not a .safetensors file"),
+        ({"weight_map": {SHARED: "other.safetensors"}}, "other.safetensors: no such file"),
+        ({"weight_map": {"x.weight": "a.safetensors"}}, "x.weight is not in a.safetensors"),
+        ({}, "holds no weight_map"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_bad_index(saved, index, message):
+    (saved / huggingface.SINGLE).rename(saved / "a.safetensors")
+    (saved / huggingface.INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=message):
+        backbone.load(saved, structs(NANO))
+
+
+def test_copies_of_the_embedding(saved_tied):
+    """Checkpoints of 2020 hold them, and a table that nothing reads."""
+    unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", LM_HEAD)
+
+    def add(found):
+        found |= dict.fromkeys(copies, found[SHARED]) | {unused: np.zeros((32, 3), "f")}
+
+    changed(saved_tied, add)
+    assert_same(backbone.load(saved_tied, structs(TIED)), random_leaves(TIED))
+    changed(saved_tied, lambda found: found.pop(SHARED))
+    assert_same(backbone.load(saved_tied, structs(TIED)), random_leaves(TIED))
+    changed(saved_tied, lambda found: found.update({LM_HEAD: found[LM_HEAD] + 1}))
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is not equal to encoder.embed_to"):
+        backbone.load(saved_tied, structs(TIED))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.pop(LM_HEAD), r"missing: \[lm_head.weight\]$"),
+        (lambda x: x.update({"a.weight": x[SHARED]}), r"unexpected: \[a.weight\]$"),
+        (
+            lambda x: x.update({SHARED: x[SHARED][:200]}),
+            r"mis-shaped: \[shared.weight \(200, 16\), wanted \(256, 16\)\]$",
+        ),
+        (
+            lambda x: x.update({LM_HEAD: x[LM_HEAD].astype(np.int8)}),
+            "lm_head.weight is stored as I8; give a checkpoint of floating-point",
+        ),
+    ],
+)
+def test_leaves_that_do_not_fit(saved, change, message):
+    changed(saved, change)
+    with pytest.raises(CheckpointError, match=message):
+        backbone.load(saved, structs(NANO))
+
+
+def test_other_width_names_both(saved):
+    with pytest.raises(CheckpointError, match=r"q.weight \(16, 16\), wanted \(16, 24\)"):
+        backbone.load(saved, structs(replace(NANO, d_model=24)))
+
+
+def test_truncated_anywhere(saved):
+    path = saved / huggingface.SINGLE
+    content = path.read_bytes()
+    for size in (0, 5, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+            backbone.load(saved, structs(NANO))
+
+
+class Planted:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("config_too", [True, False])
+def test_pickles_are_refused_and_not_run(saved, tmp_path, config_too):
+    (saved / huggingface.SINGLE).unlink()
+    if not config_too:
+        (saved / huggingface.CONFIG).unlink()
+    content = pickle.dumps(Planted(tmp_path / "ran"))
+    (saved / "pytorch_model.bin").write_bytes(content)
+    for place in (saved, saved / "pytorch_model.bin"):
+        with pytest.raises(CheckpointError, match=r"\.bin files are pickles.*as safetensors"):
+            backbone.load(place, structs(NANO))
+    (saved / huggingface.SINGLE).write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        backbone.load(saved, structs(NANO))
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(content)
+    assert (tmp_path / "ran").exists()  # it would have run
+
+
+def test_config_of_2020(tmp_path):
+    """t5-small's fields, without those that came later."""
+    (tmp_path / huggingface.CONFIG).write_text(
+        '{"model_type": "t5", "architectures": ["T5WithLMHeadModel"], "d_ff": 2048, "d_kv": 64, '
+        '"d_model": 512, "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, '
+        '"layer_norm_epsilon": 1e-06, "n_positions": 512, "num_heads": 8, "num_layers": 6, '
+        '"pad_token_id": 0, "relative_attention_num_buckets": 32, "vocab_size": 32128}'
+    )
+    assert huggingface.config_of(tmp_path) == preset("t5_1_0_small", dropout_rate=0.1)
+
+
+def test_output_scaling_tells_tied_from_untied(saved):
+    """transformers 5 sets tie_word_embeddings to true whenever it saves."""
+    path = saved / huggingface.CONFIG
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"tie_word_embeddings": True}))
+    assert not huggingface.config_of(saved).tied_logits
+    path.write_text(json.dumps(fields | {"scale_decoder_outputs": True}))
+    assert huggingface.config_of(saved).tied_logits
+
+
+@pytest.mark.parametrize("name", ["flan_t5_xxl", "mt5_base", "byt5_small", "t5_1_0_3b"])
+def test_every_leaf_of_a_preset_has_a_name_of_its_own(name):
+    shapes = huggingface.shapes_of(preset(name))
+    assert len({huggingface.their_name(path) for path in shapes}) == len(shapes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model_type", "umt5", "model_type is 'umt5'; only t5 and mt5"),
+        ("feed_forward_proj", "gated-silu", "feed_forward_proj is 'gated-silu'"),
+        ("dense_act_fn", "gelu", "dense_act_fn 'gelu'"),
+        ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon is 1e-05; only 1e-06"),
+        ("decoder_start_token_id", 2, "decoder_start_token_id is 2; only 0"),
+        ("quantization_config", {}, "quantization_config"),
+        ("d_model", "512", "d_model is '512', not a number"),
+        ("d_kv", None, "d_kv is None"),
+        ("num_heads", 0, "num_heads = 0: must be at least 1"),
+    ],
+)
+def test_config_that_we_do_not_model(saved, field, value, message):
+    path = saved / huggingface.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=message):
+        huggingface.config_of(saved)
+
+
+@pytest.mark.parametrize(
+    ("config", "leaves", "message"),
+    [
+        (NANO, random_leaves(TIED), "does not fit the model"),
+        (
+            replace(NANO, activations=("silu", "linear")),
+            random_leaves(NANO),
+            "config.json has no name",
+        ),
+    ],
+)
+def test_nothing_is_left_of_a_save_that_failed(tmp_path, config, leaves, message):
+    with pytest.raises(CheckpointError, match=message):
+        huggingface.save(tmp_path / "hf", leaves, config)
+    broken = random_leaves(NANO) | {"encoder/encoder_norm/scale": Unreadable((16,))}
+    with pytest.raises(OSError, match="disk"):
+        huggingface.save(tmp_path / "hf", broken, NANO)
+    assert not list(tmp_path.iterdir())
+
+
+class Unreadable:
+    dtype = np.dtype("float32")
+
+    def __init__(self, shape) -> None:
+        self.shape = shape
+
+    def __array__(self, dtype=None, copy=None):
+        raise OSError("disk")
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "prompt_tuning.convert", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_t5x_to_theirs_and_back(dtype, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leaves = random_leaves(NANO, dtype)
+    t5x.write_checkpoint("checkpoint_7", leaves, step=7, dtype=jnp.dtype(dtype))
+    convert("checkpoint_7", "hf", "huggingface", model="nano")
+    convert("hf", "ours.safetensors", "safetensors")
+    convert("ours.safetensors", "back/checkpoint_9", "t5x", model="nano")
+    for place in ("hf", "ours.safetensors", "back/checkpoint_9"):
+        assert_same(backbone.load(place, structs(NANO, dtype)), leaves)
+    assert t5x.open_checkpoint("back/checkpoint_9").step == 9
+    assert_same(load_file("ours.safetensors"), leaves)
+
+
+def test_tied_t5x_to_theirs_and_back(saved_tied, tmp_path):
+    convert(saved_tied, tmp_path / "checkpoint_0", "t5x")
+    checkpoint = t5x.open_checkpoint(tmp_path / "checkpoint_0")
+    assert_same(t5x.read_leaves(checkpoint, structs(TIED)), random_leaves(TIED))
+    # No preset has this shape: the config goes along by hand.
+    leaves = backbone.open_leaves(tmp_path / "checkpoint_0", huggingface.shapes_of(TIED))
+    huggingface.save(tmp_path / "back", leaves, TIED)
+    back, there = (load_file(path / huggingface.SINGLE) for path in (tmp_path / "back", saved_tied))
+    assert_same(back, there)
+    assert LM_HEAD not in back
+
+
+def test_command(saved):
+    done = command(saved.parent, "--from=hf", "--to=b", "--format=huggingface", "--dtype=bfloat16")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "wrote b\n", "")
+    expected = random_leaves(NANO)
+    got = backbone.load(saved.parent / "b", structs(NANO, "bfloat16"))
+    assert_same(got, {path: leaf.astype(jnp.bfloat16) for path, leaf in expected.items()})
+
+
+def test_command_mistake(saved):
+    done = command(saved.parent, "--from=hf", "--to=hf", "--format=huggingface")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --to=hf: exists; choose another path, or remove it first\n"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": "new", "form": "t5x"}, "--to=new: T5X reads folders named checkpoint_STEP"),
+        ({"target": "new", "form": "safetensors"}, "--to=new: give a file whose name ends in"),
+        ({"model": "t5_1_1_smal"}, "--model: no T5 preset named 't5_1_1_smal'"),
+        ({"model": "demo"}, "hf: the checkpoint does not fit the model"),
+        ({"source": "gone"}, "--from=gone: no config.json there says"),
+        ({"source": "gone", "model": "nano"}, "gone: no such file or folder"),
+    ],
+)
+def test_mistakes_write_nothing(saved, changed, message, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    given = {"source": "hf", "target": "new", "form": "huggingface"} | changed
+    with pytest.raises((UserError, CheckpointError)) as raised:
+        convert(**given)
+    assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
+    assert [path.name for path in saved.parent.iterdir()] == ["hf"]
+
+
+def test_single_files_and_one_leaf(saved, tmp_path):
+    shutil.copy(saved / huggingface.SINGLE, tmp_path / "any.safetensors")
+    assert_same(backbone.load(tmp_path / "any.safetensors", structs(NANO)), random_leaves(NANO))
+    for path in ("decoder/logits_dense/kernel", "token_embedder/embedding"):
+        np.testing.assert_array_equal(backbone.load_leaf(saved, path), random_leaves(NANO)[path])
