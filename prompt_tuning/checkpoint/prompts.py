@@ -3,7 +3,7 @@
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
-from safetensors.flax import load as load_safetensors
+from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from prompt_tuning.checkpoint import peft
@@ -75,11 +75,13 @@ def _read(path: epath.Path) -> np.ndarray:
             tensors = load_safetensors(path.read_bytes())
             if set(tensors) != {TENSOR}:
                 raise CheckpointError(f"{path}: holds {sorted(tensors)}, not one {TENSOR!r}")
-            # bfloat16 is no floating type to NumPy.
-            found = tensors[TENSOR]
-            return np.asarray(found, np.float32 if found.dtype == "bfloat16" else None)
+            return tensors[TENSOR]
         with path.open("rb") as file:
             return np.load(file, allow_pickle=False)
+    except KeyError as error:  # a dtype that NumPy lacks
+        raise CheckpointError(
+            f"{path}: is stored as {error}; save the prompt as float32"
+        ) from error
     except (ValueError, EOFError, OSError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
