@@ -14,7 +14,7 @@ import steps
 from absl import app, flags
 
 from prompt_tuning import report
-from prompt_tuning.data import padding_report
+from prompt_tuning.data import catalogue, padding_report
 from prompt_tuning.data.bucketing import bucketed, default_bounds, pad
 from prompt_tuning.data.packing import Rows, pack, packed
 from prompt_tuning.data.padding_report import FIXED
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     machine = steps.load()
     names = steps.register(flags.FLAGS.data_dir, flags.FLAGS.vocabulary)
-    wanted = [padding_report.full_name(task, names) for task in _TASK.value]
+    wanted = [catalogue.full_name(task, names) for task in _TASK.value]
     found = [row for task in wanted for row in measure(task, [int(p) for p in _PROMPTS.value])]
     table = {
         f"{row['task']}, P = {row['prompt_length']}": {

@@ -1,10 +1,12 @@
 """All tasks over TensorFlow Datasets or local files that come with the package."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_tuning.data import benchmarks, c4, mixtures, reading, summaries, text_task, transfer
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.records import BadRows
+from prompt_tuning.errors import UserError
 
 TASKS = (
     *benchmarks.BENCHMARKS,
@@ -27,3 +29,17 @@ def register(
         for module in (benchmarks, transfer, reading, mixtures)
         for name in module.register_mixtures(there)
     )
+
+
+def full_name(name: str, registered: Sequence[str]) -> str:
+    """The task that a name means: itself, or the one benchmark task that has it in it; SuperGLUE's
+    where GLUE has it too (both have the same RTE).
+    """
+    if name in seqio.TaskRegistry.names():
+        return name
+    found = [task for task in registered if f"_{name}_" in task]
+    found = [task for task in found if "_super_glue_" in task] or found
+    if len(found) != 1:
+        known = ", ".join(found or sorted(seqio.TaskRegistry.names()))
+        raise UserError(f"--task={name}: not one task; there are: {known}")
+    return found[0]

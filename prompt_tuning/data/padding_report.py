@@ -103,20 +103,6 @@ def measure(task: str) -> dict[str, str | float]:
     }
 
 
-def full_name(name: str, registered: Sequence[str]) -> str:
-    """The task that a name means: itself, or the one benchmark task that has it in it; SuperGLUE's
-    where GLUE has it too (both have the same RTE).
-    """
-    if name in seqio.TaskRegistry.names():
-        return name
-    found = [task for task in registered if f"_{name}_" in task]
-    found = [task for task in found if "_super_glue_" in task] or found
-    if len(found) != 1:
-        known = ", ".join(found or sorted(seqio.TaskRegistry.names()))
-        raise UserError(f"--task={name}: not one task; there are: {known}")
-    return found[0]
-
-
 def main(argv: Sequence[str]) -> None:
     del argv
     try:
@@ -124,7 +110,8 @@ def main(argv: Sequence[str]) -> None:
         registered = catalogue.register(
             tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or TFDS, bad_rows
         )
-        found = [measure(full_name(name, registered)) for name in _TASK.value or ()]
+        names = [catalogue.full_name(name, registered) for name in _TASK.value or ()]
+        found = [measure(name) for name in names]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

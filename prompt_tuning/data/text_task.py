@@ -80,6 +80,8 @@ def register(
       UserError: if the folder holds none of them.
     """
     folder = None if source == TFDS else Folder(Path(source).expanduser(), bad_rows or BadRows())
+    if folder and not folder.root.is_dir():
+        raise UserError(f"BENCHMARKS_DIR = {source}: no such folder")
     names = tuple(task.task for task in text_tasks if _register(task, vocabulary, folder))
     if not names:
         folders = sorted({task.local.folder for task in text_tasks if task.local})

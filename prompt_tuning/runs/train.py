@@ -124,6 +124,8 @@ def train(
     print(report.parameters(tuned.split), flush=True)
     on_start(folder)
     scored = functools.partial(_scores, sets=sets, methods=eval_methods, size=eval_batch_size)
+    for one in sets:
+        print(f"measured on {one.task}, {one.split}: {len(one.targets)} examples", flush=True)
     # The plain backbone comes first: a method that trains its leaves will have changed them.
     rows = {"majority": scored(None), "frozen": scored(untuned(tuned))}
     validation = Validation(folder, validation_sets, eval_methods, eval_batch_size)
