@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import gin
 from gin import config as gin_config
 
+from prompt_tuning.connectivity import no_storage
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import no_storage
 
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
 

@@ -19,8 +19,8 @@ from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.errors import UserError
 from prompt_tuning.params import Params
+from prompt_tuning.t5.network import EMBEDDING
 
-EMBEDDING = "token_embedder/embedding"
 # The tokens and the network of the original code's recycling/run_recycle.py. Its list of tokens is
 # cut down to English ones first.
 SKIP, TOKENS = 1_000, 4_000

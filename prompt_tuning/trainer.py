@@ -25,12 +25,11 @@ from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
 from prompt_tuning.prefetch import prefetch
 from prompt_tuning.progress import Progress
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5, init_shapes
+from prompt_tuning.t5.network import EMBEDDING, T5, init_shapes
 from prompt_tuning.train_log import TrainLog
 from prompt_tuning.train_step import TrainState, make_train_step
 
 HostBatch = Mapping[str, np.ndarray]
-EMBEDDING = "token_embedder/embedding"
 
 
 class Evaluator(Protocol):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from prompt_tuning import cli, cli_settings, embedded, network
+from prompt_tuning import cli, cli_settings, connectivity, embedded
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.params import ParamSplit
@@ -247,8 +247,8 @@ def test_no_network(command, monkeypatch, tmp_path, name):
     def refused(*_: object, **__: object) -> None:
         raise ConnectionRefusedError(111, "Connection refused")
 
-    monkeypatch.setattr(network.socket, "create_connection", refused)
-    monkeypatch.setattr(network.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(connectivity.socket, "create_connection", refused)
+    monkeypatch.setattr(connectivity.urllib.request, "getproxies", dict)
     arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", f"--gin.{name}=gs://bucket/path")
     if name == "VOCABULARY_FILE":
         arguments = ["--gin_file=models/t5_1_1_small.gin", *arguments[1:]]

@@ -21,7 +21,7 @@ from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import Shape, check_fits
 from prompt_tuning.checkpoint.tensors import Array, Stored
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import init_shapes
+from prompt_tuning.t5.network import EMBEDDING, init_shapes
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -29,7 +29,6 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30  # transformers' own, for long
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
-EMBEDDING = "token_embedder/embedding"
 OUTPUT = "decoder/logits_dense/kernel"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _LM_HEAD = "lm_head.weight"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from prompt_tuning.connectivity import no_storage
 from prompt_tuning.data.quiet import seqio, tfds
 from prompt_tuning.errors import UserError
-from prompt_tuning.network import no_storage
 
 
 def check_prepared(task: seqio.Task, split: str, use_cached: bool = False) -> None:

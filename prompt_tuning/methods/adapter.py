@@ -39,7 +39,7 @@ class Adapter(Method):
             )
 
     def check(self, config: T5Config) -> None:
-        choices.layers("ADAPTER_LAYERS", self.layers, config)
+        choices.layers("ADAPTER_LAYERS", self.layers, choices.deepest(config))
 
     def sublayer(self, y: Array, place: Place) -> Array:
         if not choices.has(self.layers, place):

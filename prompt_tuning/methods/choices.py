@@ -29,11 +29,15 @@ def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
         )
 
 
-def layers(setting: str, chosen: Sequence[int] | None, config: T5Config) -> None:
-    """Raises ValueError unless a stack of the backbone has each of the layers."""
-    most = max(config.num_encoder_layers, config.num_decoder_layers)
-    if chosen is not None and (not chosen or not all(0 <= layer < most for layer in chosen)):
-        raise ValueError(f"{setting} = {tuple(chosen)}: the layers are 0 to {most - 1}")
+def layers(setting: str, chosen: Sequence[int] | None, count: int) -> None:
+    """Raises ValueError unless there is a layer, and each is one of `count`."""
+    if chosen is not None and (not chosen or not all(0 <= layer < count for layer in chosen)):
+        raise ValueError(f"{setting} = {tuple(chosen)}: the layers are 0 to {count - 1}")
+
+
+def deepest(config: T5Config) -> int:
+    """Layers of the deeper of the two stacks."""
+    return max(config.num_encoder_layers, config.num_decoder_layers)
 
 
 def has(chosen: Sequence[int] | None, place: Place) -> bool:

@@ -39,11 +39,7 @@ class DeepPrompt(Method):
         return self.length
 
     def check(self, config: T5Config) -> None:
-        most = config.num_encoder_layers
-        if self.layers is not None and not all(0 <= layer < most for layer in self.layers):
-            raise ValueError(
-                f"DEEP_PROMPT_LAYERS = {self.layers}: the encoder's layers are 0 to {most - 1}"
-            )
+        choices.layers("DEEP_PROMPT_LAYERS", self.layers, config.num_encoder_layers)
 
     def embedded(
         self,

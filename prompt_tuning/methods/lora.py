@@ -36,7 +36,7 @@ class LoRA(Method):
 
     def check(self, config: T5Config) -> None:
         choices.projections("LORA_PROJECTIONS", self.projections, config)
-        choices.layers("LORA_LAYERS", self.layers, config)
+        choices.layers("LORA_LAYERS", self.layers, choices.deepest(config))
 
     def linear(
         self, call: Callable[[Array], Array], x: Array, place: Place, projection: str

@@ -24,6 +24,8 @@ from prompt_tuning.t5.layers import (
 )
 from prompt_tuning.t5.sites import BLOCKS, Place, Sites
 
+EMBEDDING = "token_embedder/embedding"  # path of the table [V, D]
+
 KeysValues = tuple[Array, Array]
 
 
