@@ -1,10 +1,13 @@
-"""Tuning methods of one backbone on labelled sets: mean and deviation over seeds, size on disk.
+r"""Tuning methods of one backbone on labelled sets: mean and deviation over seeds, size on disk.
 
-Each data set is a folder below --data. Seeds come first, so that a run that is stopped has all
-cells of the seeds before; it goes on with what is missing below --output, and prints a Markdown
-table of what is there.
+Each data set is an embedded one (`demo_questions`) or a folder below --data. Seeds come first, so
+that a run that is stopped has all cells of the seeds before; it goes on with what is missing below
+--output, and prints a Markdown table of what is there. A method may carry a learning rate, and
+validation scores are what to choose one by:
 
   python scripts/compare_methods.py --data=FOLDER --output=runs/methods
+  python scripts/compare_methods.py --tasks=demo_questions --methods=lora:0.01,lora:0.1 \
+    --split=validation --seeds=1 --output=runs/sweep
 """
 
 import json
@@ -29,75 +32,108 @@ METHODS = (
     "ia3",
     "bitfit",
     "multitask_prompt",
+    "prompt_design",
     "model_tuning",
 )
 SENTIMENT = ("negative", "positive")
 QUESTIONS = ("abbreviation", "description", "entity", "human", "location", "number")
 # Label words of sets that are read as files, with their input length; the others are benchmarks.
-FILES: Mapping[str, tuple[Sequence[str], int]] = {
-    "sentence_polarity": (SENTIMENT, 48),
-    "sst2": (SENTIMENT, 48),
-    "trec_qc": (QUESTIONS, 32),
+FILES: Mapping[str, Sequence[str]] = {
+    "sentence_polarity": SENTIMENT,
+    "sst2": SENTIMENT,
+    "trec_qc": QUESTIONS,
 }
 BENCHMARKS = ("rte", "boolq")
+LENGTHS = {"trec_qc": 32, "rte": 128, "boolq": 128}  # of the input; the others': 48
 SPLITS = ("train", "validation", "test")
 
-_DATA = flags.DEFINE_string("data", None, "Folder of the data sets.", required=True)
+_DATA = flags.DEFINE_string("data", None, "Folder of the data sets that are not embedded.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs.", required=True)
 _TASKS = flags.DEFINE_list("tasks", ["sst2", "trec_qc", *BENCHMARKS], "Data sets.")
-_METHODS = flags.DEFINE_list("methods", list(METHODS), "Gin files of configs/methods.")
+_METHODS = flags.DEFINE_list("methods", list(METHODS), "NAME or NAME:LEARNING_RATE.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each cell.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of a run.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Whose scores to print.")
 _JSON = flags.DEFINE_string("json", None, "File to write all scores to.")
 
 Cell = tuple[int, str, str]  # seed, task, method
 
 
 def bindings(task: str) -> dict[str, Any]:
-    """The macros that say where a data set is, and its lengths."""
+    """The macros that say where a data set is."""
+    if task.startswith("demo_"):
+        return {"MIXTURE_OR_TASK_NAME": task}
     if task in BENCHMARKS:
-        return {
-            "MIXTURE_OR_TASK_NAME": f"taskless_super_glue_{task}_v102_examples",
-            "BENCHMARKS_DIR": _DATA.value,
-            "TASK_FEATURE_LENGTHS": {"inputs": 128, "targets": 8},
-        }
-    labels, length = FILES[task]
+        name = f"taskless_super_glue_{task}_v102_examples"
+        return {"MIXTURE_OR_TASK_NAME": name, "BENCHMARKS_DIR": _DATA.value}
     files = {split: next(Path(_DATA.value, task).glob(f"{split}.jsonl*")) for split in SPLITS}
-    return {
-        **{f"{split.upper()}_FILE": str(path) for split, path in files.items()},
-        "CLASS_LABELS": labels,
-        "TASK_FEATURE_LENGTHS": {"inputs": length, "targets": 8},
-    }
+    paths = {f"{split.upper()}_FILE": str(path) for split, path in files.items()}
+    return {**paths, "CLASS_LABELS": FILES[task]}
 
 
 def folder(cell: Cell) -> Path:
     seed, task, method = cell
-    return Path(_OUTPUT.value) / f"{task}-{method}-{seed}"
+    return Path(_OUTPUT.value) / f"{task}-{method.replace(':', '-')}-{seed}"
 
 
-def run(cell: Cell) -> None:
-    """Trains a cell, if it is not there."""
+def training(cell: Cell) -> tuple[list[str], dict[str, Any]]:
+    """The gin files and macros of a run."""
     seed, task, method = cell
-    if (folder(cell) / "result.json").exists():
-        return
-    settings = bindings(task) | {
+    name, _, rate = method.partition(":")
+    settings = {
         "MODEL_DIR": str(folder(cell)),
+        "TASK_FEATURE_LENGTHS": {"inputs": LENGTHS.get(task, 48), "targets": 8},
         "BATCHING": "bucketed",
         "TRAIN_STEPS": _STEPS.value,
         "EVAL_PERIOD": _STEPS.value // 2,
         "EVAL_BATCH_SIZE": 64,
         "RANDOM_SEED": seed,
     }
-    if method in ("prompt_tuning", "multitask_prompt"):
+    if rate:
+        settings["LEARNING_RATE"] = float(rate)
+    if name in ("prompt_tuning", "multitask_prompt"):
         settings["PROMPT_LENGTH"] = 20
-    command = [sys.executable, "-m", "prompt_tuning.train"]
-    for name in ("models/demo.gin", f"methods/{method}.gin", "runs/finetune.gin"):
-        command.append(f"--gin_file={name}")
-    command += [f"--gin.{name}={value!r}" for name, value in settings.items()]
+    return [f"methods/{name}.gin", "runs/finetune.gin"], settings
+
+
+def design(cell: Cell) -> tuple[list[str], dict[str, Any]]:
+    """The gin files and macros of prompt design: a demonstration of each class, by `eval`."""
+    seed, task, _ = cell
+    labels = len(QUESTIONS) if FILES.get(task) == QUESTIONS or task == "demo_questions" else 2
+    return ["runs/eval.gin", "methods/prompt_design.gin"], {
+        "EVAL_OUTPUT_DIR": str(folder(cell)),
+        "TASK_FEATURE_LENGTHS": {"inputs": 4 * LENGTHS.get(task, 48), "targets": 8},
+        "SPLIT": "validation" if task in BENCHMARKS else _SPLIT.value,
+        "DEMONSTRATIONS": labels,
+        "DEMONSTRATIONS_SEED": seed,
+    }
+
+
+def run(cell: Cell) -> None:
+    """Trains or measures a cell, if it is not there."""
+    _, task, method = cell
+    if score(cell) is not None:
+        return
+    designed = method == "prompt_design"
+    files, settings = design(cell) if designed else training(cell)
+    command = [sys.executable, "-m", f"prompt_tuning.{'eval' if designed else 'train'}"]
+    command += [f"--gin_file={name}" for name in ("models/demo.gin", *files)]
+    command += [f"--gin.{name}={value!r}" for name, value in (settings | bindings(task)).items()]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{folder(cell)}: {done.stderr}")
+
+
+def score(cell: Cell) -> float | None:
+    """The accuracy in percent; None for a cell that is not there."""
+    for path in folder(cell).glob("*-metrics.json"):
+        return 100 * json.loads(path.read_text())["rank/accuracy"]
+    if (path := folder(cell) / "result.json").exists():
+        result = json.loads(path.read_text())
+        found = {"test": result["prompt_accuracy"], **result["validation"]}
+        return 100 * found["test" if _SPLIT.value == "test" else "rank/accuracy"]
+    return None
 
 
 def row(method: str) -> dict[str, Any]:
@@ -105,15 +141,15 @@ def row(method: str) -> dict[str, Any]:
     scores: dict[str, list[float]] = {}
     about: dict[str, Any] = {"method": method, "scores": scores}
     for task in _TASKS.value:
-        cells = [folder((seed, task, method)) for seed in range(_SEEDS.value)]
-        there = [path for path in cells if (path / "result.json").exists()]
-        results = [json.loads((path / "result.json").read_text()) for path in there]
-        scores[task] = [100 * result["prompt_accuracy"] for result in results]
-        for path, result in zip(there, results, strict=True):
-            about["trained_parameters"] = result["trained_parameters"]
-            about["bytes"] = (path / "trained_best.safetensors").stat().st_size
-            for who in ("majority", "frozen"):
-                about.setdefault(who, {})[task] = 100 * result[f"{who}_accuracy"]
+        cells = [(seed, task, method) for seed in range(_SEEDS.value)]
+        scores[task] = [found for cell in cells if (found := score(cell)) is not None]
+        for cell in cells:
+            if (path := folder(cell) / "result.json").exists():
+                result = json.loads(path.read_text())
+                about["trained_parameters"] = result["trained_parameters"]
+                about["bytes"] = (folder(cell) / "trained_best.safetensors").stat().st_size
+                for who in ("majority", "frozen"):
+                    about.setdefault(who, {})[task] = 100 * result[f"{who}_accuracy"]
     return about
 
 
@@ -141,6 +177,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    embedded = all(task.startswith("demo_") for task in _TASKS.value)
+    if not (_DATA.value or embedded):
+        raise app.UsageError(f"--tasks={','.join(_TASKS.value)}: needs --data, their folder")
     cells = [(s, t, m) for s in range(_SEEDS.value) for t in _TASKS.value for m in _METHODS.value]
     with ThreadPoolExecutor(_JOBS.value) as pool:
         list(pool.map(run, cells))

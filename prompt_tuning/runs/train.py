@@ -154,6 +154,7 @@ def train(
     result = {
         **(of_one if len(sets) == 1 else of_all),
         "best_step": best_step,
+        "validation": next(line for line in validation.history if line["step"] == best_step),
         **_flat(rows),
         "trained_parameters": tuned.split.count(tuned.split.trained),
         "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
