@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml setup.py
 
 demo: venv
 	$(BIN)/python -m prompt_tuning.train --gin_file=runs/demo.gin
+	$(BIN)/python -m prompt_tuning.demo
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist=loadfile

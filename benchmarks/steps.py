@@ -13,7 +13,7 @@ from prompt_tuning.data import benchmarks, tasks
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods import Method
 from prompt_tuning.optim import adafactor, only_trained
-from prompt_tuning.t5.config import preset
+from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.train_step import make_train_step
 from prompt_tuning.trainer import create_state, initialize
 
@@ -22,16 +22,14 @@ BUSY = 0.25  # of the cores, before the benchmark adds its own work
 
 
 class Trained:
-    """A model that steps; "demo" has the embedded weights, other presets random ones."""
+    """A model that steps; "demo" has the embedded weights, other shapes random ones."""
 
-    def __init__(self, model: str, method: Method) -> None:
+    def __init__(self, model: str | T5Config, method: Method) -> None:
         self.mesh = sharding.make_mesh()
-        tuned = initialize(
-            preset(model),
-            method,
-            mesh=self.mesh,
-            checkpoint=embedded.backbone() if model == "demo" else None,
-        )
+        config = preset(model) if isinstance(model, str) else model
+        checkpoint = embedded.backbone() if model == "demo" else None
+        tuned = initialize(config, method, mesh=self.mesh, checkpoint=checkpoint)
+        self._key = jax.random.key(0) if config.dropout_rate else None
         transform = only_trained(adafactor(0.3), tuned.split)
         self._state, self._frozen = create_state(tuned, transform), tuned.frozen
         self._step = jax.jit(
@@ -47,9 +45,15 @@ class Trained:
             jax.block_until_ready(self._state)
             began = time.perf_counter()
             for _ in range(steps):
-                self._state, _ = self._step(self._state, self._frozen, next_batch(), None)
+                self._state, _ = self._step(self._state, self._frozen, next_batch(), self._key)
             jax.block_until_ready(self._state)
         return (time.perf_counter() - began) / steps
+
+    def flops(self, batch: Batch) -> float:
+        """Operations of a step, as the compiler counts them."""
+        with sharding.on(self.mesh):
+            lowered = self._step.lower(self._state, self._frozen, batch, self._key)
+        return lowered.compile().cost_analysis()["flops"]
 
 
 def register(data_dir: str | None, vocabulary: str) -> tuple[str, ...]:

@@ -1,14 +1,11 @@
 """python -m prompt_tuning.adapters: prompts and trained leaves to Hugging Face PEFT and back."""
 
-import sys
-from collections.abc import Sequence
-
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 
+from prompt_tuning import command
 from prompt_tuning.checkpoint import peft, peft_layers, prompts, tensors
-from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.trained import save as save_trained
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import IA3, LoRA
@@ -48,13 +45,15 @@ def read(
             f"--lora_alpha={lora_alpha}: belongs to trained leaves of LoRA, which do not hold it; "
             + (f"give the LORA_ALPHA of {path}" if lora else "leave it out")
         )
+    leaves = {name: np.asarray(leaf, np.float32) for name, leaf in stored.items()}
     if lora_alpha is not None:
-        leaves = {name: np.asarray(leaf, np.float32) for name, leaf in stored.items()}
         return peft_layers.lora_of(path, leaves, lora_alpha), leaves
+    if any("/ia3_" in name for name in leaves):
+        return peft_layers.ia3_of(path, leaves), leaves
     if adapter and not is_prompt:
         return peft_layers.load(place)
-    if set(stored) == {PROMPT_PATH}:
-        prompt = np.asarray(stored[PROMPT_PATH], np.float32)
+    if set(leaves) == {PROMPT_PATH}:
+        prompt = leaves[PROMPT_PATH]
     else:
         prompt = peft.load_prompt(place, task) if adapter else prompts.load(place)
     return prompt, {PROMPT_PATH: prompt}
@@ -78,7 +77,7 @@ def write(
     elif isinstance(held, np.ndarray):
         save = peft.save_prompt if form == "peft" else prompts.save
         save(epath.Path(path).expanduser(), held)
-    elif form == "peft" and isinstance(held, LoRA):
+    elif form == "peft":
         peft_layers.save(path, held, leaves)
     else:
         raise UserError(f"--format={form}: not for {type(held).__name__}; write trained leaves")
@@ -96,17 +95,11 @@ def described(held: np.ndarray | LoRA | IA3) -> str:
     )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     given = flags.FLAGS
     source, to = str(given["from"].value), given.to
-    try:
-        if argv[1:]:
-            raise UserError(f"unexpected argument {argv[1]!r}: settings are --NAME=VALUE")
-        held, leaves = read(source, given.task, given.lora_alpha)
-        write(to, given.format, held, leaves)
-    except (UserError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    held, leaves = read(source, given.task, given.lora_alpha)
+    write(to, given.format, held, leaves)
     print(f"{to}: {described(held)}")
 
 
@@ -119,4 +112,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("format", None, FORMATS, "What to write.", required=True)
     flags.DEFINE_integer("task", None, "Of a PEFT multitask prompt, from 0.")
     flags.DEFINE_float("lora_alpha", None, "LORA_ALPHA of trained leaves.")
-    app.run(main)
+    command.run(main)

@@ -5,9 +5,11 @@ import copy
 import inspect
 import os
 import re
+import signal
 import sys
 import tokenize
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 from gin import config as gin_config
 
-from prompt_tuning import cli_settings
+from prompt_tuning import cli_settings, preemption
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.data.skip_flag import SKIP_BAD_ROWS
 from prompt_tuning.errors import UserError
@@ -42,6 +44,7 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+RESUME_ME = os.EX_TEMPFAIL  # 75
 # Arguments of what a command runs that shapes do not depend on.
 _NOT_FOR_A_DRY_RUN = (
     "model_dir",
@@ -98,6 +101,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _run(function: Callable, argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    before = signal.signal(signal.SIGTERM, preemption.stop)
     try:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
@@ -116,6 +121,11 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except preemption.Preempted:
+        print("stopped: the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(RESUME_ME)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit(error: Exception) -> NoReturn:
@@ -184,7 +194,7 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
         )
         raise UserError(f"no --gin_file configures {function.__name__}; give one of {runs}")
     names = [binding.partition("=")[0].strip() for binding in bindings]
-    cli_settings.check(function, [name for name in names if name.isidentifier()], unneeded)
+    cli_settings.check(function, names, unneeded)
     taken = inspect.signature(function).parameters
     return bound | {name: None for name in unneeded if name in taken}
 
@@ -197,7 +207,9 @@ def _bound(function: Callable) -> dict[str, Any]:
         return {}
 
 
-def write_config(folder: epath.Path) -> None:
-    """Writes the parsed configuration to `config.gin` in a run's folder."""
+def write_config(folder: epath.Path) -> str:
+    """Writes the parsed configuration to `config.gin` in a run's folder, and returns it."""
+    settings = gin.config_str()
     with renamed_when_done(folder / "config.gin") as temporary:
-        temporary.write_text(gin.config_str())
+        temporary.write_text(settings)
+    return settings

@@ -26,13 +26,14 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
 
     Args:
       function: the configurable.
-      names: the macros that the command line sets.
+      names: what the command line sets: macros, and parameters, perhaps in a scope.
       unneeded: arguments of `function` that need not be set.
 
     Raises:
       UserError: naming the macro or parameter that is wrong.
     """
-    unknown = _unknown(names)
+    _check_scopes(names)
+    unknown = _unknown([name for name in names if name.isidentifier()])
     # A macro that looks misspelt explains why another is missing, any other does not.
     if unknown and unknown[0].close:
         raise UserError(str(unknown[0]))
@@ -40,6 +41,16 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
         setting.check()
     if unknown:
         raise UserError(str(unknown[0]))
+
+
+def _check_scopes(names: Sequence[str]) -> None:
+    """Raises UserError for a parameter in a scope that no reference has; gin would let it pass."""
+    used = set(re.findall(r"@([\w/]+)/[\w.]+", gin.config_str()))
+    for name in names:
+        scope = name.rpartition("/")[0]
+        if scope and scope not in used:
+            known = ", ".join(sorted(used)) or "none"
+            raise UserError(f"gin: {name}: there is no scope {scope}; there are: {known}")
 
 
 class _Unknown(NamedTuple):

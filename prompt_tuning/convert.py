@@ -1,15 +1,14 @@
 """python -m prompt_tuning.convert: a backbone from one format into another, leaf by leaf."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 
-from prompt_tuning.checkpoint import backbone, huggingface, t5x, tensors
-from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning import command
+from prompt_tuning.checkpoint import backbone, huggingface, t5x, t5x_orbax, tensors
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.config import DTYPES, T5Config, preset
 
@@ -23,12 +22,12 @@ def convert(
     model: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Writes the backbone `source` to `target`; one leaf is in memory at a time, or a few (t5x).
+    """Writes the backbone `source` to `target`; one leaf is in memory at a time.
 
     Args:
       source: what `checkpoint.backbone.load` reads.
-      target: the path to make: for `t5x` a folder `checkpoint_STEP`, for `huggingface` a folder,
-        for `safetensors` a file of that suffix.
+      target: the path to make: for `t5x` and `orbax` a folder `checkpoint_STEP`, for `huggingface`
+        a folder, for `safetensors` a file of that suffix.
       form: one of `FORMATS`.
       model: the preset that `source` is of; None: as its `config.json` says.
       dtype: of what is written; None: as it is stored.
@@ -41,7 +40,12 @@ def convert(
         raise UserError(f"--to={target}: exists; choose another path, or remove it first")
     config = _config(source, model)
     leaves = backbone.open_leaves(source, huggingface.shapes_of(config))
-    FORMATS[form](path, leaves, config, np.dtype(dtype or tensors.common_dtype(leaves)))
+    try:
+        FORMATS[form](path, leaves, config, np.dtype(dtype or tensors.common_dtype(leaves)))
+    except OSError as error:
+        raise UserError(
+            f"--to={target}: cannot be written ({error}); check access and the room on the disk"
+        ) from error
 
 
 def _config(source: epath.PathLike, model: str | None) -> T5Config:
@@ -61,13 +65,21 @@ def _config(source: epath.PathLike, model: str | None) -> T5Config:
 
 
 def _to_t5x(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+    t5x.write_checkpoint(path, leaves, step=_step(path), dtype=dtype)
+
+
+def _to_orbax(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+    t5x_orbax.write_checkpoint(path, leaves, step=_step(path), dtype=dtype)
+
+
+def _step(path: epath.Path) -> int:
     name, _, step = path.name.rpartition("_")
     if name != "checkpoint" or not step.isdecimal():
         raise UserError(
             f"--to={path}: T5X reads folders named checkpoint_STEP; give such a name, as "
             f"{path / 'checkpoint_0'}"
         )
-    t5x.write_checkpoint(path, leaves, step=int(step), dtype=dtype)
+    return int(step)
 
 
 def _to_huggingface(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
@@ -83,19 +95,14 @@ def _to_safetensors(path: epath.Path, leaves: Leaves, config: T5Config, dtype: n
 FORMATS: Mapping[str, Callable[[epath.Path, Leaves, T5Config, np.dtype], None]] = {
     "huggingface": _to_huggingface,
     "t5x": _to_t5x,
+    "orbax": _to_orbax,
     "safetensors": _to_safetensors,
 }
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     given = flags.FLAGS
-    try:
-        if argv[1:]:
-            raise UserError(f"unexpected argument {argv[1]!r}: give --from=PATH and --to=PATH")
-        convert(given["from"].value, given.to, given.format, given.model, given.dtype)
-    except (UserError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    convert(given["from"].value, given.to, given.format, given.model, given.dtype)
     print(f"wrote {given.to}")
 
 
@@ -107,4 +114,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("model", None, "The preset that it is of; else config.json says it.")
     flags.DEFINE_enum("dtype", None, list(DTYPES), "To write in; as stored if left out.")
     jax.config.update("jax_platforms", "cpu")  # arrays stay on the host; accelerators may be in use
-    app.run(main)
+    command.run(main)

@@ -5,17 +5,17 @@ Reads headers and indices, and of a prompt its values; never unpickles.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from prompt_tuning.checkpoint import backbone, huggingface, peft, prompts, t5x, tensors
+from prompt_tuning import command
+from prompt_tuning.checkpoint import backbone, huggingface, peft, prompts, t5x_orbax, tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.prompt import PROMPT_PATH
@@ -117,6 +117,8 @@ def lines(found: Found) -> list[str]:
 def _folder(path: epath.Path) -> Found | None:
     if peft.is_adapter(path):
         return _adapter(path)
+    if t5x_orbax.is_folder(path):
+        return _t5x(path, "T5X checkpoint, Orbax")
     if (path / _ORBAX).exists():
         return _run_step(path)
     if (path / "checkpoint").exists():
@@ -144,7 +146,7 @@ def _file(path: epath.Path) -> Found | None:
         with path.open("rb") as file:
             try:
                 prompt = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError) as error:
+            except Exception as error:  # NumPy's reader of headers raises many
                 raise CheckpointError(f"{path}: not a whole .npy of numbers ({error})") from error
         whole = prompt.ndim == 2 and prompt.size and np.issubdtype(prompt.dtype, np.floating)
         kind = "prompt (.npy)" if whole else ".npy array; no prompt, which is [P, D] of floats"
@@ -176,9 +178,9 @@ def _adapter(path: epath.Path) -> Found:
     return Found(kind, leaves, facts=facts, prompt=read)
 
 
-def _t5x(path: epath.Path) -> Found:
-    checkpoint = t5x.open_checkpoint(path)
-    return Found("T5X checkpoint", checkpoint.leaves, checkpoint.step)
+def _t5x(path: epath.Path, kind: str = "T5X checkpoint") -> Found:
+    checkpoint = backbone.open_t5x(path)
+    return Found(kind, checkpoint.leaves, checkpoint.step)
 
 
 def _run_step(path: epath.Path) -> Found:
@@ -226,26 +228,22 @@ def _nearest_lines(prompt: np.ndarray, checkpoint: str, vocabulary: str | None) 
     return report
 
 
-def main(argv: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # JAX and Orbax tell of what they do at INFO and WARNING
     given = flags.FLAGS
-    try:
-        if len(argv) != 2:
-            raise UserError("give one path: python -m prompt_tuning.inspect PATH")
-        if given.vocabulary and not given.backbone:
-            raise UserError("--vocabulary names the nearest tokens of --backbone; give both")
-        found = found_at(argv[1])
-        if given.backbone and not found.prompt:
-            raise UserError(f"--backbone: {argv[1]} holds no prompt ({found.kind}); leave it out")
-        report = lines(found)
-        if found.prompt:
-            prompt = found.prompt()
-            report += prompt_lines(prompt)
-            if given.backbone:
-                report += _nearest_lines(prompt, given.backbone, given.vocabulary)
-    except (UserError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if len(words) != 1:
+        raise UserError("give one path: python -m prompt_tuning.inspect PATH")
+    if given.vocabulary and not given.backbone:
+        raise UserError("--vocabulary names the nearest tokens of --backbone; give both")
+    found = found_at(words[0])
+    if given.backbone and not found.prompt:
+        raise UserError(f"--backbone: {words[0]} holds no prompt ({found.kind}); leave it out")
+    report = lines(found)
+    if found.prompt:
+        prompt = found.prompt()
+        report += prompt_lines(prompt)
+        if given.backbone:
+            report += _nearest_lines(prompt, given.backbone, given.vocabulary)
     print("\n".join(report))
 
 
@@ -253,4 +251,4 @@ if __name__ == "__main__":
     # Not at import: a flag's name can be taken once in a process, and every command has some.
     flags.DEFINE_string("backbone", None, "Backbone whose tokens nearest to a prompt to print.")
     flags.DEFINE_string("vocabulary", None, "SentencePiece model, for these tokens' words.")
-    app.run(main)
+    command.run_with_words(main)

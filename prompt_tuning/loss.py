@@ -42,7 +42,7 @@ class Loss:
             raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: a number must be above 0")
 
     def __call__(
-        self, logits: Array, targets: Array, weights: Array | None
+        self, logits: Array, targets: Array, weights: Array | None, scale: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of a batch.
 
@@ -51,16 +51,15 @@ class Loss:
           targets: [B, L] int32.
           weights: [B, L], 1 where a target counts; None as in T5X when a batch has none: every
             position for a sum or a number, real targets for a named normaliser.
+          scale: [B, L], these rows of what `scale` gave for the batch that they are a part of.
 
         Returns:
           The scalar loss, and sums over the batch: `cross_ent_loss` and `z_loss` (its parts),
           `token_loss` (the loss before normalising), `accuracy` (correct targets), `weight_sum`.
         """
-        if weights is None:
-            named = isinstance(self.normalizing_factor, str)
-            weights = targets > 0 if named else jnp.ones_like(targets)
-        weights = weights.astype(jnp.float32)
-        scale = self._scale(weights)
+        if scale is None:
+            scale = self.scale(targets, weights)
+        weights = self._weights(targets, weights)
         cross_entropy, z_term = self.per_token(logits, targets)
         total = jnp.sum((cross_entropy + z_term) * weights * scale)
         correct = (jnp.argmax(logits, axis=-1) == targets) * weights
@@ -85,7 +84,18 @@ class Loss:
             cross_entropy = (1 - e) * cross_entropy + low * others - entropy
         return cross_entropy, self.z_loss * jnp.square(log_z)
 
-    def _scale(self, weights: Array) -> Array | float:
+    def scale(self, targets: Array, weights: Array | None) -> Array:
+        """[B, L] float32, what each position's loss is multiplied by: it depends on all rows."""
+        weights = self._weights(targets, weights)
+        return jnp.broadcast_to(jnp.float32(self._factor(weights)), weights.shape)
+
+    def _weights(self, targets: Array, weights: Array | None) -> Array:
+        if weights is None:
+            named = isinstance(self.normalizing_factor, str)
+            weights = targets > 0 if named else jnp.ones_like(targets)
+        return weights.astype(jnp.float32)
+
+    def _factor(self, weights: Array) -> Array | float:
         match self.normalizing_factor:
             case None:
                 return 1.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from prompt_tuning.methods.base import Method
@@ -63,7 +64,13 @@ class ParamSplit:
         with_method = flatten(nn.unbox(init_shapes(config, method)))
         added = frozenset(with_method) - frozenset(flatten(nn.unbox(init_shapes(config))))
         trained = frozenset(path for path in with_method if method.trains(path, path in added))
-        return cls(with_method, added, trained)
+        dtype = jnp.dtype(config.frozen_dtype)
+        narrow = {
+            path: jax.ShapeDtypeStruct(leaf.shape, dtype)
+            for path, leaf in with_method.items()
+            if path not in trained and path.rpartition("/")[2] in ("kernel", "embedding")
+        }
+        return cls(with_method | narrow, added, trained)
 
     @property
     def frozen(self) -> frozenset[str]:

@@ -5,18 +5,17 @@ what takes one table of embeddings to the other also takes prompts there. No tra
 and no task's data. In each method `source` [N, D] and `target` [N, D'] embed the same N tokens.
 """
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
+from absl import flags, logging
 
+from prompt_tuning import command
 from prompt_tuning.checkpoint import backbone, prompts
-from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.errors import UserError
 from prompt_tuning.params import Params
 from prompt_tuning.t5.network import EMBEDDING
@@ -121,30 +120,24 @@ def embedding(checkpoint: str) -> np.ndarray:
     return table
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     logging.set_verbosity(logging.WARNING)  # JAX tells of each device that is not there at INFO
     given = flags.FLAGS
     network = {"epochs": given.epochs, "learning_rate": given.learning_rate, "seed": given.seed}
-    try:
-        if argv[1:]:
-            raise UserError(f"unexpected argument {argv[1]!r}: settings are --NAME=VALUE")
-        prompt = prompts.load(given.prompt)
-        source = embedding(given.source)
-        if prompt.shape[1] != source.shape[1]:
-            raise UserError(
-                f"{given.prompt}: the prompt is {prompt.shape[1]} wide, {given.source} "
-                f"{source.shape[1]}; give the backbone that it was trained on as --source"
-            )
-        target = embedding(given.target)
-        rows = fitting_rows(source, target, given.skip, given.tokens)
-        options = network if given.method == "mlp" else {}
-        recycled = METHODS[given.method](prompt, *rows, **options)
-        if not np.isfinite(recycled).all():
-            raise UserError(f"--learning_rate={given.learning_rate}: mlp diverges; lower it")
-        prompts.save(given.output, recycled)
-    except (UserError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    prompt = prompts.load(given.prompt)
+    source = embedding(given.source)
+    if prompt.shape[1] != source.shape[1]:
+        raise UserError(
+            f"{given.prompt}: the prompt is {prompt.shape[1]} wide, {given.source} "
+            f"{source.shape[1]}; give the backbone that it was trained on as --source"
+        )
+    target = embedding(given.target)
+    rows = fitting_rows(source, target, given.skip, given.tokens)
+    options = network if given.method == "mlp" else {}
+    recycled = METHODS[given.method](prompt, *rows, **options)
+    if not np.isfinite(recycled).all():
+        raise UserError(f"--learning_rate={given.learning_rate}: mlp diverges; lower it")
+    prompts.save(given.output, recycled)
     if len(source) != len(target):
         print(f"{len(source)} and {len(target)} rows of embeddings: the first ones are common")
     print(
@@ -165,4 +158,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("epochs", EPOCHS, "Of mlp.", 1)
     flags.DEFINE_float("learning_rate", LEARNING_RATE, "Of mlp.", 0.0)
     flags.DEFINE_integer("seed", 0, "Of mlp.")
-    app.run(main)
+    command.run(main)

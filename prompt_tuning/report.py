@@ -4,15 +4,16 @@
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
+from prompt_tuning import command
 from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
 from prompt_tuning.params import ParamSplit, flatten
 from prompt_tuning.sharding import shardings_of
@@ -103,12 +104,11 @@ def learning_curve(
     plt.close(figure)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(words: Sequence[str]) -> None:
     from prompt_tuning import parameter_report
 
-    if list(argv[1:]) != ["parameters"]:
-        print("error: usage: python -m prompt_tuning.report parameters", file=sys.stderr)
-        sys.exit(2)
+    if list(words) != ["parameters"]:
+        raise UserError("usage: python -m prompt_tuning.report parameters")
     rows = parameter_report.rows()
     print(parameter_report.table(rows))
     if flags.FLAGS.json:
@@ -121,4 +121,4 @@ if __name__ == "__main__":
     # Here, not above: other commands of one process have flags of the same names.
     flags.DEFINE_string("json", None, "File to write the rows to.")
     flags.DEFINE_string("plot", None, "File of a PNG to draw: parameters against model size.")
-    app.run(main)
+    command.run_with_words(main)

@@ -21,6 +21,7 @@ AXIS_RULES: Sequence[tuple[str, str | None]] = (
     ("joined_kv", "model"),
     ("relpos_buckets", None),
     ("length", None),
+    ("layers", None),
     ("prompt", None),
     ("prompt_embed", None),
 )

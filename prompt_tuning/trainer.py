@@ -1,6 +1,7 @@
 """The trainer: from a backbone, a method and batches to trained leaves on disk."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,14 +15,16 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prompt_tuning import sharding
-from prompt_tuning.checkpoint import backbone
+from prompt_tuning import scanned, sharding
+from prompt_tuning.checkpoint import backbone, fingerprint
+from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.metrics_writer import MetricsWriter
 from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
+from prompt_tuning.preemption import Preempted, Watch
 from prompt_tuning.prefetch import prefetch
 from prompt_tuning.progress import Progress
 from prompt_tuning.t5.config import T5Config
@@ -33,7 +36,9 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 class Evaluator(Protocol):
-    """Scores a model and keeps the result; called at step 0, each `eval_period`, at the end."""
+    """Scores a model and keeps the result; called at step 0, each `eval_period`, at the end, and
+    again at such a step when the run goes on from it.
+    """
 
     def __call__(self, tuned: "TunedModel", step: int) -> None: ...
 
@@ -47,6 +52,7 @@ class TunedModel:
       split: which leaves are trained.
       trained, frozen: the two halves of the parameters.
       mesh: where they lie.
+      source: path of the backbone's weights; "" for random ones.
     """
 
     model: T5
@@ -54,10 +60,17 @@ class TunedModel:
     trained: Params
     frozen: Params
     mesh: Mesh
+    source: str = ""
 
     @property
     def params(self) -> dict:
         return self.split.merge(self.trained, self.frozen)
+
+    @property
+    def backbone(self) -> Params:
+        """The backbone's leaves, by path, as they are now."""
+        leaves = flatten(self.params)
+        return {path: leaves[path] for path in self.split.backbone}
 
 
 def initialize(
@@ -91,18 +104,23 @@ def initialize(
     }
     loaded: dict[str, Any] = {}
     if checkpoint is not None:
-        loaded = backbone.load(checkpoint, {path: shapes[path] for path in split.backbone})
-    missing = {path: shardings[path] for path in shapes if path not in loaded}
+        stored = {path: shapes[path] for path in split.backbone}
+        loaded = scanned.stack(backbone.load(checkpoint, scanned.layer_shapes(stored)), stored)
+    missing = {path: leaf for path, leaf in shapes.items() if path not in loaded}
     leaves = loaded | _random_leaves(model, missing, seed)
-    about = Backbone(leaves[EMBEDDING], encode, tuple(labels))
+    of_backbone = {path: leaves[path] for path in split.backbone}
+    identity = functools.partial(fingerprint.of, of_backbone)
+    about = Backbone(leaves[EMBEDDING], encode, tuple(labels), identity)
     values = method.initial_values(about, seed)
     for path, value in values.items():
         leaves[path] = jax.device_put(np.asarray(value, np.float32), shardings[path])
     trained, frozen = split.split(unflatten(leaves))
-    return TunedModel(model, split, trained, frozen, mesh)
+    return TunedModel(model, split, trained, frozen, mesh, str(checkpoint or ""))
 
 
-def _random_leaves(model: T5, wanted: Mapping[str, NamedSharding], seed: int) -> dict[str, Any]:
+def _random_leaves(
+    model: T5, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int
+) -> dict[str, Any]:
     """Leaves at `wanted` from the modules' initialisers; the compiler drops the others."""
     if not wanted:
         return {}
@@ -110,9 +128,10 @@ def _random_leaves(model: T5, wanted: Mapping[str, NamedSharding], seed: int) ->
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         leaves = flatten(nn.unbox(model.init(key, tokens, tokens, tokens)["params"]))
-        return {path: leaves[path] for path in wanted}
+        return {path: leaves[path].astype(leaf.dtype) for path, leaf in wanted.items()}
 
-    return jax.jit(init, out_shardings=dict(wanted))(jax.random.key(seed))
+    shardings = {path: leaf.sharding for path, leaf in wanted.items()}
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
 def fit(
@@ -130,8 +149,12 @@ def fit(
     keep: int = 1,
     log_period: int = 50,
     seed: int = 0,
+    identity: Identity | None = None,
 ) -> TunedModel:
-    """Trains a model's trained leaves; goes on from the newest checkpoint in `model_dir`.
+    """Trains a model's trained leaves; goes on from the newest whole checkpoint in `model_dir`.
+
+    The model, logs and validation of a run that was stopped anywhere and goes on are, bit for bit,
+    those of one that was not, on as many devices.
 
     Args:
       tuned: from `initialize`; its configuration's `dropout_rate` is used while training, and its
@@ -146,13 +169,19 @@ def fit(
       eval_period, checkpoint_period, log_period: in steps.
       keep: newest checkpoints to keep.
       seed: of dropout.
+      identity: of the backbone; None to find it here.
 
     Returns:
       The model with its trained leaves.
+
+    Raises:
+      CheckpointError: if the run cannot go on from what lies in `model_dir`.
+      Preempted: on SIGTERM, when the step is done and saved.
     """
     transform = only_trained(optimizer(learning_rate), tuned.split)
     state = create_state(tuned, transform)
-    checkpoints = RunCheckpoints(model_dir, keep)
+    identity = identity or fingerprint.identity(tuned.source, tuned.backbone)
+    checkpoints = RunCheckpoints(model_dir, keep, identity)
     if checkpoints.latest is not None:
         _, state = checkpoints.restore(state)
     start = int(state.step)
@@ -165,24 +194,30 @@ def fit(
         ),
     )
     dropout_key = jax.random.key(seed) if tuned.model.config.dropout_rate else None
-    writer = MetricsWriter(epath.Path(model_dir) / "train")
-    log = TrainLog(writer, learning_rate)
+    writer = MetricsWriter(epath.Path(model_dir) / "train", start)
+    log = TrainLog(writer, learning_rate, checkpoints.log)
     # Batches get to the devices ahead of the step too; the host's stay for the log.
     stream = prefetch((batch, sharding.put_batch(batch, tuned.mesh)) for batch in batches(start))
 
-    def evaluate(done: int) -> None:
+    def evaluate(done: int, saved: bool) -> None:
         began = time.perf_counter()
         at_step = dataclasses.replace(tuned, trained=state.trained)
-        for evaluator in evaluators:
-            evaluator(at_step, done)
+        try:
+            with watch.at_once():
+                for evaluator in evaluators:
+                    evaluator(at_step, done)
+        except Preempted:
+            if not saved:
+                checkpoints.save(done, state, log.pending(done))
+            raise
         log.pause(time.perf_counter() - began)
 
     try:
-        with Progress(start, total_steps) as progress, sharding.on(tuned.mesh):
-            if start == 0:
-                evaluate(0)
-            else:
+        with Progress(start, total_steps) as progress, sharding.on(tuned.mesh), Watch() as watch:
+            if start:
                 progress.note(f"going on from step {start}")
+            if start % eval_period == 0 or start == total_steps:
+                evaluate(start, saved=True)
             for done in range(start + 1, total_steps + 1):
                 batch, placed = next(stream)
                 state, metrics = step(state, tuned.frozen, placed, dropout_key)
@@ -190,14 +225,16 @@ def fit(
                 if done == start + 1:
                     jax.block_until_ready(state)
                     log.restart_clock()  # the first step was compiled
-                last = done == total_steps
+                last, stops = done == total_steps, watch.stops(done)
                 saves = last or done % checkpoint_period == 0
-                if saves or done % log_period == 0:  # a loss that is not finite is never saved
+                if saves or done % log_period == 0:
                     progress.update(done, log.flush(done))
-                if saves:
-                    checkpoints.save(done, state)
+                if saves or stops:  # a loss that is not finite is never saved
+                    checkpoints.save(done, state, log.pending(done))
+                if stops:
+                    raise Preempted
                 if last or done % eval_period == 0:
-                    evaluate(done)
+                    evaluate(done, saves)
     finally:
         stream.close()
         checkpoints.close()

@@ -9,15 +9,14 @@ import glob
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from prompt_tuning import command
 from prompt_tuning.checkpoint import peft, prompts
-from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
 
@@ -118,24 +117,18 @@ def source_files(patterns: Sequence[str], prompt: str) -> list[str]:
     return list(found.values())
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     given = flags.FLAGS
-    try:
-        if argv[1:]:
-            raise UserError(f"unexpected argument {argv[1]!r}: --sources takes commas in between")
-        if (given.top_k is None) != (given.output is None):
-            raise UserError("--top_k and --output belong together; give both or neither")
-        target = prompts.load(given.prompt)
-        sources = {path: prompts.load(path) for path in source_files(given.sources, given.prompt)}
-        similarities = rank(target, sources, MEASURES[given.measure])
-        weights = top_k_weights(similarities, given.top_k) if given.top_k else {}
-        if given.output:
-            prompts.save(given.output, weighted_average(sources, weights))
-        if given.json:
-            _write_json(given.json, given.measure, similarities, weights)
-    except (UserError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if (given.top_k is None) != (given.output is None):
+        raise UserError("--top_k and --output belong together; give both or neither")
+    target = prompts.load(given.prompt)
+    sources = {path: prompts.load(path) for path in source_files(given.sources, given.prompt)}
+    similarities = rank(target, sources, MEASURES[given.measure])
+    weights = top_k_weights(similarities, given.top_k) if given.top_k else {}
+    if given.output:
+        prompts.save(given.output, weighted_average(sources, weights))
+    if given.json:
+        _write_json(given.json, given.measure, similarities, weights)
     print("similarity  weight  prompt")
     for path, similarity in similarities.items():
         weight = f"{weights[path]:.4f}" if path in weights else ""
@@ -179,4 +172,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("top_k", None, "Average this many of the most similar prompts.", 1)
     flags.DEFINE_string("output", None, "File to write their weighted average to.")
     flags.DEFINE_string("json", None, "File to write the table to.")
-    app.run(main)
+    command.run(main)

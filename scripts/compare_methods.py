@@ -11,8 +11,10 @@ validation scores are what to choose one by:
 """
 
 import json
+import multiprocessing
+import os
+import runpy
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,14 +50,20 @@ LENGTHS = {"trec_qc": 32, "rte": 128, "boolq": 128}  # of the input; the others'
 SPLITS = ("train", "validation", "test")
 
 _DATA = flags.DEFINE_string("data", None, "Folder of the data sets that are not embedded.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs.", required=True)
+_OUTPUT = flags.DEFINE_string("output", "runs/methods", "Folder of the runs.")
 _TASKS = flags.DEFINE_list("tasks", ["sst2", "trec_qc", *BENCHMARKS], "Data sets.")
 _METHODS = flags.DEFINE_list("methods", list(METHODS), "NAME or NAME:LEARNING_RATE.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each cell.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Steps of a run.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a step.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Whose scores to print.")
 _JSON = flags.DEFINE_string("json", None, "File to write all scores to.")
+
+
+# Each run is a process that begins with what all of them import.
+_FORK = multiprocessing.get_context("forkserver")
+_FORK.set_forkserver_preload(["prompt_tuning.runs.train", "prompt_tuning.data.source"])
 
 Cell = tuple[int, str, str]  # seed, task, method
 
@@ -117,12 +125,26 @@ def run(cell: Cell) -> None:
         return
     designed = method == "prompt_design"
     files, settings = design(cell) if designed else training(cell)
-    command = [sys.executable, "-m", f"prompt_tuning.{'eval' if designed else 'train'}"]
-    command += [f"--gin_file={name}" for name in ("models/demo.gin", *files)]
-    command += [f"--gin.{name}={value!r}" for name, value in (settings | bindings(task)).items()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{folder(cell)}: {done.stderr}")
+    settings |= {"BATCH_SIZE": _BATCH_SIZE.value} | bindings(task)
+    arguments = [f"--gin_file={name}" for name in ("models/demo.gin", *files)]
+    arguments += [f"--gin.{name}={value!r}" for name, value in settings.items()]
+    log = folder(cell).with_name(f"{folder(cell).name}.log")
+    command = "eval" if designed else "train"
+    process = _FORK.Process(target=in_process, args=(command, arguments, str(log)))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{folder(cell)}: {log.read_text()}")
+    log.unlink()
+
+
+def in_process(command: str, arguments: Sequence[str], log: str) -> None:
+    """Runs `python -m prompt_tuning.COMMAND` in this process, its output in a file."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [command, *arguments]
+    runpy.run_module(f"prompt_tuning.{command}", run_name="__main__", alter_sys=False)
 
 
 def score(cell: Cell) -> float | None:

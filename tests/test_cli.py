@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from prompt_tuning import cli, cli_settings, connectivity, embedded
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.params import ParamSplit
+from prompt_tuning.runs import model as run_model
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.train import train
@@ -479,6 +481,17 @@ def test_run_resume_and_mistakes_of_resuming(command, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout and "step 2/4" not in done.stdout
     assert (model / "checkpoint_4").is_dir() and not (model / "checkpoint_2").exists()
+
+
+def test_sigterm_is_a_status_of_its_own(command, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run_model, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"))
+    assert (result.status, result.err.splitlines()) == (
+        75,
+        ["stopped: the same command goes on from the newest checkpoint"],
+    )
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_mistake_in_a_process_of_its_own(folder, tmp_path):

@@ -263,6 +263,12 @@ def test_prompt_length_comes_from_the_file(dry_run, tmp_path_factory, kind, func
     assert "encoder/prompt/prompt/prompt" in out and "(7, 256)" in out
 
 
+def test_several_tasks(dry_run):
+    files = ("--gin_file=models/demo.gin", "--gin_file=runs/infer_tasks.gin")
+    out = dry_run(infer, *files, "--gin.INPUT_FILE=a.jsonl", "--gin.PROMPTS_FOLDER=prompts")
+    assert total(out) == 8_655_104
+
+
 @pytest.mark.parametrize(
     ("method", "parts"),
     [

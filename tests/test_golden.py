@@ -213,16 +213,53 @@ def test_greedy_tokens(case):
     np.testing.assert_array_equal(decode(case.params(case.prompt), inputs), gold)
 
 
-def test_greedy_stops_at_the_end_token():
+def with_end_tokens() -> tuple[Case, dict[str, np.ndarray]]:
+    """A model that says the end token at different steps, and what the original decodes."""
     case = Case("mini", GOLDEN / "mini")
     gold = arrays(GOLDEN / "mini" / "decode_eos.npz")
     kernel = np.array(case.weights["decoder/logits_dense/kernel"])
     kernel[:, 1] = gold["eos_logits_column"]
     case.weights["decoder/logits_dense/kernel"] = kernel
+    return case, gold
+
+
+def test_greedy_stops_at_the_end_token():
+    case, gold = with_end_tokens()
     inputs = case.batch["encoder_input_tokens"]
-    tokens = decoding.greedy(case.model, case.params(case.prompt), inputs, 6)
+    decode = jax.jit(functools.partial(decoding.greedy, case.model, length=6))
+    tokens = decode(case.params(case.prompt), inputs)
     assert (tokens == 1).any()
     np.testing.assert_array_equal(tokens, gold["greedy_tokens"][:, 0])
+
+
+def check_beams(case: Case, gold: dict[str, np.ndarray], name: str, beams: int, alpha: float):
+    """T5X sorts worst to best, and scores a place that nothing takes -1e7."""
+    inputs = case.batch["encoder_input_tokens"]
+    length = gold[f"{name}_tokens"].shape[-1]
+
+    @jax.jit
+    def search(params):
+        step_fn, cache = decoding.start(case.model, params, inputs, length)
+        options = {"batch": len(inputs), "beams": beams, "length": length, "alpha": alpha}
+        return decoding.beam_search(step_fn, cache, **options)
+
+    found = search(case.params(case.prompt))
+    np.testing.assert_array_equal(found.tokens[:, ::-1], gold[f"{name}_tokens"])
+    scores = np.maximum(found.scores[:, ::-1], -1e7)
+    np.testing.assert_allclose(scores, gold[f"{name}_scores"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["mini_tied"], indirect=True)
+def test_beams(case):
+    check_beams(case, case.load("decode"), "beam4", 4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("name", "beams", "alpha"),
+    [("beam4", 4, 0.6), ("beam4_alpha0", 4, 0.0)],
+)
+def test_beams_that_finish(name, beams, alpha):
+    check_beams(*with_end_tokens(), name, beams, alpha)
 
 
 @pytest.mark.parametrize(("case", "file"), RUNS, indirect=["case"])

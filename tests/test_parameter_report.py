@@ -1,8 +1,6 @@
 """`python -m prompt_tuning.report parameters`."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -52,10 +50,3 @@ def test_table_plot_and_rows(rows, tmp_path):
         "inference_parameters": 51_200,
         "total_parameters": 77_012_352,
     }
-
-
-def test_another_word_is_an_error():
-    command = [sys.executable, "-m", "prompt_tuning.report", "params"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "usage: python -m prompt_tuning.report parameters" in done.stderr

@@ -11,12 +11,15 @@ import pytest
 import seqio
 from jax.sharding import AxisType, Mesh
 
-from prompt_tuning import embedded, methods, report, sharding
+from prompt_tuning import __version__, embedded, methods, report, sharding
+from prompt_tuning.checkpoint import card, fingerprint
+from prompt_tuning.checkpoint.tensors import stored
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.errors import UserError
 from prompt_tuning.optim import adafactor
+from prompt_tuning.runs import validation
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
 from prompt_tuning.runs.validation import Validation, read_metrics
@@ -85,9 +88,10 @@ def finished(data, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("run") / "model"
     started = []
 
-    def on_start(path) -> None:
-        assert not path.exists()  # nothing is written before it
+    def on_start(path) -> str:
+        assert [path.name for path in path.iterdir()] == ["lock"]  # nothing is written before it
         started.append(str(path))
+        return "PROMPT_LENGTH = 4"
 
     result = run(data, folder, 4, on_start=on_start)
     assert started == [str(folder)]
@@ -101,8 +105,12 @@ def test_files(finished):
         f"prompt_{which}.{kind}" for which in ("best", "last") for kind in ("npy", "safetensors")
     }
     trained = {f"trained_{which}.safetensors" for which in ("best", "last")}
-    results = {"result.json", "learning_curve.png"}
-    assert names == prompt | trained | results | {"train", "inference_eval", "checkpoint_4", "best"}
+    cards = {
+        f"{what}_{which}.card.json" for what in ("prompt", "trained") for which in ("best", "last")
+    }
+    results = {"result.json", "learning_curve.png", "lock"}
+    folders = {"train", "inference_eval", "checkpoint_4", "best"}
+    assert names == prompt | trained | cards | results | folders
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert np.load(folder / "prompt_best.npy").shape == (4, CONFIG.d_model)
 
@@ -140,14 +148,61 @@ def test_logs(finished):
         assert list((folder / kind).glob("events.out.tfevents.*"))
 
 
+def test_the_card(finished):
+    folder, result = finished
+    best, last = (card.read(folder / f"prompt_{which}.npy") for which in ("best", "last"))
+    assert best == card.Card(
+        backbone=embedded.backbone(),
+        fingerprint=best.fingerprint,
+        d_model=CONFIG.d_model,
+        task="demo_reviews",
+        method="PromptTuning",
+        length=4,
+        placement="prefix",
+        initialisation=str(PROMPT.initializer),
+        optimizer="adafactor",
+        learning_rate=0.3,
+        steps=result["best_step"],
+        metric={"rank/accuracy": result["validation"]["rank/accuracy"]},
+        version=__version__,
+        config="PROMPT_LENGTH = 4",
+    )
+    assert (last.steps, last.length) == (4, 4)
+    leaves = {name: np.asarray(leaf) for name, leaf in stored(Path(embedded.backbone())).items()}
+    assert best.fingerprint == fingerprint.of(leaves)
+    of_leaves = card.read(folder / "trained_last.safetensors")
+    assert of_leaves == dataclasses.replace(last, length=0)
+
+
 def test_a_resumed_run_is_the_same_run(data, finished, tmp_path):
-    run(data, tmp_path / "model", 2, checkpoint_period=1)
-    run(data, tmp_path / "model", 4, checkpoint_period=3)
+    """Stopped in the evaluation at step 2, from whose checkpoint it goes on."""
+    score, results = validation.score, [True, False]
+
+    def score_once(*arguments) -> dict[str, float]:
+        if results.pop(0):
+            return score(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "score", score_once)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "model", 4, checkpoint_period=2)
+    log = tmp_path / "model" / "train" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "loss": 0}\n{"step": 4, "lo')
+    result = run(data, tmp_path / "model", 4, checkpoint_period=3)
+    assert result["resumed_from_step"] == 2
     for name in ("prompt_last.npy", "prompt_best.npy", "trained_last.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
-    log = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
-    losses = [line["loss"] for line in read_metrics(finished[0] / "train" / "metrics.jsonl")]
-    assert [line["loss"] for line in log] == losses
+    for kind in ("train", "inference_eval/demo_reviews"):
+        ours, theirs = (
+            [untimed(line) for line in (folder / kind / "metrics.jsonl").read_text().splitlines()]
+            for folder in (tmp_path / "model", finished[0])
+        )
+        assert ours == theirs
+
+
+def untimed(line: str) -> dict[str, float]:
+    return {k: v for k, v in json.loads(line).items() if not k.startswith("timing/")}
 
 
 def test_a_finished_run_writes_its_results_again(data, finished):

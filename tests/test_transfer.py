@@ -176,18 +176,3 @@ def test_command(folder):
     start = FromFile("start.npy")(5, backbone, np.random.default_rng(0))
     expected = (near * sources[0] + second * sources[1]) / (near + second)
     np.testing.assert_allclose(start, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--prompt=absent.npy"], "absent.npy: no such prompt file"),
-        (["--prompt=target.npy", "--top_k=2"], "--top_k and --output belong together"),
-        (["--prompt=target.npy", "library/c.npy"], "unexpected argument 'library/c.npy'"),
-    ],
-)
-def test_mistakes_are_one_line(folder, arguments, message):
-    done = command("--sources=library", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
-    assert not done.stdout

@@ -1,4 +1,4 @@
-"""Backbone weights by path: T5X-native, Hugging Face's, or our own single `.safetensors` file."""
+"""Backbone weights by path: T5X's, Hugging Face's, or our own single `.safetensors` file."""
 
 import functools
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from prompt_tuning.checkpoint import huggingface, t5x, tensors
+from prompt_tuning.checkpoint import huggingface, t5x, t5x_orbax, tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import Shape, check_fits
 from prompt_tuning.checkpoint.tensors import Array, Stored
@@ -20,8 +20,8 @@ def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
     """Reads exactly the backbone's leaves, each straight onto its sharding.
 
     Args:
-      path: a T5X-native checkpoint (local or `gs://`), a `.safetensors` file of `save`, or what
-        transformers saves: the folder, its index or one `.safetensors` file.
+      path: a T5X checkpoint, native or Orbax's (local or `gs://`), a `.safetensors` file of `save`,
+        or what transformers saves: the folder, its index or one `.safetensors` file.
       wanted: path to shape, dtype (to cast to) and sharding.
 
     Raises:
@@ -30,7 +30,7 @@ def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
     """
     path = _place(path)
     if not _in_safetensors(path):
-        checkpoint = t5x.open_checkpoint(path)
+        checkpoint = open_t5x(path)
         _check_fits_t5x(checkpoint, _shapes(wanted))
         return t5x.read_leaves(checkpoint, wanted)
     return _onto_devices(open_leaves(path, _shapes(wanted)), wanted)
@@ -48,7 +48,7 @@ def open_leaves(path: epath.PathLike, shapes: Mapping[str, Shape]) -> dict[str, 
     """
     path = _place(path)
     if not _in_safetensors(path):
-        checkpoint = t5x.open_checkpoint(path)
+        checkpoint = open_t5x(path)
         _check_fits_t5x(checkpoint, shapes)
         return {name: _t5x_leaf(checkpoint, name) for name in shapes}
     found = huggingface.tensors_at(path)
@@ -70,17 +70,27 @@ def load_leaf(path: epath.PathLike, name: str) -> np.ndarray:
     """
     path = _place(path)
     if not _in_safetensors(path):
-        checkpoint = t5x.open_checkpoint(path)
+        checkpoint = open_t5x(path)
         if name in checkpoint.target_shapes:
             return np.asarray(_t5x_leaf(checkpoint, name)).astype(np.float32)
     else:
         found = huggingface.tensors_at(path)
-        theirs = huggingface.their_name(name)
-        if theirs in found:
-            return np.asarray(huggingface.leaf(name, found[theirs])).astype(np.float32)
         if name in found:
             return np.asarray(found[name]).astype(np.float32)
+        theirs = huggingface.name_in(found, name)
+        if theirs in found:
+            return np.asarray(huggingface.leaf(name, found[theirs])).astype(np.float32)
     raise CheckpointError(f"{path}: holds no {name}; give a checkpoint of a T5 backbone")
+
+
+def open_t5x(path: epath.PathLike) -> t5x.Checkpoint:
+    """Opens a T5X checkpoint of either layout.
+
+    Raises:
+      CheckpointError: if it is none, or damaged.
+    """
+    module = t5x_orbax if t5x_orbax.is_folder(path) else t5x
+    return module.open_checkpoint(path)
 
 
 def save(path: epath.PathLike, params: Mapping[str, Array], dtype: str = "bfloat16") -> None:

@@ -100,6 +100,12 @@ def their_name(path: str) -> str:
     return ".".join([*names, "weight"])
 
 
+def name_in(found: Mapping[str, Any], path: str) -> str:
+    """Its name among tensors: of the embedding's copies, safetensors may keep any one only."""
+    names = _EMBEDDINGS if path == EMBEDDING else ()
+    return next((name for name in names if name in found), their_name(path))
+
+
 def shapes_of(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Shapes of the plain backbone's leaves by path."""
     return {
@@ -165,8 +171,8 @@ def leaves_of(
       CheckpointError: naming tensors that are missing, unexpected or mis-shaped, and a copy of
         the embedding that is none.
     """
-    embedding = next((name for name in _EMBEDDINGS if name in found), _EMBEDDINGS[0])
-    names = {ours: their_name(ours) for ours in shapes} | {EMBEDDING: embedding}
+    names = {ours: name_in(found, ours) for ours in shapes}
+    embedding = names[EMBEDDING]
     wanted = {name: _turned(ours, shapes[ours]) for ours, name in names.items()}
     copies = {*_EMBEDDINGS, _LM_HEAD} & found.keys() - wanted.keys()
     sizes = {name: tensor.shape for name, tensor in found.items()}
@@ -249,12 +255,12 @@ def save(
     sizes = {path: array.shape for path, array in leaves.items()}
     check_fits(sizes, shapes_of(config), path=folder)
     dtype = tensors.common_dtype(leaves) if dtype is None else np.dtype(dtype)
-    described = _described(config, dtype)
+    stated = described(config, dtype)
     named = {their_name(path): leaf(path, array) for path, array in leaves.items()}
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        (temporary / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
         _write_shards(temporary, named, dtype, shard_bytes)
         temporary.rename(folder)
     except BaseException:
@@ -303,7 +309,12 @@ def _number(path: epath.Path, given: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _described(config: T5Config, dtype: np.dtype) -> dict[str, Any]:
+def described(config: T5Config, dtype: np.dtype) -> dict[str, Any]:
+    """What transformers' `config.json` says of a backbone stored in `dtype`.
+
+    Raises:
+      CheckpointError: if transformers has no name for the activations.
+    """
     forward = next((k for k, v in _FEED_FORWARD.items() if v == config.activations), None)
     if forward is None:
         raise CheckpointError(

@@ -21,6 +21,10 @@ _LAYER = re.compile(r"base_model\.model\.(encoder|decoder)\.block\.(\d{1,4})\.")
 _ATTENTION = ("query", "key", "value", "out")
 _MLP = ("wi", "wi_0", "wi_1", "wo")
 _LARGEST = float(np.finfo(np.float32).max)
+_LEAF = re.compile(
+    r"(encoder|decoder)/layers_\d{1,4}/(attention|self_attention|encoder_decoder_attention|mlp)/"
+    r"(lora_\w+/[ab]|ia3_(key|value|wo)/scale)"
+)
 _A, _B, _SCALE = "lora_A.weight", "lora_B.weight", "ia3_l"
 
 # What would change the function that we compute, or the backbone's own weights.
@@ -58,12 +62,14 @@ def load(path: epath.PathLike) -> tuple[LoRA | IA3, dict[str, np.ndarray]]:
     return _lora(adapter) if adapter.config["peft_type"] == peft.LORA else _ia3(adapter)
 
 
-def save(path: epath.PathLike, method: LoRA, leaves: Mapping[str, np.ndarray]) -> None:
-    """Writes LoRA's trained leaves as the folder of an adapter that PEFT loads.
+def save(path: epath.PathLike, method: LoRA | IA3, leaves: Mapping[str, np.ndarray]) -> None:
+    """Writes trained leaves of LoRA or IA3 as the folder of an adapter that PEFT loads.
 
     Raises:
       CheckpointError: if the folder exists, or the leaves are not those of the method.
     """
+    if isinstance(method, IA3):
+        return _save_ia3(path, leaves)
     modules = _modules_of(leaves)
     if any(leaves[f"{ours}/a"].shape[1] != method.rank for ours in modules.values()):
         raise CheckpointError(f"{path}: the leaves' rank is not LORA_RANK = {method.rank}")
@@ -86,13 +92,23 @@ def save(path: epath.PathLike, method: LoRA, leaves: Mapping[str, np.ndarray]) -
     peft.write(path, config, arrays)
 
 
+def _save_ia3(path: epath.PathLike, leaves: Mapping[str, np.ndarray]) -> None:
+    arrays = {}
+    for name, scale in leaves.items():
+        module = _scaled(name)
+        shape = (1, -1) if module.endswith("/wo") else (-1, 1)
+        arrays[f"{_theirs(module)}.{_SCALE}"] = scale.reshape(shape)
+    targets = {"target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"]}
+    peft.write(path, {"peft_type": peft.IA3, **targets}, arrays)
+
+
 def lora_of(path: object, leaves: Mapping[str, np.ndarray], alpha: float) -> LoRA:
     """The LoRA whose trained leaves these are; `alpha` is not among them.
 
     Raises:
       CheckpointError: if they are no LoRA's.
     """
-    modules = _modules_of(leaves)
+    modules = _modules_of(_all_known(path, leaves))
     if len(modules) * 2 != len(leaves) or not modules:
         raise CheckpointError(f"{path}: holds other leaves than LoRA's; only those can be written")
     ranks = {leaves[f"{ours}/a"].shape[1] for ours in modules.values()}
@@ -100,6 +116,32 @@ def lora_of(path: object, leaves: Mapping[str, np.ndarray], alpha: float) -> LoR
     if missing or len(ranks) != 1:
         raise CheckpointError(f"{path}: not a whole LoRA of one rank; {missing or ranks}")
     return LoRA(ranks.pop(), alpha, _projections(modules), _layers(modules))
+
+
+def ia3_of(path: object, leaves: Mapping[str, np.ndarray]) -> IA3:
+    """The IA3 whose trained leaves these are.
+
+    Raises:
+      CheckpointError: if they are no IA3's.
+    """
+    modules = [_scaled(name) for name in _all_known(path, leaves)]
+    if set(_projections(modules)) != {"key", "value", "wo"} or _missing(modules):
+        raise CheckpointError(f"{path}: not a whole IA3; {_missing(modules)}")
+    return IA3()
+
+
+def _all_known(path: object, leaves: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    for name, leaf in leaves.items():
+        if not _LEAF.fullmatch(name) or leaf.ndim != (1 if name.endswith("/scale") else 2):
+            raise CheckpointError(
+                f"{path}: {name} {list(leaf.shape)} is no leaf of LoRA or IA3; PEFT has no other"
+            )
+    return leaves
+
+
+def _scaled(name: str) -> str:
+    """The module that a leaf of IA3 scales."""
+    return name.removesuffix("/scale").replace("/ia3_", "/")
 
 
 def _lora(adapter: peft.Adapter) -> tuple[LoRA, dict[str, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -35,6 +34,8 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
         raise CheckpointError(
             f"{path}: a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}"
         )
+    if not prompt.size:
+        raise CheckpointError(f"{path}: a prompt has at least one vector, not {prompt.shape}")
     if shape is not None and prompt.shape[1] != shape[1]:
         raise CheckpointError(
             f"{path}: the prompt is {prompt.shape[1]} wide, the backbone {shape[1]}; "
@@ -77,12 +78,12 @@ def _read(path: epath.Path) -> np.ndarray:
                 raise CheckpointError(f"{path}: holds {sorted(tensors)}, not one {TENSOR!r}")
             return tensors[TENSOR]
         with path.open("rb") as file:
-            return np.load(file, allow_pickle=False)
+            return np.lib.format.read_array(file, allow_pickle=False)
     except KeyError as error:  # a dtype that NumPy lacks
         raise CheckpointError(
             f"{path}: is stored as {error}; save the prompt as float32"
         ) from error
-    except (ValueError, EOFError, OSError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # NumPy's reader of headers has many, and asks for claimed memory
         raise CheckpointError(f"{path}: not a prompt in .npy or .safetensors format") from error

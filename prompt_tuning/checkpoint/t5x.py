@@ -1,7 +1,8 @@
 """T5X's native checkpoints: a msgpack index, and zarr arrays in folders beside it.
 
-The index is flax-serialised: {version, optimizer: {target: parameters, state: optimiser state}}. A
-leaf is an array, the tensorstore spec of a folder beside the index, or nil.
+The index is flax-serialised: {version, optimizer: {target: parameters, state: optimiser state}}; in
+some the two are at the top. A leaf is an array, the tensorstore spec of a folder beside the index,
+or nil. `t5x_orbax` has T5X's other layout.
 """
 
 import contextlib
@@ -22,27 +23,13 @@ from flax import serialization, traverse_util
 
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import check_fits
+from prompt_tuning.checkpoint.t5x_leaves import Leaf, Part, opened, unscanned
 from prompt_tuning.checkpoint.tensors import Array
 
 _VERSIONS = (2, 3)
 _TARGET = "target/"
 _CHUNK_BYTES = 64 << 20  # what T5X's own writer aims at
-_BATCH_ELEMENTS = 1 << 28  # bounds the host memory that a read or a write takes
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Leaf:
-    """One array of a checkpoint.
-
-    Attributes:
-      shape: its shape.
-      dtype: what its values are, NumPy's or ml_dtypes'; bfloat16 also where stored as uint16.
-      source: the array itself where the index holds it, else its tensorstore spec.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    source: np.ndarray | Mapping[str, Any]
+_BATCH_ELEMENTS = 1 << 28  # bounds the host memory that a read takes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,24 +63,26 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
       CheckpointError: if `path` is missing or no such checkpoint, or if its index is damaged.
     """
     path = epath.Path(path)
-    with _explained(path, "the index is unreadable, damaged or not T5X's"):
+    with explained(path, "the index is unreadable, damaged or not T5X's"):
         index = _index_file(path)
         content = serialization.msgpack_restore(index.read_bytes())
         version = _checked_version(path, content)
-        tree, is_leaf = content["optimizer"], lambda _, value: _is_spec(value)
+        tree, is_leaf = _tree(path, content), lambda _, value: _is_spec(value)
         flat = traverse_util.flatten_dict(tree, sep="/", is_leaf=is_leaf)
     leaves = {}
     for name, value in flat.items():
         if value is not None:
-            with _explained(path, f"the index's entry {name} is not understood"):
+            with explained(path, f"the index's entry {name} is not understood"):
                 leaves[name] = _leaf(index.parent, version, value)
-    return Checkpoint(path, _step(leaves.get("state/step")), MappingProxyType(leaves))
+    step = leaves.get("state/step")
+    with explained(path, "arrays of its scanned layers are missing or damaged"):
+        return made(path, None if step is None else step.source, leaves)
 
 
-def _step(leaf: Leaf | None) -> int | None:
-    if leaf is None or not isinstance(leaf.source, np.ndarray) or leaf.shape != ():
-        return None
-    return int(leaf.source)
+def made(path: epath.Path, step: Any, leaves: Mapping[str, Leaf]) -> Checkpoint:
+    """A checkpoint of leaves as stored, under the names of unscanned layers; `step` is an array."""
+    known = isinstance(step, np.ndarray) and step.shape == () and step.dtype.kind in "iu"
+    return Checkpoint(path, int(step) if known else None, MappingProxyType(unscanned(leaves)))
 
 
 def read_leaves(
@@ -141,8 +130,8 @@ def write_checkpoint(
 ) -> None:
     """Writes parameters as a version-3 checkpoint, which `open_checkpoint` and T5X read.
 
-    The folder gets its name only when it is complete. To be called in one process, which must be
-    able to address the arrays whole.
+    One array is in memory at a time. The folder gets its name only when it is complete. To be
+    called in one process, which must be able to address the arrays whole.
 
     Args:
       path: the folder to make, `.../checkpoint_STEP`; its parents are made too.
@@ -151,7 +140,7 @@ def write_checkpoint(
       dtype: the dtype to save in.
 
     Raises:
-      CheckpointError: if `path` exists.
+      CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
     """
     path = epath.Path(path)
     if path.exists():
@@ -160,20 +149,23 @@ def write_checkpoint(
     temporary = path.parent / f"{path.name}.tmp-{int(time.time())}"
     temporary.mkdir(parents=True)
     try:
-        for names in _batches(params):
-            _write_batch(temporary, {name: (specs[name], params[name]) for name in names})
-        state = {"step": np.asarray(step, np.int32), "param_states": {}}
-        tree = {"target": traverse_util.unflatten_dict(specs, sep="/"), "state": state}
-        index = serialization.msgpack_serialize({"version": 3, "optimizer": tree})
-        (temporary / "checkpoint").write_bytes(index)
-        temporary.rename(path)
+        with explained(path, "cannot be written", "check access and the room on the disk"):
+            for name, array in params.items():
+                _write(temporary, specs[name], array)
+            state = {"step": np.asarray(step, np.int32), "param_states": {}}
+            tree = {"target": traverse_util.unflatten_dict(specs, sep="/"), "state": state}
+            index = serialization.msgpack_serialize({"version": 3, "optimizer": tree})
+            (temporary / "checkpoint").write_bytes(index)
+            temporary.rename(path)
     except BaseException:
         temporary.rmtree(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
-def _explained(path: epath.Path, problem: str) -> Iterator[None]:
+def explained(
+    path: epath.Path, problem: str, advice: str = "check access, or copy the checkpoint again"
+) -> Iterator[None]:
     """Turns into one line what damaged data or storage raises; each decoder has its own types."""
     try:
         yield
@@ -182,9 +174,7 @@ def _explained(path: epath.Path, problem: str) -> Iterator[None]:
     except Exception as error:
         # tensorstore appends its whole spec.
         cause = " ".join(str(error).split(" [tensorstore_spec")[0].split()) or type(error).__name__
-        raise CheckpointError(
-            f"{path}: {problem} ({cause[:300]}); check access, or copy the checkpoint again"
-        ) from error
+        raise CheckpointError(f"{path}: {problem} ({cause[:800]}); {advice}") from error
 
 
 def _index_file(path: epath.Path) -> epath.Path:
@@ -197,7 +187,7 @@ def _index_file(path: epath.Path) -> epath.Path:
     names = sorted(child.name for child in path.iterdir())
     advice = "give a checkpoint_STEP folder, which holds a file named checkpoint"
     if "_CHECKPOINT_METADATA" in names or "_METADATA" in names:
-        advice = "it is an Orbax checkpoint: open it as one"
+        advice = "it is an Orbax checkpoint, but not T5X's of a model"
     elif steps := [name for name in names if name.startswith("checkpoint_")]:
         advice = f"give one of the folders in it: {', '.join(steps)}"
     raise CheckpointError(f"{path}: no native T5X checkpoint; {advice}")
@@ -211,10 +201,15 @@ def _checked_version(path: epath.Path, content: Any) -> int:
             f"{path}: T5X version {version} of the index is not supported, only 2 and 3; write the "
             "checkpoint again with a T5X that reads it"
         )
-    tree = content.get("optimizer")
-    if not isinstance(tree, dict) or not tree.get("target"):
-        raise CheckpointError(f"{path}: holds no parameters; give a checkpoint of a T5X model")
     return version
+
+
+def _tree(path: epath.Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("target", "state")
+    tree = content.get("optimizer", {name: content.get(name) for name in names})
+    if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict) or not tree["target"]:
+        raise CheckpointError(f"{path}: holds no parameters; give a checkpoint of a T5X model")
+    return tree
 
 
 def _is_spec(value: Any) -> bool:
@@ -227,13 +222,12 @@ def _leaf(folder: epath.Path, version: int, value: Any) -> Leaf:
         stored = np.dtype(value["dtype"] if "dtype" in value else value["metadata"]["dtype"])
         shape = tuple(int(size) for size in value["metadata"]["shape"])
         name = value["kvstore"]["path"] if "path" in value["kvstore"] else value["path"]
-        kvstore = _kvstore(folder, name.rstrip("/"))
         # tensorstore compares dtype and shape with the array's own.
         metadata = {"shape": list(shape)}
         source: np.ndarray | dict[str, Any] = {
             "driver": "zarr",
             "dtype": stored.name,
-            "kvstore": kvstore,
+            "kvstore": kvstore(folder, name.rstrip("/")),
             "metadata": metadata,
         }
     else:
@@ -246,7 +240,7 @@ def _leaf(folder: epath.Path, version: int, value: Any) -> Leaf:
     return Leaf(shape, np.dtype(jnp.bfloat16) if hidden else stored, source)
 
 
-def _kvstore(folder: epath.Path, name: str) -> dict[str, str]:
+def kvstore(folder: epath.Path, name: str) -> dict[str, str]:
     """Where the array is now; the driver and bucket in the index are those of its first writer."""
     if "/" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not a folder beside the index")
@@ -279,20 +273,23 @@ def _read_batch(
     def each(function: Callable[[str], Any]) -> dict[str, Any]:
         results = {}
         for name in batch:
-            with _explained(path, f"the array {name} is missing or damaged"):
+            with explained(path, f"the array {name} is missing or damaged"):
                 results[name] = function(name)
         return results
 
-    def value(read: ts.Future, leaf: Leaf, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
-        # The view turns version 2's uint16 into bfloat16.
-        return read.result().view(leaf.dtype).astype(wanted.dtype, copy=False)
-
     # All is asked for before anything is awaited: with many small arrays the time is latency.
     parts = {name: _parts(wanted) for name, (_, wanted) in batch.items()}
-    openings = each(lambda name: _open(batch[name][0], context))
+    openings = each(lambda name: opened(batch[name][0], context))
     stores = each(lambda name: openings[name].result())
-    reads = each(lambda name: {key: stores[name][i].read() for key, i in parts[name].items()})
-    values = each(lambda name: {key: value(r, *batch[name]) for key, r in reads[name].items()})
+    reads = each(
+        lambda name: {key: Part(batch[name][0], stores[name], i) for key, i in parts[name].items()}
+    )
+    values = each(
+        lambda name: {
+            key: read.result().astype(batch[name][1].dtype, copy=False)
+            for key, read in reads[name].items()
+        }
+    )
     return {name: _on_devices(values[name], wanted) for name, (_, wanted) in batch.items()}
 
 
@@ -302,13 +299,6 @@ def _parts(wanted: jax.ShapeDtypeStruct) -> dict[str, tuple[slice, ...]]:
         return {"": (slice(None),) * len(wanted.shape)}
     indices = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
     return {str(index): index for index in indices}
-
-
-def _open(leaf: Leaf, context: ts.Context) -> ts.Future:
-    if isinstance(leaf.source, np.ndarray):
-        return ts.Future(ts.array(leaf.source))
-    # By default a chunk that was not copied would be read as zeros.
-    return ts.open({**leaf.source, "fill_missing_data_reads": False}, read=True, context=context)
 
 
 def _on_devices(values: Mapping[str, np.ndarray], wanted: jax.ShapeDtypeStruct) -> jax.Array:
@@ -323,12 +313,18 @@ def _is_floating(dtype: np.dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
-def _new_spec(name: str, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
+def chunks_of(shape: tuple[int, ...], dtype: np.dtype) -> list[int]:
+    """The shape of the pieces that an array is stored in, as T5X's writer has them about."""
     chunks = list(shape)
     while math.prod(chunks) * dtype.itemsize > _CHUNK_BYTES:
         largest = chunks.index(max(chunks))
         chunks[largest] = -(-chunks[largest] // 2)
+    return chunks
+
+
+def _new_spec(name: str, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
     compressor = {"id": "gzip", "level": 1}
+    chunks = chunks_of(shape, dtype)
     return {
         "driver": "zarr",
         "dtype": dtype.name,
@@ -337,11 +333,7 @@ def _new_spec(name: str, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, A
     }
 
 
-def _write_batch(folder: epath.Path, batch: Mapping[str, tuple[dict[str, Any], Any]]) -> None:
-    writes = []
-    for spec, array in batch.values():
-        kvstore = _kvstore(folder, spec["kvstore"]["path"].rstrip("/"))
-        opening = ts.open({**spec, "kvstore": kvstore}, create=True)
-        writes.append((opening, np.asarray(array).astype(spec["dtype"])))
-    for write in [opening.result().write(array) for opening, array in writes]:
-        write.result()
+def _write(folder: epath.Path, spec: dict[str, Any], array: Array) -> None:
+    located = kvstore(folder, spec["kvstore"]["path"].rstrip("/"))
+    store = ts.open({**spec, "kvstore": located}, create=True).result()
+    store.write(np.asarray(array).astype(spec["dtype"], copy=False)).result()

@@ -75,9 +75,10 @@ class TextFiles:
         path = Path(getattr(self, split)).expanduser()
         if path.is_dir() and self.labels:
             saved_datasets.check_order(path, self.label_field, self.labels)
-        return records.read(path, self._row, self.bad_rows)
+        return records.read(path, self.row, self.bad_rows)
 
-    def _row(self, fields: dict[str, Any], where: str) -> Row:
+    def row(self, fields: dict[str, Any], where: str) -> Row:
+        """One row of its fields; raises as `rows`. `where` is what to call it in an error."""
         if isinstance(self.text_field, str):
             inputs = _text(fields, self.text_field, where)
         else:

@@ -8,12 +8,11 @@ import dataclasses
 import itertools
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 
-from absl import app, flags
+from absl import flags
 
-from prompt_tuning import report
+from prompt_tuning import command, report
 from prompt_tuning.data import catalogue, tasks
 from prompt_tuning.data.bucketing import bucket_of, default_bounds
 from prompt_tuning.data.packing import WINDOW, assign_rows
@@ -22,7 +21,6 @@ from prompt_tuning.data.records import BadRows
 from prompt_tuning.data.skip_flag import SKIP_BAD_ROWS
 from prompt_tuning.data.text_task import TFDS
 from prompt_tuning.data.tfds_source import check_prepared
-from prompt_tuning.errors import UserError
 
 _TASK = flags.DEFINE_list("task", None, "Task names, or benchmark names such as boolq.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of local data sets, instead of TFDS.")
@@ -103,18 +101,13 @@ def measure(task: str) -> dict[str, str | float]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
-    try:
-        bad_rows = BadRows(SKIP_BAD_ROWS.value or 0)
-        registered = catalogue.register(
-            tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or TFDS, bad_rows
-        )
-        names = [catalogue.full_name(name, registered) for name in _TASK.value or ()]
-        found = [measure(name) for name in names]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main() -> None:
+    bad_rows = BadRows(SKIP_BAD_ROWS.value or 0)
+    registered = catalogue.register(
+        tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or TFDS, bad_rows
+    )
+    names = [catalogue.full_name(name, registered) for name in _TASK.value or ()]
+    found = [measure(name) for name in names]
     means = {
         name: math.exp(statistics.fmean(math.log(float(row[name])) for row in found))
         for name in ("bucketed_cost", "packed_cost")
@@ -131,4 +124,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("task")
-    app.run(main)
+    command.run(main)

@@ -135,14 +135,17 @@ def _records(path: Path) -> Records:
 
 
 def _lines(path: Path) -> Lines:
+    number = 0
     try:
         with cast(TextIO, open_text(path)) as file:
             # Decoded line by line: the text layer decodes in blocks, and could not tell the line.
-            yield from enumerate(_decoded(file.buffer), 1)
+            for number, line in enumerate(_decoded(file.buffer), 1):
+                yield number, line
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        behind = f" behind line {number}" if number else ""
+        raise UserError(f"{path}: cannot be read{behind} ({error})") from error
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str | Bad]:

@@ -2,20 +2,15 @@
 
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from prompt_tuning import command
 from prompt_tuning.data import catalogue, local_files, tasks
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.text_task import TFDS
 from prompt_tuning.errors import UserError
-
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "A folder of local data sets to list the tasks of, instead of TFDS's."
-)
-_MODULE = flags.DEFINE_string("module", None, "A module that registers more tasks.")
 
 HEAD = ("task", "source", "splits", "metrics", "labels")
 
@@ -67,17 +62,22 @@ def _source(source: seqio.DataSource) -> str:
             return type(source).__name__
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
+    given = flags.FLAGS
     vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
-    try:
-        catalogue.register(vocabulary, _DATA_DIR.value or TFDS)
-        if _MODULE.value:
-            importlib.import_module(_MODULE.value)
-    except (UserError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    catalogue.register(vocabulary, given.data_dir or TFDS)
+    if given.module:
+        try:
+            importlib.import_module(given.module)
+        except ImportError as error:
+            raise UserError(f"--module={given.module}: {error}") from error
     print(table(rows()))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    # Not at import: a flag's name can be taken once in a process, and every command has some.
+    flags.DEFINE_string(
+        "data_dir", None, "A folder of local data sets to list the tasks of, instead of TFDS's."
+    )
+    flags.DEFINE_string("module", None, "A module that registers more tasks.")
+    command.run(main)

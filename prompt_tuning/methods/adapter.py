@@ -39,7 +39,7 @@ class Adapter(Method):
             )
 
     def check(self, config: T5Config) -> None:
-        choices.layers("ADAPTER_LAYERS", self.layers, choices.deepest(config))
+        choices.layers("ADAPTER_LAYERS", self.layers, choices.deepest(config), config)
 
     def sublayer(self, y: Array, place: Place) -> Array:
         if not choices.has(self.layers, place):
@@ -62,5 +62,5 @@ class Bottleneck(nn.Module):
         down_bias = partitioned_param(self, "down_bias", zeros, (None,), (self.size,))
         up = partitioned_param(self, "up", zeros, (None, "embed"), (self.size, width))
         up_bias = partitioned_param(self, "up_bias", zeros, ("embed",), (width,))
-        hidden = nn.gelu(matmul(y, down.astype(y.dtype)) + down_bias.astype(y.dtype))
-        return matmul(hidden, up.astype(y.dtype)) + up_bias.astype(y.dtype)
+        hidden = nn.gelu(matmul(y, down, y.dtype) + down_bias.astype(y.dtype))
+        return matmul(hidden, up, y.dtype) + up_bias.astype(y.dtype)

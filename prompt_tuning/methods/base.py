@@ -18,11 +18,13 @@ class Backbone:
       embedding: [V, D] token embeddings, perhaps sharded: take rows, not the whole.
       encode: text to token ids, without an end token; None where there is no vocabulary.
       labels: the task's label words, if it has any.
+      fingerprint: of its values (`checkpoint.fingerprint`); None where it is not known.
     """
 
     embedding: np.ndarray | Array
     encode: Callable[[str], list[int]] | None = None
     labels: tuple[str, ...] = ()
+    fingerprint: Callable[[], str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,12 @@ def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
         )
 
 
-def layers(setting: str, chosen: Sequence[int] | None, count: int) -> None:
-    """Raises ValueError unless there is a layer, and each is one of `count`."""
+def layers(setting: str, chosen: Sequence[int] | None, count: int, config: T5Config) -> None:
+    """Raises ValueError unless there is a layer, each is one of `count`, and layers differ."""
+    if chosen is not None and config.scan_layers:
+        raise ValueError(
+            f"{setting} = {tuple(chosen)}: scanned layers are alike; set SCAN_LAYERS = False"
+        )
     if chosen is not None and (not chosen or not all(0 <= layer < count for layer in chosen)):
         raise ValueError(f"{setting} = {tuple(chosen)}: the layers are 0 to {count - 1}")
 

@@ -39,7 +39,9 @@ class DeepPrompt(Method):
         return self.length
 
     def check(self, config: T5Config) -> None:
-        choices.layers("DEEP_PROMPT_LAYERS", self.layers, config.num_encoder_layers)
+        if config.scan_layers:
+            raise ValueError("deep prompts differ by layer; set SCAN_LAYERS = False")
+        choices.layers("DEEP_PROMPT_LAYERS", self.layers, config.num_encoder_layers, config)
 
     def embedded(
         self,

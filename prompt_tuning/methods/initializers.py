@@ -92,17 +92,24 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-    """A saved prompt: `.npy` [P, D], `.safetensors` as written by a run, or PEFT's folder."""
+    """A saved prompt: `.npy` [P, D], `.safetensors` as written by a run, or PEFT's folder.
+
+    Its card, if it has one, must name the backbone, unless `allow_other_backbone`.
+    """
 
     path: str = ""
+    allow_other_backbone: bool = False
 
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
-        from prompt_tuning.checkpoint import prompts
+        from prompt_tuning.checkpoint import card, prompts
 
         if not self.path:
             raise ValueError("FromFile.path is empty: set PROMPT_FILE to a saved prompt")
         shape = (length, backbone.embedding.shape[1])
-        return prompts.load(epath.Path(self.path), shape=shape)
+        prompt = prompts.load(epath.Path(self.path), shape=shape)
+        if backbone.fingerprint is not None and not self.allow_other_backbone:
+            card.check(self.path, backbone.fingerprint)
+        return prompt
 
 
 def _rows(backbone: Backbone, ids: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class LoRA(Method):
 
     def check(self, config: T5Config) -> None:
         choices.projections("LORA_PROJECTIONS", self.projections, config)
-        choices.layers("LORA_LAYERS", self.layers, choices.deepest(config))
+        choices.layers("LORA_LAYERS", self.layers, choices.deepest(config), config)
 
     def linear(
         self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
@@ -69,4 +69,4 @@ class LowRank(nn.Module):
         a = partitioned_param(self, "a", uniform, (None, None), (x.shape[-1], self.rank))
         zeros = nn.initializers.zeros
         b = partitioned_param(self, "b", zeros, (None, None), (self.rank, self.features))
-        return matmul(matmul(x, a.astype(x.dtype)), b.astype(x.dtype))
+        return matmul(matmul(x, a, x.dtype), b, x.dtype)

@@ -29,6 +29,7 @@ def evaluate(
     data: Data,
     initial_checkpoint: str,
     trained_file: str = "",
+    allow_other_backbone: bool = False,
     split: str = "test",
     eval_methods: Sequence[str] = ("rank",),
     num_partitions: int = 1,
@@ -47,6 +48,7 @@ def evaluate(
       config, method, data, initial_checkpoint, eval_methods, num_partitions, seed: see
         `runs.train.train`.
       trained_file: a run's `trained_best.safetensors`; "" where the prompt file is enough.
+      allow_other_backbone: take a `trained_file` whose card names another backbone.
       split: which one.
       on_start: called with the folder before anything is written.
       dry_run: print parameters and shardings, allocate and write nothing.
@@ -71,6 +73,7 @@ def evaluate(
         checkpoint=initial_checkpoint,
         seed=seed,
         trained_file=trained_file,
+        allow_other_backbone=allow_other_backbone,
     )
     on_start(folder)
     found = {one.task: _measured(tuned, one, eval_methods, data.batch_size, folder) for one in sets}

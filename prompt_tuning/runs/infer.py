@@ -1,15 +1,22 @@
-"""Predictions of a trained prompt, for texts that need no targets."""
+"""Predictions of trained prompts, for texts that need no targets."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from etils import epath
 
 from prompt_tuning import report, sharding
-from prompt_tuning.evaluate import METHODS, methods_for
+from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.data.task_rows import TaskRows
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import METHODS, EvalSet, methods_for
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs import checks, model, predictions
+from prompt_tuning.runs import checks, infer_tasks, model, predictions, resumable
 from prompt_tuning.runs.data import Data
 from prompt_tuning.t5.config import T5Config
+
+BATCHES = 16  # computed before their lines are written
 
 
 def infer(
@@ -17,23 +24,26 @@ def infer(
     output_dir: str,
     config: T5Config,
     method: Method,
-    data: Data,
+    data: Data | TaskRows,
     initial_checkpoint: str,
     trained_file: str = "",
+    allow_other_backbone: bool = False,
     split: str = "test",
     mode: str = "generate",
     num_partitions: int = 1,
     seed: int = 0,
-    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
 ) -> epath.Path | None:
     """Writes `TASK-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "prediction"} a text
-    (T5X's form), with "scores" by label for rank classification.
+    (T5X's form), with "scores" by label for rank classification; of several tasks as `infer_tasks`.
+
+    A run that was killed goes on where it was (`resumable.write`).
 
     Args:
-      output_dir: where to write.
+      output_dir: where to write, on a local disk.
       config, method, data, initial_checkpoint, num_partitions, seed: see `runs.train.train`.
-      trained_file, split: see `runs.eval.evaluate`.
+      trained_file, allow_other_backbone, split: see `runs.eval.evaluate`.
       mode: of `evaluate.METHODS`, or "auto".
       on_start: called with the folder before anything is written.
       dry_run: print parameters and shardings, allocate and write nothing.
@@ -46,7 +56,20 @@ def infer(
         print(report.plan(config, method, mesh))
         return None
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
+    if "://" in str(folder):
+        raise UserError(f"INFER_OUTPUT_DIR = {output_dir!r}: must be on a local disk")
     sharding.check_batch_size(data.batch_size, mesh)
+    if isinstance(data, TaskRows):
+        return infer_tasks.infer(
+            data,
+            folder,
+            config=config,
+            initial_checkpoint=initial_checkpoint,
+            allow_other_backbone=allow_other_backbone,
+            mode=mode,
+            num_partitions=num_partitions,
+            on_start=on_start,
+        )
     texts = data.eval_set(split)
     checks.eval_methods([mode], [texts], "MODE")
     [mode] = methods_for(texts, [mode])
@@ -58,13 +81,38 @@ def infer(
         checkpoint=initial_checkpoint,
         seed=seed,
         trained_file=trained_file,
+        allow_other_backbone=allow_other_backbone,
     )
-    found = METHODS[mode](tuned, texts, data.batch_size)
     on_start(folder)
     path = folder / f"{texts.task}-{mode}.jsonl"
-    lines = ({"inputs": {"inputs_pretokenized": text}} for text in texts.inputs)
-    predictions.write(path, lines, found, texts.labels)
+    key = resumable.digest(
+        texts.inputs,
+        texts.encoder_input_tokens.tolist(),
+        texts.labels,
+        texts.target_length,
+        data.batch_size,
+        config,
+        type(method).__name__,
+        fingerprint.of(tuned.params),
+    )
+
+    def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
+        part = _part(texts, start, stop)
+        found = METHODS[mode](tuned, part, data.batch_size)
+        examples = ({"inputs": {"inputs_pretokenized": text}} for text in part.inputs)
+        return predictions.lines(examples, found, texts.labels)
+
+    resumable.write(path, key, len(texts.inputs), BATCHES * data.batch_size, lines)
     print(f"{len(texts.inputs)} predictions in {path}")
     for line in data.remarks():
         print(line)
     return path
+
+
+def _part(texts: EvalSet, start: int, stop: int) -> EvalSet:
+    return dataclasses.replace(
+        texts,
+        inputs=texts.inputs[start:stop],
+        targets=texts.targets[start:stop],
+        encoder_input_tokens=texts.encoder_input_tokens[start:stop],
+    )

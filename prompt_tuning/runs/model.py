@@ -18,9 +18,11 @@ def load(
     checkpoint: str,
     seed: int,
     trained_file: str = "",
+    allow_other_backbone: bool = False,
 ) -> TunedModel:
     """The backbone of `checkpoint` with the method's leaves, as the method initialises them for the
-    task, or all trained leaves from `trained_file`.
+    task, or all trained leaves from `trained_file` (whose card must name the backbone, unless
+    `allow_other_backbone`).
     """
     tuned = initialize(
         config,
@@ -31,4 +33,4 @@ def load(
         encode=data.encode,
         labels=data.labels,
     )
-    return with_trained(tuned, trained_file) if trained_file else tuned
+    return with_trained(tuned, trained_file, allow_other_backbone) if trained_file else tuned

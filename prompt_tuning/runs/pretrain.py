@@ -11,6 +11,7 @@ from prompt_tuning.loss import Loss
 from prompt_tuning.methods.full import ModelTuning
 from prompt_tuning.optim import adafactor
 from prompt_tuning.runs import checks
+from prompt_tuning.runs.lock import only_run
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.trainer import TunedModel, fit, initialize
 
@@ -30,7 +31,7 @@ def pretrain(
     log_period: int = 50,
     num_partitions: int = 1,
     seed: int = 0,
-    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
 ) -> TunedModel | None:
     """Trains every leaf on `mixture`; a run that was stopped goes on where it was.
@@ -55,18 +56,20 @@ def pretrain(
     folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(mixture.batch_size, mesh)
     checks.positive({"TRAIN_STEPS": total_steps})
+    mixture(0)  # reads corpus and vocabulary before anything is written
     tuned = initialize(config, method, mesh=mesh, seed=seed, checkpoint=initial_checkpoint or None)
-    on_start(folder)
-    return fit(
-        tuned,
-        model_dir=folder,
-        batches=mixture.batches,
-        total_steps=total_steps,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        loss=loss,
-        checkpoint_period=checkpoint_period,
-        keep=keep,
-        log_period=log_period,
-        seed=seed,
-    )
+    with only_run(folder):
+        on_start(folder)
+        return fit(
+            tuned,
+            model_dir=folder,
+            batches=mixture.batches,
+            total_steps=total_steps,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            loss=loss,
+            checkpoint_period=checkpoint_period,
+            keep=keep,
+            log_period=log_period,
+            seed=seed,
+        )

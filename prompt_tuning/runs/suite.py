@@ -26,7 +26,7 @@ def suite(
     config: T5Config,
     method: Method,
     num_partitions: int = 1,
-    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
 ) -> Mapping[str, Any]:
     """Trains one task after the other and scores them together.
@@ -73,7 +73,7 @@ def _result(
     folder: epath.Path,
     name: str,
     train: Callable[..., Mapping[str, Any]],
-    on_start: Callable[[epath.Path], None],
+    on_start: Callable[[epath.Path], str | None],
 ) -> Mapping[str, Any]:
     finished = folder / name / "result.json"
     if finished.exists():

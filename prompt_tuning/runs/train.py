@@ -11,18 +11,23 @@ import numpy as np
 import optax
 from etils import epath
 
-from prompt_tuning import report, sharding
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning import __version__, report, sharding
+from prompt_tuning.checkpoint import card as cards
+from prompt_tuning.checkpoint import fingerprint, prompts
 from prompt_tuning.checkpoint import trained as trained_file
+from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSet, most_frequent_name, score
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
+from prompt_tuning.methods.combined import Combined
 from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
 from prompt_tuning.runs import checks, model
 from prompt_tuning.runs.data import Data
+from prompt_tuning.runs.lock import only_run
 from prompt_tuning.runs.validation import (
     Metrics,
     Validation,
@@ -32,6 +37,7 @@ from prompt_tuning.runs.validation import (
 )
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
+from prompt_tuning.train_log import rate_at
 from prompt_tuning.train_step import TrainState
 from prompt_tuning.trainer import TunedModel, fit
 
@@ -55,7 +61,7 @@ def train(
     eval_batch_size: int = 32,
     num_partitions: int = 1,
     seed: int = 0,
-    on_start: Callable[[epath.Path], None] = lambda folder: None,
+    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
 ) -> Mapping[str, Any]:
     """Trains, validates each `eval_period` steps, and measures the best step at the end.
@@ -65,11 +71,13 @@ def train(
 
     Writes below `model_dir`: logs and checkpoints (see `trainer.fit`), `prompt_best` and
     `prompt_last` as `.npy` and `.safetensors`, `trained_best.safetensors` (all trained leaves, by
-    path), `result.json` and `learning_curve.png`. The validation split chooses the best step; the
-    table of each task is of its test split, or of the validation split where it has no other.
+    path), a card of each (`checkpoint.card`), `result.json` and `learning_curve.png`. The
+    validation split chooses the best step; the table of each task is of its test split, or of the
+    validation split where it has no other.
 
     Args:
-      model_dir: the run's folder; a run that was stopped goes on from what lies there.
+      model_dir: the run's folder; a run that was stopped goes on from what lies there. One process
+        at a time may be at work in it.
       config: the backbone's shape.
       method: what is trained.
       data: the task or mixture.
@@ -80,7 +88,8 @@ def train(
       eval_batch_size: rows of an evaluation batch.
       num_partitions: size of the mesh's model axis.
       seed: of initialisation and dropout.
-      on_start: called with the folder when all settings have proved good, before a write.
+      on_start: called with the folder when all settings have proved good, before a write; may
+        return the settings as a text, for the cards.
       dry_run: print parameters and shardings, allocate and write nothing.
 
     Returns:
@@ -97,7 +106,7 @@ def train(
     checks.seed(seed)
     checks.positive(
         {
-            "train.keep": keep,
+            "CHECKPOINT_KEEP": keep,
             "TRAIN_STEPS": total_steps,
             "EVAL_PERIOD": eval_period,
             "CHECKPOINT_PERIOD": checkpoint_period,
@@ -117,54 +126,78 @@ def train(
     tuned = model.load(config, method, data, mesh, checkpoint=initial_checkpoint, seed=seed)
     if not tuned.split.trained:
         raise UserError(f"METHOD = {method}: trains no parameter; measure it with `eval`")
-    check_goes_on(folder, validation_sets, eval_methods)
-    resumed_from = _step_of(folder, tuned, optimizer(learning_rate))
-    if resumed_from > total_steps:
-        raise UserError(f"TRAIN_STEPS = {total_steps}: {folder} is at step {resumed_from} already")
-    print(report.parameters(tuned.split), flush=True)
-    on_start(folder)
     scored = functools.partial(_scores, sets=sets, methods=eval_methods, size=eval_batch_size)
-    for one in sets:
-        print(f"measured on {one.task}, {one.split}: {len(one.targets)} examples", flush=True)
-    # The plain backbone comes first: a method that trains its leaves will have changed them.
-    rows = {"majority": scored(None), "frozen": scored(untuned(tuned))}
-    validation = Validation(folder, validation_sets, eval_methods, eval_batch_size)
-    last = fit(
-        tuned,
-        model_dir=folder,
-        batches=batches,
-        total_steps=total_steps,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        loss=loss,
-        evaluators=[validation],
-        eval_period=eval_period,
-        checkpoint_period=checkpoint_period,
-        keep=keep,
-        log_period=log_period,
-        seed=seed,
-    )
-    best_step, best_leaves = validation.best(last.trained)
-    best = dataclasses.replace(last, trained=best_leaves)
-    rows["prompt"] = scored(best)
-    tables = {one.task: _table(one, rows, method) for one in sets}
-    splits = {one.task: one.split for one in sets}
-    of_one = {"task": sets[0].task, "split": sets[0].split, "scores": tables[sets[0].task]}
-    of_all = {"task": data.task, "split": splits, "scores": tables}
-    result = {
-        **(of_one if len(sets) == 1 else of_all),
-        "best_step": best_step,
-        "validation": next(line for line in validation.history if line["step"] == best_step),
-        **_flat(rows),
-        "trained_parameters": tuned.split.count(tuned.split.trained),
-        "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
-        "resumed_from_step": resumed_from,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    save_trained(folder, "best", method, best_leaves)
-    save_trained(folder, "last", method, last.trained)
-    _draw(folder, validation, rows, most_frequent_name(sets[0]))
-    report.write_json(folder / "result.json", result)
+    with only_run(folder):
+        identity = fingerprint.identity(initial_checkpoint, tuned.backbone)
+        resumed_from = _step_of(folder, tuned, optimizer(learning_rate), identity)
+        check_goes_on(folder, validation_sets, eval_methods, tuned.trained, resumed_from)
+        if resumed_from > total_steps:
+            raise UserError(
+                f"TRAIN_STEPS = {total_steps}: {folder} is at step {resumed_from} already"
+            )
+        print(report.parameters(tuned.split), flush=True)
+        settings = on_start(folder)
+        for one in sets:
+            print(f"measured on {one.task}, {one.split}: {len(one.targets)} examples", flush=True)
+        # The plain backbone comes first: a method that trains its leaves will have changed them.
+        rows = {"majority": scored(None), "frozen": scored(untuned(tuned))}
+        validation = Validation(
+            folder, validation_sets, eval_methods, eval_batch_size, start=resumed_from
+        )
+        last = fit(
+            tuned,
+            model_dir=folder,
+            batches=batches,
+            total_steps=total_steps,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            loss=loss,
+            evaluators=[validation],
+            eval_period=eval_period,
+            checkpoint_period=checkpoint_period,
+            keep=keep,
+            log_period=log_period,
+            seed=seed,
+            identity=identity,
+        )
+        best_step, best_leaves = validation.best(last.trained)
+        rows["prompt"] = scored(dataclasses.replace(last, trained=best_leaves))
+        tables = {one.task: _table(one, rows, method) for one in sets}
+        splits = {one.task: one.split for one in sets}
+        of_one = {"task": sets[0].task, "split": sets[0].split, "scores": tables[sets[0].task]}
+        of_all = {"task": data.task, "split": splits, "scores": tables}
+        result = {
+            **(of_one if len(sets) == 1 else of_all),
+            "best_step": best_step,
+            "validation": next(line for line in validation.history if line["step"] == best_step),
+            **_flat(rows),
+            "trained_parameters": tuned.split.count(tuned.split.trained),
+            "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
+            "resumed_from_step": resumed_from,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        validated = {line.pop("step"): line for line in validation.history}
+        of_steps = {"best": (best_step, best_leaves), "last": (total_steps, last.trained)}
+        for which, (step, leaves) in of_steps.items():
+            card = Card(
+                backbone=identity.path,
+                fingerprint=identity.fingerprint,
+                d_model=config.d_model,
+                task=data.task,
+                method=type(method).__name__,
+                length=0,
+                placement=_said(method, "placement"),
+                initialisation=_said(method, "initializer"),
+                optimizer=getattr(optimizer, "__name__", repr(optimizer)),
+                learning_rate=rate_at(learning_rate, max(step, 1)),
+                steps=step,
+                metric=validated[step],
+                version=__version__,
+                config=settings or "",
+            )
+            save_trained(folder, which, method, leaves, card)
+        _draw(folder, validation, rows, most_frequent_name(sets[0]))
+        report.write_json(folder / "result.json", result)
     for task, table in tables.items():
         print(f"\n{task}, {splits[task]} split, step {best_step} (best on validation):")
         print(report.table(table))
@@ -183,29 +216,44 @@ def untuned(tuned: TunedModel) -> TunedModel:
     return TunedModel(T5(tuned.model.config), split, {}, frozen, tuned.mesh)
 
 
-def save_trained(folder: epath.Path, which: str, method: Method, trained: Params) -> None:
-    """Writes the trained leaves by path, and what the method exports on its own (the prompt)."""
+def save_trained(
+    folder: epath.Path, which: str, method: Method, trained: Params, card: Card
+) -> None:
+    """Writes the trained leaves by path, and what the method exports on its own (the prompt), each
+    with its card.
+    """
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(trained).items()}
+    cards.save(folder / f"trained_{which}.safetensors", card)
     trained_file.save(folder / f"trained_{which}.safetensors", leaves)
     for name, array in method.exports(leaves).items():
+        cards.save(folder / f"{name}_{which}.npy", dataclasses.replace(card, length=len(array)))
         for suffix in (".npy", ".safetensors"):
             prompts.save(folder / f"{name}_{which}{suffix}", array)
 
 
-def _step_of(folder: epath.Path, tuned: TunedModel, optimizer: optax.GradientTransformation) -> int:
+def _said(method: Method, setting: str) -> str:
+    """What a method, or those that it combines, says of a setting that not every method has."""
+    parts = method.methods if isinstance(method, Combined) else [method]
+    return ", ".join(str(getattr(part, setting)) for part in parts if hasattr(part, setting))
+
+
+def _step_of(
+    folder: epath.Path,
+    tuned: TunedModel,
+    optimizer: optax.GradientTransformation,
+    identity: Identity,
+) -> int:
     """The step that the run in `folder` is at; 0 if there is none.
 
     Raises:
       CheckpointError: if it cannot go on with these settings.
     """
-    if not folder.is_dir() or not any(folder.glob("checkpoint_*")):
+    checkpoints = RunCheckpoints(folder, backbone=identity)
+    if checkpoints.latest is None:
         return 0
     transform = only_trained(optimizer, tuned.split)
     state = jax.eval_shape(lambda trained: TrainState.create(trained, transform), tuned.trained)
-    checkpoints = RunCheckpoints(folder)
-    step = checkpoints.check(state)
-    checkpoints.close()
-    return step
+    return checkpoints.check(state)
 
 
 def _scores(

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.run import RunCheckpoints, steps
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSet, mean_score, methods_for, score
 from prompt_tuning.metrics_writer import MetricsWriter
@@ -21,7 +23,13 @@ class Validation:
 
     The best step has the highest `mean_score`: of one set its first metric, of several the mean of
     each one's. The history lies in `MODEL_DIR/inference_eval/TASK/metrics.jsonl`, the best trained
-    leaves in `MODEL_DIR/best`, so both outlive a restart.
+    leaves in `MODEL_DIR/best`, so both outlive a restart: a step has its line when its leaves are
+    saved, and is not measured again.
+
+    Args:
+      model_dir: the run's folder.
+      sets, methods, batch_size: what is measured, how, and how many rows at once.
+      start: step that the run goes on from; what was measured after it is forgotten.
     """
 
     def __init__(
@@ -30,12 +38,16 @@ class Validation:
         sets: Sequence[EvalSet],
         methods: Sequence[str],
         batch_size: int,
+        start: int = 0,
     ) -> None:
         self._sets, self._methods, self._batch_size = sets, methods, batch_size
-        folders = {data.task: _folder(model_dir) / data.task for data in sets}
-        self._writers = {task: MetricsWriter(folder) for task, folder in folders.items()}
-        self._best = RunCheckpoints(epath.Path(model_dir) / "best", keep=1)
-        self._steps = _validated(folders)
+        self._model_dir = model_dir
+        self._best = RunCheckpoints(epath.Path(model_dir) / "best")
+        self._steps = _validated(_folders(model_dir, sets), start)
+        until = max(self._steps, default=-1)
+        self._writers = {
+            task: MetricsWriter(folder, until) for task, folder in _folders(model_dir, sets).items()
+        }
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -43,15 +55,18 @@ class Validation:
         return [{"step": step, **one_row(found)} for step, found in sorted(self._steps.items())]
 
     def __call__(self, tuned: TunedModel, step: int) -> None:
+        if step in self._steps:
+            return
         found: dict[str, Metrics] = {
             data.task: score(tuned, data, self._methods, self._batch_size) for data in self._sets
         }
-        # A run that was stopped between two checkpoints comes by some steps again.
-        self._steps = {done: metrics for done, metrics in self._steps.items() if done < step}
-        best = max((mean_score(done.values()) for done in self._steps.values()), default=None)
         self._steps[step] = found
-        if best is None or mean_score(found.values()) > best:
-            self._best.save(step, tuned.trained)
+        if _best(self._steps, step) == step:
+            # A run may go back to any of its checkpoints, and to what was best by then.
+            bests = (_best(self._steps, until) for until in steps(self._model_dir))
+            before = [best for best in bests if best is not None]
+            self._best.save(step, tuned.trained, also=before)
+            self._best.wait()
         for task, metrics in found.items():
             self._writers[task].write(step, metrics)
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -60,7 +75,7 @@ class Validation:
 
     def best(self, like: Params) -> tuple[int, Params]:
         """The step and trained leaves of the best validation; closes the evaluator."""
-        step, trained = self._best.restore(like)
+        step, trained = self._best.restore(like, _best(self._steps))
         self._best.close()
         for writer in self._writers.values():
             writer.close()
@@ -89,9 +104,15 @@ def read_metrics(path: epath.Path) -> list[dict[str, float]]:
     return [lines[step] for step in sorted(lines)]
 
 
-def check_goes_on(model_dir: epath.Path, sets: Sequence[EvalSet], methods: Sequence[str]) -> None:
-    """Raises UserError if the run in `model_dir` is of other tasks, or has chosen its best step by
-    another metric.
+def check_goes_on(
+    model_dir: epath.Path,
+    sets: Sequence[EvalSet],
+    methods: Sequence[str],
+    trained: Params,
+    start: int,
+) -> None:
+    """Raises UserError if the run in `model_dir` is of other tasks, has chosen its best step by
+    another metric, or has lost the best of the steps until `start`.
     """
     tasks = {path.name for path in _folder(model_dir).glob("*")}
     if tasks and tasks != {data.task for data in sets}:
@@ -106,17 +127,40 @@ def check_goes_on(model_dir: epath.Path, sets: Sequence[EvalSet], methods: Seque
                     f"{log}: this run chooses its best step by {method!r}; let EVAL_METHODS begin "
                     "with that, or set another MODEL_DIR"
                 )
+    best = _best(_validated(_folders(model_dir, sets), start))
+    if best is not None:
+        try:
+            RunCheckpoints(model_dir / "best").check(trained, best)
+        except CheckpointError as error:
+            raise UserError(
+                f"{error}: it is the best step until now; set another MODEL_DIR, or delete "
+                f"{_folder(model_dir)} to choose among the steps to come"
+            ) from error
 
 
 def _folder(model_dir: epath.PathLike) -> epath.Path:
     return epath.Path(model_dir) / "inference_eval"
 
 
-def _validated(folders: Mapping[str, epath.Path]) -> dict[float, dict[str, Metrics]]:
-    """The metrics by step and task, of the steps at which each task was measured."""
+def _folders(model_dir: epath.PathLike, sets: Sequence[EvalSet]) -> dict[str, epath.Path]:
+    return {data.task: _folder(model_dir) / data.task for data in sets}
+
+
+def _validated(folders: Mapping[str, epath.Path], start: int) -> dict[int, dict[str, Metrics]]:
+    """The metrics by step and task, of the steps until `start` at which each was measured."""
     lines = {
-        task: {line.pop("step"): line for line in read_metrics(folder / "metrics.jsonl")}
+        task: {int(line.pop("step")): line for line in read_metrics(folder / "metrics.jsonl")}
         for task, folder in folders.items()
     }
-    steps = set.intersection(*(set(found) for found in lines.values()))
-    return {step: {task: found[step] for task, found in lines.items()} for step in sorted(steps)}
+    common = set.intersection(*(set(found) for found in lines.values()))
+    return {
+        step: {task: found[step] for task, found in lines.items()}
+        for step in sorted(common)
+        if step <= start
+    }
+
+
+def _best(found: Mapping[int, Mapping[str, Metrics]], until: float = math.inf) -> int | None:
+    """The first of the best steps until one; None if none was measured."""
+    means = {step: mean_score(found[step].values()) for step in sorted(found) if step <= until}
+    return max(means, key=means.__getitem__, default=None)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 DTYPES = ("float32", "bfloat16", "float16")
+REMAT = ("none", "minimal", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,12 @@ class T5Config:
       relative_buckets: rows of the relative-position table.
       relative_max_distance: distance from which all positions share the last bucket.
       dropout_rate: dropout probability, broadcast over the length axis as in T5X.
-      dtype: dtype of activations; parameters and logits are float32 unless cast by the caller.
+      dtype: dtype of activations; trained parameters and logits are float32.
+      frozen_dtype: dtype of frozen matrices; other frozen parameters are float32.
+      scan_layers: compile one layer and loop over it. Parameters of a stack's layers are then one
+        leaf, `encoder/layers/...` [layers, ...]; in files they keep their names.
+      remat: what the backward pass computes again (T5X's names): "none"; "full": all but each
+        layer's input; "minimal": all but the products with weights.
     """
 
     vocab_size: int
@@ -41,6 +47,9 @@ class T5Config:
     relative_max_distance: int = 128
     dropout_rate: float = 0.0
     dtype: str = "float32"
+    frozen_dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "num_heads", "head_dim", "d_ff")
@@ -49,8 +58,10 @@ class T5Config:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"T5Config.dtype = {self.dtype!r}: choose from {', '.join(DTYPES)}")
+        choices = {"dtype": DTYPES, "frozen_dtype": DTYPES, "remat": REMAT}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"T5Config.{name} = {value!r}: choose from {', '.join(known)}")
         # gin gives lists; a tuple keeps the configuration hashable.
         object.__setattr__(self, "activations", tuple(self.activations))
 
@@ -122,8 +133,15 @@ PRESETS: Mapping[str, T5Config] = MappingProxyType(
 )
 
 
-def preset(name: str, dropout_rate: float = 0.0, dtype: str = "float32") -> T5Config:
-    """Returns a named size with the given dropout and activation dtype.
+def preset(
+    name: str,
+    dropout_rate: float = 0.0,
+    dtype: str = "float32",
+    frozen_dtype: str = "float32",
+    scan_layers: bool = False,
+    remat: str = "none",
+) -> T5Config:
+    """Returns a named size; the other arguments are those of `T5Config`.
 
     Raises:
       ValueError: if there is no preset of that name.
@@ -132,4 +150,11 @@ def preset(name: str, dropout_rate: float = 0.0, dtype: str = "float32") -> T5Co
         raise ValueError(
             f"no T5 preset named {name!r}; choose one of: {', '.join(sorted(PRESETS))}"
         )
-    return dataclasses.replace(PRESETS[name], dropout_rate=dropout_rate, dtype=dtype)
+    return dataclasses.replace(
+        PRESETS[name],
+        dropout_rate=dropout_rate,
+        dtype=dtype,
+        frozen_dtype=frozen_dtype,
+        scan_layers=scan_layers,
+        remat=remat,
+    )

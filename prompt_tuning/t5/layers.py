@@ -58,18 +58,20 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
         shape = (x.shape[-1], self.features)
         kernel = partitioned_param(self, "kernel", init, self.axes, shape)
-        return matmul(x, kernel.astype(self.dtype))
+        return matmul(x, kernel, self.dtype)
 
 
-def matmul(x: Array, kernel: Array) -> Array:
-    """x [..., in] @ kernel [in, out] in the kernel's dtype, accumulated in float32."""
-    y = jax.lax.dot_general(
-        x.astype(kernel.dtype),
-        kernel,
-        (((x.ndim - 1,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
-    return y.astype(kernel.dtype)
+def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
+    """x [..., in] @ kernel [in, out] to `dtype`, accumulated in float32.
+
+    Operands are cast to `dtype`, but never up where both are narrower: a product of bfloat16 is
+    exact in float32.
+    """
+    if x.dtype != kernel.dtype or jnp.promote_types(x.dtype, dtype) != dtype:
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    y = jax.lax.dot_general(x, kernel, contract, preferred_element_type=jnp.float32)
+    return y.astype(dtype)
 
 
 class Embed(nn.Module):
@@ -87,8 +89,7 @@ class Embed(nn.Module):
 
     def attend(self, x: Array) -> Array:
         """Logits [..., V] of x [..., D]: x times the transposed table, over sqrt(D)."""
-        table = self.embedding.astype(jnp.float32)
-        return x.astype(jnp.float32) @ table.T / np.sqrt(self.config.d_model)
+        return matmul(x, self.embedding.T, jnp.dtype("float32")) / np.sqrt(self.config.d_model)
 
 
 class RMSNorm(nn.Module):
@@ -186,7 +187,7 @@ class Attention(nn.Module):
         Args:
           x: [B, Q, D] queries' input.
           keys_values: [B, K, D] input of keys and values, or the projected pair itself, each
-            [B, K, heads, head_dim].
+            [B, K, heads, head_dim]; of B / n rows, each is attended to by n rows of x in turn.
           bias: broadcastable to [B, heads, Q, K], float32: relative positions plus mask.
           shared: what `Sites.shared` made for the stack.
           cache: a pair [B, L, heads, head_dim] into which new keys and values are written at
@@ -227,6 +228,8 @@ class Attention(nn.Module):
         if cache is not None:
             key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, index, axis=1)
             value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, index, axis=1)
+        # Rows that share an encoder output (beams, labels) are further queries of one row.
+        query = query.reshape(key.shape[0], -1, *query.shape[2:])
         y = self.sites.attention(attend, query, key, value, bias, self.place, shared)
         y = y.reshape(*x.shape[:-1], joined)
         return linear("out", ("joined_kv", "embed"), x.shape[-1], y), (key, value)

@@ -1,8 +1,9 @@
 """The T5 encoder-decoder: encode, decode (teacher forced), decode_step (cached)."""
 
 import functools
+import operator
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import flax.struct
@@ -10,23 +11,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from prompt_tuning.t5.blocks import DecoderLayer, EncoderLayer, KeysValues, remat, scan, stack
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.layers import (
-    Attention,
     Dense,
     Embed,
-    Mlp,
     RelativePositionBias,
     RMSNorm,
     attention_bias,
     dropout,
     same_segment,
 )
-from prompt_tuning.t5.sites import BLOCKS, Place, Sites
+from prompt_tuning.t5.sites import Place, Sites
 
 EMBEDDING = "token_embedder/embedding"  # path of the table [V, D]
-
-KeysValues = tuple[Array, Array]
 
 
 class Encoded(flax.struct.PyTreeNode):
@@ -55,29 +53,13 @@ class Cache(flax.struct.PyTreeNode):
     keys_values: tuple[KeysValues, ...]
     cross: tuple[KeysValues, ...] | None
 
+    def rows(self, index: Array) -> "Cache":
+        """The cache whose row i goes on from row `index[i]`.
 
-class EncoderLayer(nn.Module):
-    config: T5Config
-    sites: Sites
-    layer: int
-
-    @nn.compact
-    def __call__(
-        self, x: Array, bias: Array, real: Array, shared: Any, *, enable_dropout: bool
-    ) -> Array:
-        cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
-        attention, mlp = (Place("encoder", self.layer, block) for block in BLOCKS["encoder"])
-        # Flaxformer zeroes padding after every norm; so do we, for equal arrays at padding too.
-        y = RMSNorm(dtype, name="pre_attention_layer_norm")(x) * real
-        attend = Attention(cfg, sites, attention, name=attention.block)
-        y, _ = attend(y, y, bias, shared=shared, enable_dropout=enable_dropout)
-        y = sites.sublayer(y, attention)
-        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
-        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
-        y = Mlp(cfg, sites, mlp, name=mlp.block)(y, enable_dropout=enable_dropout)
-        y = sites.sublayer(y, mlp)
-        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        What comes from the encoder is not copied: n times its rows use it, n after each other.
+        """
+        taken = jax.tree.map(lambda x: jnp.take(x, index, axis=0), self.keys_values)
+        return self.replace(keys_values=taken)
 
 
 class Encoder(nn.Module):
@@ -102,52 +84,20 @@ class Encoder(nn.Module):
         relative = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")
         bias = relative(order, order) + attention_bias(same_segment(segments, segments))
         real = (segments > 0)[..., None].astype(dtype)
-        shared = self.sites.shared("encoder", cfg)
-        for i in range(cfg.num_encoder_layers):
-            x = self.sites.layer_input(x, segments, positions, Place("encoder", i))
-            layer = EncoderLayer(cfg, self.sites, i, name=f"layers_{i}")
-            x = layer(x, bias, real, shared, enable_dropout=enable_dropout)
+        shared, count = self.sites.shared("encoder", cfg), cfg.num_encoder_layers
+        layer = remat(EncoderLayer, cfg)
+        if cfg.scan_layers:
+            scanned = scan(layer, count, layers=1, shared=3)(
+                cfg, self.sites, enable_dropout, name="layers"
+            )
+            x, _ = scanned(x, jnp.arange(count), bias, real, shared)
+        else:
+            for i in range(count):
+                x = self.sites.layer_input(x, segments, positions, Place("encoder", i))
+                one = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
+                x, _ = one(x, None, bias, real, shared)
         x = RMSNorm(dtype, name="encoder_norm")(x) * real
         return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), segments)
-
-
-class DecoderLayer(nn.Module):
-    config: T5Config
-    sites: Sites
-    layer: int
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        self_bias: Array,
-        cross_source: Array | KeysValues,
-        cross_bias: Array,
-        real: Array,
-        shared: Any,
-        *,
-        cache: KeysValues | None,
-        index: Array | int,
-        enable_dropout: bool,
-    ) -> tuple[Array, KeysValues, KeysValues]:
-        cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
-        own, across, mlp = (Place("decoder", self.layer, block) for block in BLOCKS["decoder"])
-        options = {"shared": shared, "enable_dropout": enable_dropout}
-        y = RMSNorm(dtype, name="pre_self_attention_layer_norm")(x) * real
-        attend = Attention(cfg, sites, own, name=own.block)
-        y, kv = attend(y, y, self_bias, cache=cache, index=index, **options)
-        y = sites.sublayer(y, own)
-        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
-        y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x) * real
-        attend = Attention(cfg, sites, across, name=across.block)
-        y, cross = attend(y, cross_source, cross_bias, **options)
-        y = sites.sublayer(y, across)
-        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
-        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
-        y = Mlp(cfg, sites, mlp, name=mlp.block)(y, enable_dropout=enable_dropout)
-        y = sites.sublayer(y, mlp)
-        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), kv, cross
 
 
 class Decoder(nn.Module):
@@ -171,7 +121,7 @@ class Decoder(nn.Module):
 
         Args:
           x: [B, L, D] embedded decoder input; with a cache, L = 1.
-          encoded: the encoder's output.
+          encoded: the encoder's output, of B rows, or of B / n that n rows of x share in turn.
           real_input: [B, L] bool, where the decoder input is real; outputs elsewhere are zero.
           segments: [B, L] int32, of the targets: 0 at padding, else as the encoder's.
           positions: [B, L] int32 within each example of a packed batch.
@@ -198,28 +148,12 @@ class Decoder(nn.Module):
             visible = (keys[None, :] <= queries[:, None])[None, None]
         relative = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")
         self_bias = relative(queries, keys) + attention_bias(visible)
-        cross_bias = attention_bias(same_segment(segments, encoded.segments))
+        shared_rows = segments.reshape(encoded.segments.shape[0], -1)
+        cross_bias = attention_bias(same_segment(shared_rows, encoded.segments))
         real = real_input[..., None].astype(dtype)
-        shared = self.sites.shared("decoder", cfg)
-        keys_values, crosses = [], []
-        for i in range(cfg.num_decoder_layers):
-            x, kv, cross = DecoderLayer(cfg, self.sites, i, name=f"layers_{i}")(
-                x,
-                self_bias,
-                cache.cross[i] if cache is not None and cache.cross else encoded.states,
-                cross_bias,
-                real,
-                shared,
-                cache=cache.keys_values[i] if cache is not None else None,
-                index=cache.index if cache is not None else 0,
-                enable_dropout=enable_dropout,
-            )
-            keys_values.append(kv)
-            crosses.append(cross)
-        if cache is not None:
-            cache = cache.replace(
-                index=cache.index + x.shape[1], keys_values=tuple(keys_values), cross=tuple(crosses)
-            )
+        x, cache = self._layers(
+            x, cache, encoded.states, self_bias, cross_bias, real, enable_dropout
+        )
         x = (RMSNorm(dtype, name="decoder_norm")(x) * real)[:, -length:]
         x = dropout(x, cfg.dropout_rate, self, enable_dropout)
         if cfg.tied_logits:
@@ -230,6 +164,43 @@ class Decoder(nn.Module):
             )
             logits = nn.with_logical_constraint(dense(x), ("batch", "length", "vocab"))
         return self.sites.logits(logits, x), cache
+
+    def _layers(
+        self,
+        x: Array,
+        cache: Cache | None,
+        encoded: Array,
+        self_bias: Array,
+        cross_bias: Array,
+        real: Array,
+        enable_dropout: bool,
+    ) -> tuple[Array, Cache | None]:
+        cfg, count = self.config, self.config.num_decoder_layers
+        cached = cache.keys_values if cache is not None else (None,) * count
+        crosses = (cache is not None and cache.cross) or (None,) * count
+        index = cache.index if cache is not None else 0
+        rest = encoded, self_bias, cross_bias, real, self.sites.shared("decoder", cfg), index
+        layer = remat(DecoderLayer, cfg)
+        if cfg.scan_layers:
+            scanned = scan(layer, count, layers=3, shared=6)(
+                cfg, self.sites, enable_dropout, name="layers"
+            )
+            # Decoding copies its cache twice a step here; what scans is made for training.
+            of_layers = stack(cached), stack(crosses)
+            x, found = scanned(x, jnp.arange(count), *of_layers, *rest)
+            made = [jax.tree.map(operator.itemgetter(i), found) for i in range(count)]
+        else:
+            made = []
+            for i in range(count):
+                one = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
+                x, found = one(x, None, cached[i], crosses[i], *rest)
+                made.append(found)
+        if cache is not None:
+            keys_values, crosses = zip(*made, strict=True)
+            cache = cache.replace(
+                index=cache.index + x.shape[1], keys_values=keys_values, cross=crosses
+            )
+        return x, cache
 
 
 class T5(nn.Module):

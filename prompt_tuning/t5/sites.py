@@ -27,12 +27,12 @@ class Place:
 
     Attributes:
       stack: "encoder" or "decoder".
-      layer: from 0.
+      layer: from 0; not known before it runs where layers are scanned (`T5Config.scan_layers`).
       block: of `BLOCKS[stack]`.
     """
 
     stack: str
-    layer: int
+    layer: int | Array
     block: str = ""
 
 

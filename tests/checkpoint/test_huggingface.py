@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from prompt_tuning import sharding
 from prompt_tuning.checkpoint import backbone, huggingface, t5x
 from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.convert import convert
+from prompt_tuning.convert import FORMATS, convert
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import T5Config, preset
 
@@ -384,12 +384,6 @@ def test_command(saved):
     assert_same(got, {path: leaf.astype(jnp.bfloat16) for path, leaf in expected.items()})
 
 
-def test_command_mistake(saved):
-    done = command(saved.parent, "--from=hf", "--to=hf", "--format=huggingface")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --to=hf: exists; choose another path, or remove it first\n"
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -415,3 +409,36 @@ def test_single_files_and_one_leaf(saved, tmp_path):
     assert_same(backbone.load(tmp_path / "any.safetensors", structs(NANO)), random_leaves(NANO))
     for path in ("decoder/logits_dense/kernel", "token_embedder/embedding"):
         np.testing.assert_array_equal(backbone.load_leaf(saved, path), random_leaves(NANO)[path])
+
+
+def test_only_a_copy_of_the_embedding(saved):
+    """safetensors keeps the first by name of tensors that share memory."""
+    changed(saved, lambda x: x.update({"encoder.embed_tokens.weight": x.pop(SHARED)}))
+    path = "token_embedder/embedding"
+    np.testing.assert_array_equal(backbone.load_leaf(saved, path), random_leaves(NANO)[path])
+
+
+FULL_DISK = """
+import resource, sys
+from prompt_tuning import convert
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+targets = ("hf2", "t5x/checkpoint_1", "orbax/checkpoint_1", "b.safetensors")
+for form, to in zip(convert.FORMATS, targets, strict=True):
+    try:
+        convert.convert("hf", to, form)
+    except ValueError as error:
+        print(form, error)
+"""
+
+
+def test_full_disk_is_one_line(saved):
+    """A limit on the size of files stands for the disk's."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], cwd=saved.parent, capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(FORMATS), done.stderr
+    assert all("check access and the room on the disk" in line for line in lines)
+    assert all("large" in line for line in lines), lines
+    left = {path for path in saved.parent.rglob("*") if path.is_file()}
+    assert left == {saved / huggingface.CONFIG, saved / huggingface.SINGLE}

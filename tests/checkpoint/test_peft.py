@@ -384,6 +384,33 @@ def test_trained_leaves_go_there_and_back(tmp_path):
         adapters.read(str(trained))
 
 
+def test_ia3_goes_there_and_back(tmp_path):
+    theirs = folder(tmp_path / "theirs", IA3_CONFIG, ia3_tensors())
+    trained, ours = tmp_path / "trained_best.safetensors", tmp_path / "ours"
+    adapters.write(str(trained), "trained", *adapters.read(str(theirs)))
+    adapters.write(str(ours), "peft", *adapters.read(str(trained)))
+    assert equal(load_file(ours / "adapter_model.safetensors"), ia3_tensors())
+    config = json.loads((ours / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["k", "v", "wo"] and config["feedforward_modules"] == ["wo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("encoder/layers_x/attention/lora_query/a", "is no leaf of LoRA or IA3"),
+        ("encoder/layers_0/lora_query/a", "is no leaf of LoRA or IA3"),
+        ("encoder/layers_0/mlp/lora_wo/b", r"\[2\] is no leaf of LoRA or IA3"),
+        ("a/ia3_key", "is no leaf of LoRA or IA3"),
+        ("encoder/layers_0/attention/ia3_key/scale", "not a whole IA3"),
+    ],
+)
+def test_leaves_of_nothing_known(tmp_path, name, message):
+    trained = tmp_path / "trained.safetensors"
+    save_file({name: random(2)}, trained)
+    with pytest.raises(CheckpointError, match=message):
+        adapters.read(str(trained), lora_alpha=2.0 if "lora" in name else None)
+
+
 def test_trained_prompt_to_peft(tmp_path):
     prompt, trained = random(3, 4), tmp_path / "trained_best.safetensors"
     save_file({PROMPT_PATH: prompt}, trained)
@@ -394,7 +421,7 @@ def test_trained_prompt_to_peft(tmp_path):
 def test_what_a_format_cannot_hold(tmp_path):
     path = folder(tmp_path / "adapter", IA3_CONFIG, ia3_tensors())
     held = adapters.read(str(path))
-    for form, name in (("peft", "other"), ("prompt", "prompt.npy"), ("trained", "a.npy")):
+    for form, name in (("prompt", "prompt.npy"), ("trained", "a.npy")):
         with pytest.raises(UserError, match=f"{form}"):
             adapters.write(str(tmp_path / name), form, *held)
     assert [each.name for each in tmp_path.iterdir()] == ["adapter"]

@@ -182,6 +182,10 @@ def test_each_shard_is_read_once_and_nothing_else(written, monkeypatch):
             reads.append(self.store[index].domain)
             return self.store[index]
 
+        @property
+        def chunk_layout(self):
+            return self.store.chunk_layout
+
     real_open = ts.open
     monkeypatch.setattr(
         ts, "open", lambda *args, **kw: ts.Future(Store(real_open(*args, **kw).result()))
@@ -198,6 +202,15 @@ def test_single_array_can_be_read(written):
     wanted = {"temperature": jax.ShapeDtypeStruct((), jnp.float32)}
     assert read_leaves(open_checkpoint(path), wanted) == {"temperature": params["temperature"]}
     assert read_leaves(open_checkpoint(path), {}) == {}
+
+
+def test_target_at_the_top_of_the_index(written):
+    path, params = written
+    edit_index(path, lambda content: content.update(content.pop("optimizer")))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.step == 7
+    arrays = read_leaves(checkpoint, structs(checkpoint))
+    assert all(np.array_equal(arrays[name], params[name]) for name in params)
 
 
 def test_index_file_and_folder_are_the_same_checkpoint(written):
@@ -374,10 +387,11 @@ def test_folder_of_checkpoints(written):
     assert message.endswith("give one of the folders in it: checkpoint_7")
 
 
-def test_orbax_checkpoint(shared_data):
-    path = shared_data / "golden/checkpoints/mini_full_orbax/checkpoint_2"
-    message = error_of(open_checkpoint, path)
-    assert message == f"{path}: no native T5X checkpoint; it is an Orbax checkpoint: open it as one"
+def test_orbax_checkpoint_of_something_else(tmp_path):
+    (tmp_path / "_CHECKPOINT_METADATA").touch()
+    assert error_of(open_checkpoint, tmp_path) == (
+        f"{tmp_path}: no native T5X checkpoint; it is an Orbax checkpoint, but not T5X's of a model"
+    )
 
 
 @pytest.mark.parametrize(

@@ -223,3 +223,12 @@ def test_needs_no_tensorflow():
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'seqio', 'jax')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_place_where_a_packed_file_is_damaged(tmp_path):
+    """Of blocks that are whole, lines come out; the block behind them is cut."""
+    blocks = [gzip.compress(b'{"text": "a", "label": "no"}\n') for _ in range(3)]
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(b"".join(blocks)[:-12])
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read behind line [23] \("):
+        TextFiles(train=str(path), labels=("no", "yes")).rows("train")

@@ -1,0 +1,134 @@
+"""Rows of as many tasks in one batch, against one task for all rows and one task after another.
+
+T5 v1.1 with random weights and prompts, greedy decoding; what is compared is timed in turn within
+one run; medians. The peer cannot mix prompts: it takes one task after another.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import peer
+import steps
+
+from prompt_tuning import Model, sharding
+from prompt_tuning.bank import PromptBank
+from prompt_tuning.checkpoint import huggingface
+from prompt_tuning.methods import Method
+from prompt_tuning.t5.config import T5Config, preset
+from prompt_tuning.trainer import initialize
+
+Timed = dict[str, Callable[[], float]]
+
+
+class Numbers:
+    """A vocabulary whose words are ids."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="small", help="of T5 v1.1")
+    parser.add_argument("--tasks", type=int, default=64, help="and rows, one of each")
+    parser.add_argument("--input", type=int, default=16, help="tokens of a row")
+    parser.add_argument("--prompt", type=int, default=20)
+    parser.add_argument("--new", type=int, default=8, help="tokens to make")
+    parser.add_argument("--repeats", type=int, default=6, help="of each; the first is left out")
+    parser.add_argument("--peer", action="store_true", help="time PEFT as well")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = {**vars(arguments), **steps.load(), **measure(arguments)}
+    del found["json"]
+    for name, value in found.items():
+        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    config = preset(f"t5_1_1_{arguments.size}")
+    count = arguments.tasks
+    with contextlib.ExitStack() as stack:
+        timed = ours(arguments, config)
+        if arguments.peer:
+            timed |= stack.enter_context(peers(arguments, config))
+        seconds: dict[str, list[float]] = {name: [] for name in timed}
+        for _ in range(arguments.repeats):
+            for name, one in timed.items():
+                seconds[name].append(one())
+    median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    found = {f"{name}_seconds": value for name, value in median.items()}
+    found |= {
+        "mixed_over_single": median["single"] / median["mixed"],
+        "mixed_over_sequential": median["sequential"] / median["mixed"],
+        "tokens_per_second": count * arguments.new / median["mixed"],
+    }
+    if arguments.peer:
+        found["mixed_over_peer_sequential"] = median["peer_sequential"] / median["mixed"]
+        found["peer_tokens_per_second"] = count * arguments.new / median["peer_batch"]
+        found["generation_over_peer"] = median["peer_batch"] / median["single"]
+    return found
+
+
+def ours(arguments: argparse.Namespace, config: T5Config) -> Timed:
+    mesh, rng = sharding.make_mesh(), np.random.default_rng(0)
+    backbone = initialize(config, Method(), mesh=mesh).frozen
+    room = PromptBank.empty(config.d_model, mesh, capacity=arguments.tasks, length=arguments.prompt)
+    model = Model(config, backbone, Numbers(), mesh, batch_size=arguments.tasks, prompts=room)
+    names = [f"task{i}" for i in range(arguments.tasks)]
+    for name in names:
+        model.add_task(name, rng.normal(size=(arguments.prompt, config.d_model)).astype(np.float32))
+    ids = rng.integers(2, config.vocab_size, (arguments.tasks, arguments.input - 1))
+    texts = [" ".join(map(str, row)) for row in ids]
+
+    def seconds(calls: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
+        began = time.perf_counter()
+        for some, tasks in calls:
+            model.generate(some, tasks, max_tokens=arguments.new)
+        return time.perf_counter() - began
+
+    each = [([text], [name]) for text, name in zip(texts, names, strict=True)]
+    return {
+        "mixed": lambda: seconds([(texts, names)]),
+        "single": lambda: seconds([(texts, names[:1] * len(names))]),
+        "sequential": lambda: seconds(each),
+    }
+
+
+@contextlib.contextmanager
+def peers(arguments: argparse.Namespace, config: T5Config) -> Iterator[Timed]:
+    """Times the peer, in a process of its own that waits in between."""
+    settings = {name: getattr(arguments, name) for name in ("tasks", "input", "prompt", "new")}
+    described = huggingface.described(config, np.dtype("float32"))
+    command = [peer.python(), Path(__file__).with_name("mixed_tasks_torch.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        asked, answers = process.stdin, process.stdout
+        assert asked and answers
+        asked.write(json.dumps({**settings, "config": described}) + "\n")
+
+        def seconds(what: str) -> float:
+            asked.write(f"{what}\n")
+            if not (line := answers.readline()):
+                sys.exit("the peer has stopped; its message is above")
+            return float(line)
+
+        yield {f"peer_{what}": lambda what=what: seconds(what) for what in ("batch", "sequential")}
+        asked.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The manifest of a checkpoint: a checksum of each file, by which damage is found before loading.
+
+It lies in the checkpoint's folder and is written last: a folder without one is not complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from prompt_tuning.checkpoint.errors import CheckpointError
+
+NAME = "manifest.json"
+MAX_BYTES = 2**24
+
+
+def write(folder: epath.Path, content: Mapping[str, Any]) -> None:
+    """Writes a manifest of the files in `folder` and of `content`, which is of JSON.
+
+    Local files are on the disk when it returns, not just in the memory of the system.
+    """
+    files = {name: _checksum(path, sync=True) for name, path in _files(folder) if name != NAME}
+    path = folder / NAME
+    path.write_bytes(_encoded({**content, "files": files}))
+    _checksum(path, sync=True)
+
+
+def read(folder: epath.Path) -> dict[str, Any]:
+    """The content given to `write`, when each file is the one that was there then.
+
+    Raises:
+      CheckpointError: if there is no manifest, or a file is missing or has other bytes; one line
+        that names the folder and the file.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has no {NAME}: half-written, or not of a run")
+    with path.open("rb") as file:
+        encoded = file.read(MAX_BYTES)
+    try:
+        content = json.loads(encoded)["content"]
+        files = content.pop("files")
+        whole = encoded == _encoded({**content, "files": files})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{folder}: {NAME} is damaged")
+    found = dict(_files(folder))
+    for name, checksum in files.items():
+        if name not in found:
+            raise CheckpointError(f"{folder}: {name} is missing")
+        if _checksum(found[name]) != checksum:
+            raise CheckpointError(f"{folder}: {name} is damaged")
+    return content
+
+
+def _encoded(content: Mapping[str, Any]) -> bytes:
+    body = json.dumps(content, sort_keys=True)
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({"sha256": checksum, "content": content}, sort_keys=True).encode()
+
+
+def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """All files by their path below `folder`; epath does not search buckets recursively."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        elif path.is_file():
+            yield f"{prefix}{path.name}", path
+
+
+def _checksum(path: epath.Path, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync and "://" not in str(path):
+            os.fsync(file.fileno())
+    return checksum

@@ -1,0 +1,22 @@
+"""Decoding with a cache, and scores of given targets (rank classification).
+
+The loops (`decode`, `beam_search`) know no model, only a step function; `start` makes a T5's.
+"""
+
+from prompt_tuning.decoding.beam import beam_search
+from prompt_tuning.decoding.model import greedy, score, start
+from prompt_tuning.decoding.sample import Sampling, decode, keys_of
+from prompt_tuning.decoding.step import EOS, Decoded, StepFn
+
+__all__ = [
+    "EOS",
+    "Decoded",
+    "Sampling",
+    "StepFn",
+    "beam_search",
+    "decode",
+    "greedy",
+    "keys_of",
+    "score",
+    "start",
+]

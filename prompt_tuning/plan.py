@@ -1,0 +1,33 @@
+"""python -m prompt_tuning.plan: what a step needs on a mesh of devices that need not be there."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def simulate(argv: Sequence[str]) -> None:
+    """Lets JAX, not imported yet, see as many CPU devices as --devices says."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "devices" and argument.startswith("-"):
+            value = value if equals else "".join(argv[i + 1 : i + 2])
+            flags = os.environ.get("XLA_FLAGS", "")
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={value}"
+            os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def with_defaults(argv: Sequence[str]) -> list[str]:
+    """`argv` with the paper's method and the run's gin file, where it does not name them."""
+    files = [word.partition("=")[2] for word in argv if word.startswith("--gin_file=")]
+    wanted = [] if any("methods/" in file for file in files) else ["methods/prompt_tuning.gin"]
+    wanted += [] if "runs/plan.gin" in files else ["runs/plan.gin"]
+    return [*argv, *(f"--gin_file={file}" for file in wanted)]
+
+
+if __name__ == "__main__":
+    simulate(sys.argv)
+    from prompt_tuning import cli
+    from prompt_tuning.runs.plan import plan
+
+    sys.argv = with_defaults(sys.argv)
+    cli.main(plan)

@@ -1,0 +1,104 @@
+"""Predictions for rows of several tasks, from one backbone in mixed batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from prompt_tuning import serving
+from prompt_tuning.answers import Classification
+from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.data.task_rows import TaskRows
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import AUTO
+from prompt_tuning.runs import resumable
+from prompt_tuning.t5.config import T5Config
+
+MODES = ("rank", "generate", AUTO)
+BATCHES = 16  # computed before their lines are written
+
+
+def infer(
+    data: TaskRows,
+    folder: epath.Path,
+    *,
+    config: T5Config,
+    initial_checkpoint: str,
+    allow_other_backbone: bool,
+    mode: str,
+    num_partitions: int,
+    on_start: Callable[[epath.Path], str | None],
+) -> epath.Path:
+    """Writes `tasks-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "task", "prediction"} a
+    row, with "probabilities" by label for rank classification, else "score".
+
+    Args:
+      data: the rows and their prompts.
+      folder: where to write.
+      config, initial_checkpoint, num_partitions: of the backbone.
+      allow_other_backbone: take prompts whose card names another one.
+      mode: "rank", "generate", or "auto": a label for tasks that have some, text for the others.
+      on_start: called with the folder before anything is written.
+
+    Returns:
+      The file written.
+
+    Raises:
+      UserError: if a prompt, a row or the mode does not fit; nothing is written then.
+    """
+    if mode not in MODES:
+        raise UserError(f"MODE: no {mode!r}; choose from {', '.join(MODES)}")
+    model = serving.load(
+        config,
+        initial_checkpoint,
+        data.vocabulary,
+        num_partitions=num_partitions,
+        batch_size=data.batch_size,
+        input_length=data.input_length,
+        allow_other_backbone=allow_other_backbone,
+    )
+    tasks = model.add_tasks(data.prompts)
+    rows = data.rows(tasks)
+    if mode == "rank" and (without := [task for _, task in rows if not model.labels(task)]):
+        raise UserError(f"MODE = 'rank', but the task {without[0]} has no labels in labels.json")
+    on_start(folder)
+    path = folder / f"tasks-{mode}.jsonl"
+    vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
+    key = resumable.digest(
+        rows,
+        [data.vocabulary.encode(text) for text, _ in rows],
+        (data.batch_size, data.input_length, data.target_length),
+        {task: model.labels(task) for task in tasks},
+        config,
+        model.fingerprint,
+        fingerprint.of(vectors),
+    )
+
+    def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
+        part = rows[start:stop]
+        texts, names = [text for text, _ in part], [task for _, task in part]
+        found = _answers(model, texts, names, mode, data.target_length)
+        for (text, task), answer in zip(part, found, strict=True):
+            yield {"inputs": {"inputs_pretokenized": text}, "task": task, **answer}
+
+    resumable.write(path, key, len(rows), BATCHES * data.batch_size, lines)
+    print(f"{len(rows)} predictions of {len({task for _, task in rows})} tasks in {path}")
+    return path
+
+
+def _answers(
+    model: serving.Model, texts: list[str], names: list[str], mode: str, max_tokens: int
+) -> Iterator[dict[str, Any]]:
+    labelled = [mode != "generate" and bool(model.labels(name)) for name in names]
+    found: dict[int, Any] = {}
+    for ranked in (True, False):
+        rows = [i for i, has_labels in enumerate(labelled) if has_labels == ranked]
+        part = [texts[i] for i in rows], [names[i] for i in rows]
+        answers = model.classify(*part) if ranked else model.generate(*part, max_tokens=max_tokens)
+        found |= zip(rows, answers, strict=True)
+    for i in range(len(texts)):
+        answer = found[i]
+        if isinstance(answer, Classification):
+            yield {"prediction": answer.label, "probabilities": answer.probabilities}
+        else:
+            yield {"prediction": answer.text, "score": answer.score}

@@ -1,0 +1,114 @@
+"""A layer of each stack, and how a stack's layers are compiled: one by one, or in a scan."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.layers import Attention, Mlp, RMSNorm, dropout
+from prompt_tuning.t5.sites import BLOCKS, Place, Sites
+
+KeysValues = tuple[Array, Array]
+
+
+class EncoderLayer(nn.Module):
+    config: T5Config
+    sites: Sites
+    enable_dropout: bool
+    layer: int | None = None  # None where it is an argument, in a scan
+
+    @nn.compact
+    def __call__(
+        self, x: Array, layer: Array | None, bias: Array, real: Array, shared: Any
+    ) -> tuple[Array, None]:
+        cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
+        enable_dropout = self.enable_dropout
+        at = cast(int, self.layer) if layer is None else layer
+        attention, mlp = (Place("encoder", at, block) for block in BLOCKS["encoder"])
+        # Flaxformer zeroes padding after every norm; so do we, for equal arrays at padding too.
+        y = RMSNorm(dtype, name="pre_attention_layer_norm")(x) * real
+        attend = Attention(cfg, sites, attention, name=attention.block)
+        y, _ = attend(y, y, bias, shared=shared, enable_dropout=enable_dropout)
+        y = sites.sublayer(y, attention)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
+        y = Mlp(cfg, sites, mlp, name=mlp.block)(y, enable_dropout=enable_dropout)
+        y = sites.sublayer(y, mlp)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
+
+
+class DecoderLayer(nn.Module):
+    config: T5Config
+    sites: Sites
+    enable_dropout: bool
+    layer: int | None = None  # None where it is an argument, in a scan
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        layer: Array | None,
+        cache: KeysValues | None,
+        cross: KeysValues | None,
+        encoded: Array,
+        self_bias: Array,
+        cross_bias: Array,
+        real: Array,
+        shared: Any,
+        index: Array | int,
+    ) -> tuple[Array, tuple[KeysValues, KeysValues] | None]:
+        """Returns x, and in cached decoding its keys and values, of itself and of `encoded`."""
+        cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
+        enable_dropout = self.enable_dropout
+        at = cast(int, self.layer) if layer is None else layer
+        own, across, mlp = (Place("decoder", at, block) for block in BLOCKS["decoder"])
+        options = {"shared": shared, "enable_dropout": enable_dropout}
+        y = RMSNorm(dtype, name="pre_self_attention_layer_norm")(x) * real
+        attend = Attention(cfg, sites, own, name=own.block)
+        y, kv = attend(y, y, self_bias, cache=cache, index=index, **options)
+        y = sites.sublayer(y, own)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x) * real
+        attend = Attention(cfg, sites, across, name=across.block)
+        y, cross = attend(y, encoded if cross is None else cross, cross_bias, **options)
+        y = sites.sublayer(y, across)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        y = RMSNorm(dtype, name="pre_mlp_layer_norm")(x) * real
+        y = Mlp(cfg, sites, mlp, name=mlp.block)(y, enable_dropout=enable_dropout)
+        y = sites.sublayer(y, mlp)
+        x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return x, None if cache is None else (kv, cross)
+
+
+def remat(layer: type[nn.Module], config: T5Config) -> Any:
+    """The layer with `config.remat`."""
+    policies = {
+        "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    if config.remat == "none":
+        return layer
+    return nn.remat(layer, policy=policies[config.remat], prevent_cse=not config.scan_layers)
+
+
+def scan(layer: Any, count: int, *, layers: int, shared: int) -> Any:
+    """`layer` over x, `layers` arguments that each layer has a part of, and `shared` others."""
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0,) * layers + (nn.broadcast,) * shared,
+        length=count,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of the same form as one, their leaves stacked."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,0 +1,102 @@
+"""The card beside a prompt: what is written is read, anything else is one line."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from prompt_tuning.checkpoint import card, fingerprint, prompts
+from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.methods import FromFile
+from prompt_tuning.methods.base import Backbone
+
+CARD = Card(
+    backbone="t5/small",
+    fingerprint="0123456789abcdef",
+    d_model=16,
+    task="sst2",
+    method="PromptTuning",
+    length=4,
+    placement="prefix",
+    initialisation="Uniform(low=-0.5, high=0.5)",
+    optimizer="adafactor",
+    learning_rate=0.3,
+    steps=400,
+    metric={"rank/accuracy": 0.9},
+    version="0.1.0",
+    config="PROMPT_LENGTH = 4\n",
+)
+FIELDS = dataclasses.asdict(CARD)
+
+
+def test_what_is_saved_is_read(tmp_path):
+    card.save(tmp_path / "prompt_best.npy", CARD)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompt_best.card.json"]
+    for name in ("prompt_best.npy", "prompt_best.safetensors"):
+        assert card.read(tmp_path / name) == CARD
+    assert json.loads((tmp_path / "prompt_best.card.json").read_text()) == FIELDS
+
+
+def test_each_file_has_a_card_of_its_own(tmp_path):
+    """The original's prompts have no suffix but dots in their names."""
+    names = ("encoder.prompt.prompt.prompt", "encoder.prompt", "encoder.npy", "adapter")
+    assert len({card.path_of(tmp_path / name) for name in names}) == len(names)
+    assert all(card.read(tmp_path / name) is None for name in names)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "is no JSON"),
+        ('{"backbone": ', "is no JSON"),
+        (b"\xff\xfe", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "is no JSON object"),
+        ("null", "is no JSON object"),
+        ("{}", "lacks the field 'backbone'"),
+        (json.dumps(FIELDS | {"more": 1}), "has an unknown field 'more'"),
+        (json.dumps({k: v for k, v in FIELDS.items() if k != "steps"}), "lacks the field 'steps'"),
+        (json.dumps(FIELDS | {"steps": "400"}), "the field 'steps' is no whole number from 0"),
+        (json.dumps(FIELDS | {"steps": True}), "the field 'steps' is no whole number from 0"),
+        (json.dumps(FIELDS | {"length": -1}), "the field 'length' is no whole number from 0"),
+        (json.dumps(FIELDS | {"learning_rate": None}), "the field 'learning_rate' is no number"),
+        (json.dumps(FIELDS | {"backbone": ["a"]}), "the field 'backbone' is no string"),
+        (json.dumps(FIELDS | {"metric": 0.9}), "the field 'metric' is no object of numbers"),
+        (json.dumps(FIELDS | {"metric": {"a": "b"}}), "the field 'metric' is no object of numbers"),
+        (json.dumps(FIELDS | {"config": "x" * 2**20}), "is above 1048576 bytes"),
+    ],
+)
+def test_a_damaged_card_is_one_line(tmp_path, content, part):
+    path = tmp_path / "prompt.card.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CheckpointError) as error:
+        card.read(tmp_path / "prompt.npy")
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and part in message and "\n" not in message
+
+
+@pytest.fixture
+def embedding() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(9, 16)).astype(np.float32)
+
+
+def test_a_prompt_of_another_backbone_needs_leave(tmp_path, embedding):
+    prompt, here = np.ones((4, 16), np.float32), fingerprint.of({"embedding": embedding})
+    path = str(tmp_path / "prompt.npy")
+    prompts.save(path, prompt)
+    about = Backbone(embedding, fingerprint=lambda: here)
+
+    def load(**settings) -> np.ndarray:
+        return FromFile(path, **settings)(4, about, np.random.default_rng(0))
+
+    np.testing.assert_array_equal(load(), prompt)  # no card
+    card.save(path, dataclasses.replace(CARD, fingerprint=here))
+    np.testing.assert_array_equal(load(), prompt)
+    card.save(path, CARD)
+    with pytest.raises(CheckpointError) as error:
+        load()
+    for part in (path, here, CARD.fingerprint, CARD.backbone, "ALLOW_OTHER_BACKBONE"):
+        assert part in str(error.value)
+    np.testing.assert_array_equal(load(allow_other_backbone=True), prompt)

@@ -1,0 +1,192 @@
+"""Decoding loops over a chain of tokens, whose sequences can be counted out by hand."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from prompt_tuning import decoding
+from prompt_tuning.decoding import EOS, Sampling
+from prompt_tuning.decoding.beam import penalty
+
+V = 5
+LONGEST = 6
+# [row, step, last token, next token]; a table a step, so that no two sequences have one score.
+TABLES = 1.5 * np.random.default_rng(3).normal(size=(3, LONGEST, V, V)).astype(np.float32)
+
+
+class Chain(flax.struct.PyTreeNode):
+    """The cache: logits of a row follow from its table, the step and its last token."""
+
+    tables: jax.Array | np.ndarray
+    index: int = 0
+
+    def rows(self, index: jax.Array) -> "Chain":
+        return self.replace(tables=self.tables[index])
+
+
+def step(tokens: jax.Array, cache: Chain) -> tuple[jax.Array, Chain]:
+    table = cache.tables[:, cache.index]
+    logits = jnp.take_along_axis(table, tokens[:, None, None], axis=1)[:, 0]
+    return logits, cache.replace(index=cache.index + 1)
+
+
+def log_p(tables: np.ndarray, sequence: Sequence[int]) -> float:
+    """Of a sequence, from one row's tables."""
+    total, last = 0.0, 0
+    for table, token in zip(tables.astype(np.float64), sequence, strict=False):
+        total += table[last, token] - np.log(np.exp(table[last]).sum())
+        last = token
+    return total
+
+
+def every_finished(tables: np.ndarray, length: int, alpha: float, stops=(EOS,)) -> dict:
+    """All sequences that end within `length` tokens, with their scores."""
+    found = {}
+    for n in range(1, length + 1):
+        for sequence in itertools.product(range(V), repeat=n):
+            if sequence[-1] in stops and not set(sequence[:-1]) & set(stops):
+                found[sequence] = log_p(tables, sequence) / ((5 + n) / 6) ** alpha
+    return found
+
+
+def search(beams: int, length: int, **options) -> decoding.Decoded:
+    options |= {"batch": len(TABLES), "beams": beams, "length": length}
+    return jax.jit(functools.partial(decoding.beam_search, step, **options))(Chain(TABLES))
+
+
+def check_row(found: decoding.Decoded, row: int, expected: dict, places: int) -> None:
+    best = sorted(expected.items(), key=lambda item: -item[1])[:places]
+    length = found.tokens.shape[-1]
+    for place, (sequence, score) in enumerate(best):
+        padded = np.pad(sequence, (0, length - len(sequence)))
+        np.testing.assert_array_equal(found.tokens[row, place], padded)
+        assert found.scores[row, place] == pytest.approx(score, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+def test_a_wide_beam_is_a_search_of_everything(alpha):
+    # The last step has 64 unfinished sequences of length 3, so 320 candidates: none is cut.
+    found = search(160, 4, alpha=alpha)
+    for row, tables in enumerate(TABLES):
+        expected = every_finished(tables, 4, alpha)
+        assert len(expected) == 1 + 4 + 16 + 64
+        check_row(found, row, expected, 85)
+
+
+def test_each_row_of_a_beam_has_its_own_length_and_stops():
+    limits, stops = np.array([4, 2, 3]), np.array([[1, 1], [1, 3], [2, 2]])
+    found = search(160, 4, limits=jnp.asarray(limits), stops=stops)
+    for row, tables in enumerate(TABLES):
+        expected = every_finished(tables, limits[row], 0.6, stops[row].tolist())
+        check_row(found, row, expected, len(expected))
+        nothing = found.scores[row, len(expected) :]
+        assert np.isneginf(nothing).all()
+        assert not found.tokens[row, len(expected) :].any()
+
+
+def test_a_row_without_an_end_gives_its_unfinished_sequences():
+    found = search(25, 3, stops=[V])
+    for row, tables in enumerate(TABLES):
+        paths = {path: log_p(tables, path) for path in itertools.product(range(V), repeat=3)}
+        check_row(found, row, paths, 25)
+
+
+def test_penalty_is_that_of_t5x():
+    np.testing.assert_allclose(penalty(0.6, jnp.arange(4)), [(n / 6) ** 0.6 for n in (5, 6, 7, 8)])
+
+
+def decode(length: int, tables: np.ndarray = TABLES, **options) -> decoding.Decoded:
+    options |= {"batch": len(tables), "length": length}
+    return jax.jit(functools.partial(decoding.decode, step, **options))(Chain(tables))
+
+
+def test_greedy_scores_and_limits():
+    limits, stops = np.array([6, 0, 2]), [V]
+    found = decode(6, limits=jnp.asarray(limits), stops=stops)
+    for row, tables in enumerate(TABLES):
+        path = [0]
+        for table in tables[: limits[row]]:
+            path.append(int(table[path[-1]].argmax()))
+        np.testing.assert_array_equal(found.tokens[row], np.pad(path[1:], (0, 7 - len(path))))
+        assert found.scores[row] == pytest.approx(log_p(tables, path[1:]), abs=1e-5)
+
+
+def test_greedy_stops_at_any_of_the_stop_tokens_of_the_row():
+    free = np.asarray(decode(6, stops=[V]).tokens)
+    stops = np.stack([free[:, 2], free[:, 4]], axis=1)
+    found = np.asarray(decode(6, stops=stops).tokens)
+    for row in range(len(TABLES)):
+        end = min(np.flatnonzero(np.isin(free[row], stops[row])))
+        np.testing.assert_array_equal(found[row, : end + 1], free[row, : end + 1])
+        assert not found[row, end + 1 :].any()
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(top_k=2),
+    Sampling(top_p=0.7),
+    Sampling(temperature=2.0, top_k=4, top_p=0.8),
+]
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """What is drawn from, the long way round."""
+    p = np.exp(logits.astype(np.float64) / sampling.temperature)
+    order = np.argsort(-p)
+    if sampling.top_k:
+        p[order[sampling.top_k :]] = 0.0
+    p /= p.sum()
+    kept, total = [], 0.0
+    for token in order:
+        if total < sampling.top_p:
+            kept.append(token)
+            total += p[token]
+    p[[token for token in range(len(p)) if token not in kept]] = 0.0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_samples_follow_the_distribution(sampling):
+    rows = 4_000
+    tables = np.broadcast_to(TABLES[0], (rows, *TABLES.shape[1:]))
+    found = decode(2, tables, draw=(sampling, decoding.keys_of(7, np.arange(rows))), stops=[V])
+    first, second = np.asarray(found.tokens).T
+    check_counts(first, distribution(TABLES[0, 0, 0], sampling))
+    common = np.bincount(first).argmax()
+    check_counts(second[first == common], distribution(TABLES[0, 1, common], sampling))
+
+
+def check_counts(drawn: np.ndarray, expected: np.ndarray) -> None:
+    counts = np.bincount(drawn, minlength=V)
+    possible = expected > 0
+    assert not counts[~possible].any()
+    if possible.sum() > 1:
+        assert stats.chisquare(counts[possible], expected[possible] * len(drawn)).pvalue > 1e-3
+
+
+def test_a_wrong_distribution_is_seen():
+    drawn = np.random.default_rng(0).choice(V, 4_000, p=distribution(TABLES[0, 0, 0], Sampling()))
+    with pytest.raises(AssertionError):
+        check_counts(drawn, distribution(TABLES[0, 0, 0], Sampling(temperature=1.2)))
+
+
+def test_a_sample_does_not_hang_on_the_rows_beside_it():
+    together = decode(6, draw=(Sampling(), decoding.keys_of(0, [4, 5, 6])), stops=[V])
+    alone = decode(6, TABLES[2:], draw=(Sampling(), decoding.keys_of(0, [6])), stops=[V])
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("temperature", 0.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0)],
+)
+def test_settings_out_of_range_are_refused(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        Sampling(**{setting: value})

@@ -1,0 +1,20 @@
+"""The table that `make demo` ends with."""
+
+import re
+
+import numpy as np
+
+from prompt_tuning import demo
+from prompt_tuning.checkpoint import prompts
+
+
+def test_the_demo_answers_three_tasks_at_once(tmp_path):
+    prompts.save(tmp_path / "reviews.npy", np.zeros((20, 256), np.float32))
+    model = demo.served(str(tmp_path / "reviews.npy"))
+    header, *lines, accuracy = demo.mixed(model, most=16).splitlines()
+    assert header.split() == ["task", "text", "answer", "p", "right", "answer"]
+    assert [line.split()[0] for line in lines] == [name for name in model.tasks for _ in range(2)]
+    shares = re.findall(r"(\w+) (\d\.\d\d)", accuracy.partition(": ")[2])
+    assert accuracy.startswith("accuracy of 48 rows, mixed: ")
+    assert {name for name, _ in shares} == {"demo_reviews", "demo_questions", "demo_topics"}
+    assert float(dict(shares)["demo_questions"]) > 0.25  # of six labels; the prompt has learnt
