@@ -52,8 +52,8 @@ class _Served:
 class Model:
     """A frozen backbone in memory, with the prompts of any number of tasks; made by `load`.
 
-    Inputs are padded to powers of two, and each such shape is compiled once. Tasks that come, change
-    or go compile nothing while they fit the bank's room. Calls may come from several threads.
+    Inputs are padded to powers of two, and each such shape is compiled once. Tasks that come,
+    change or go compile nothing while they fit the bank's room. Several threads may call.
 
     Attributes:
       config: the backbone's shape.
@@ -134,11 +134,8 @@ class Model:
         self._add(arrays, {name: _words(name, labels)}, replace)
 
     def add_tasks(self, folder: epath.PathLike) -> tuple[str, ...]:
-        """Adds the tasks of a folder of prompts (`bank.files`), all or none; their label words are
-        in its file `labels.json`, an object of lists by task.
-
-        Returns:
-          Their names.
+        """Adds the tasks of a folder of prompts (`bank.files`, `bank.labels`), all or none, and
+        returns their names.
         """
         found, labels = bank.files(folder), bank.labels(folder)
         words = {task: _words(task, labels.get(task, ())) for task in found}

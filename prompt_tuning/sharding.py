@@ -49,12 +49,17 @@ def on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, setting: str = "BATCH_SIZE") -> None:
-    """Raises ValueError, naming the setting, unless the batch divides over the data axis."""
-    if batch_size < 1 or batch_size % mesh.shape["data"]:
+def check_batch_size(
+    batch_size: int, mesh: Mesh, setting: str = "BATCH_SIZE", parts: int = 1
+) -> None:
+    """Raises ValueError, naming the setting, unless each part of the batch (NUM_MICROBATCHES)
+    divides over the data axis.
+    """
+    if batch_size < 1 or batch_size % (mesh.shape["data"] * parts):
+        times = f"NUM_MICROBATCHES = {parts} times " if parts > 1 else ""
         raise ValueError(
-            f"{setting} = {batch_size}: must be a positive multiple of the {mesh.shape['data']} "
-            "devices of the mesh's data axis"
+            f"{setting} = {batch_size}: must be a positive multiple of {times}the "
+            f"{mesh.shape['data']} devices of the mesh's data axis"
         )
 
 

@@ -143,6 +143,7 @@ def fit(
     learning_rate: optax.ScalarOrSchedule = 0.3,
     optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor,
     loss: Loss = Loss(),
+    num_microbatches: int = 1,
     evaluators: Sequence[Evaluator] = (),
     eval_period: int = 1_000,
     checkpoint_period: int = 1_000,
@@ -165,6 +166,7 @@ def fit(
       learning_rate: constant or schedule; the real one is logged.
       optimizer: learning rate to optax transformation.
       loss: its settings.
+      num_microbatches: parts of a batch that go one after the other; see `make_train_step`.
       evaluators: run before the first step, each `eval_period` steps, and after the last.
       eval_period, checkpoint_period, log_period: in steps.
       keep: newest checkpoints to keep.
@@ -186,7 +188,7 @@ def fit(
         _, state = checkpoints.restore(state)
     start = int(state.step)
     step = jax.jit(
-        make_train_step(tuned.model, tuned.split, transform, loss),
+        make_train_step(tuned.model, tuned.split, transform, loss, num_microbatches),
         donate_argnums=0,
         out_shardings=(
             jax.tree.map(lambda leaf: leaf.sharding, state),

@@ -80,7 +80,7 @@ def plan(
     if dry_run:
         print(report.plan(config, method, mesh))
         return {}
-    sharding.check_batch_size(batch_size, mesh)
+    sharding.check_batch_size(batch_size, mesh, parts=num_microbatches)
     lowered = functools.partial(
         lowered_step,
         method=method,
@@ -178,7 +178,7 @@ def lowered_step(
 def collectives(hlo: str) -> dict[str, int]:
     """How many of each kind of collective operation compiled text holds."""
     kinds = "|".join(COLLECTIVES)
-    return dict(collections.Counter(re.findall(rf"= \S+ ({kinds})(?:-start)?\(", hlo)))
+    return dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", hlo)))
 
 
 def fit(

@@ -53,6 +53,7 @@ def train(
     learning_rate: optax.ScalarOrSchedule = 0.3,
     optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor,
     loss: Loss = Loss(),
+    num_microbatches: int = 1,
     eval_period: int = 1_000,
     checkpoint_period: int = 1_000,
     keep: int = 1,
@@ -82,8 +83,8 @@ def train(
       method: what is trained.
       data: the task or mixture.
       initial_checkpoint: the frozen backbone's weights.
-      total_steps, learning_rate, optimizer, loss, eval_period, checkpoint_period, keep,
-        log_period: see `trainer.fit`.
+      total_steps, learning_rate, optimizer, loss, num_microbatches, eval_period, checkpoint_period,
+        keep, log_period: see `trainer.fit`.
       eval_methods: of `evaluate.METHODS`, or "auto"; the first one chooses the best step.
       eval_batch_size: rows of an evaluation batch.
       num_partitions: size of the mesh's model axis.
@@ -101,7 +102,8 @@ def train(
         print(report.plan(config, method, mesh))
         return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
-    sharding.check_batch_size(data.batch_size, mesh)
+    checks.positive({"NUM_MICROBATCHES": num_microbatches})
+    sharding.check_batch_size(data.batch_size, mesh, parts=num_microbatches)
     sharding.check_batch_size(eval_batch_size, mesh, "EVAL_BATCH_SIZE")
     checks.seed(seed)
     checks.positive(
@@ -120,7 +122,9 @@ def train(
     sets = list({one.task: one for one in (*validation_sets, *test_sets)}.values())
     checks.eval_methods(eval_methods, sets, "EVAL_METHODS")
     batches = functools.partial(
-        data.train_batches, positions=method.positions, multiple=mesh.shape["data"]
+        data.train_batches,
+        positions=method.positions,
+        multiple=mesh.shape["data"] * num_microbatches,
     )
     batches(0)  # raises for targets that are too long
     tuned = model.load(config, method, data, mesh, checkpoint=initial_checkpoint, seed=seed)
@@ -152,6 +156,7 @@ def train(
             learning_rate=learning_rate,
             optimizer=optimizer,
             loss=loss,
+            num_microbatches=num_microbatches,
             evaluators=[validation],
             eval_period=eval_period,
             checkpoint_period=checkpoint_period,

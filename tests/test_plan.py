@@ -1,0 +1,98 @@
+"""`python -m prompt_tuning.plan`: what a step needs, from shapes alone."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from prompt_tuning import plan as command
+from prompt_tuning.loss import Loss
+from prompt_tuning.methods import PromptTuning, Uniform
+from prompt_tuning.optim import adafactor
+from prompt_tuning.runs import plan as plan_run
+from prompt_tuning.t5 import T5Config
+
+CONFIG = T5Config(512, 64, 4, 16, 128, 3, 3, dropout_rate=0.1, frozen_dtype="bfloat16")
+
+
+def planned(config: T5Config, num_partitions: int, **settings) -> dict:
+    return plan_run.plan(
+        config=config,
+        method=PromptTuning(4, initializer=Uniform()),
+        num_partitions=num_partitions,
+        lengths={"inputs": 16, "targets": 4},
+        batch_size=8,
+        optimizer=adafactor,
+        loss=Loss(),
+        **settings,
+    )
+
+
+@pytest.fixture(autouse=True)
+def json_flag(tmp_path, monkeypatch):
+    class Flag:
+        value = str(tmp_path / "plan.json")
+
+    monkeypatch.setattr(plan_run, "_JSON", Flag)
+    return Flag.value
+
+
+def test_weights_are_divided_over_the_partitions(json_flag, capsys):
+    found = planned(CONFIG, 4)
+    with open(json_flag) as file:
+        assert json.load(file) == found
+    # By hand: matrices in bfloat16; norms, relative positions and the prompt in float32.
+    attention, mlp = 4 * 64 * 64, 3 * 64 * 128
+    matrices = 2 * 512 * 64 + 3 * (attention + mlp) + 3 * (2 * attention + mlp)
+    scales = 64 * (3 * 2 + 3 * 3 + 2)
+    assert found["weight_bytes_total"] == 2 * matrices + 4 * (scales + 2 * 4 * 32 + 4 * 64)
+    assert (found["devices"], found["mesh"]) == (8, {"data": 2, "model": 4})
+    assert found["weight_shards"] == 4
+    share = found["weight_bytes_total"] / 4
+    assert share <= found["weight_bytes_per_device"] <= 1.1 * share
+    assert found["collectives"]["all-reduce"] > 0
+    assert "v3-32" in capsys.readouterr().out
+
+
+def test_operations_are_those_of_all_layers():
+    """A loop's body is not counted once; a batch's operations are divided over all devices."""
+    plain = planned(CONFIG, 1)["flops_per_device"]
+    scanned = planned(dataclasses.replace(CONFIG, scan_layers=True), 1)["flops_per_device"]
+    assert scanned == pytest.approx(plain)
+    deeper = planned(dataclasses.replace(CONFIG, num_encoder_layers=6), 1)["flops_per_device"]
+    assert deeper > 1.2 * plain
+
+
+def test_collectives_are_counted_by_kind():
+    hlo = """
+      %a = (f32[8,16]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={}
+      %b = f32[8]{0} all-gather-start(%y), dimensions={0}
+      %c = f32[8]{0} all-gather-done(%b)
+      %d = f32[8]{0} add(%all-reduce.1, %y)
+    """
+    assert plan_run.collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
+
+
+@pytest.mark.parametrize(
+    ("weights", "partitions", "fits"),
+    [(10, 1, True), (25, 4, True), (100, 8, False)],
+)
+def test_a_machine_needs_as_few_partitions_as_fit(weights, partitions, fits):
+    """8 devices of 12 bytes; a row takes 1, so partitions 1, 2, 4, 8 leave 11, 10, 8, 4."""
+    found = plan_run.fit(8, 12, weights, 1.0, 8)
+    assert (found["num_partitions"], found["fits"]) == (partitions, fits)
+
+
+def test_arguments(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--first")
+    monkeypatch.setenv("JAX_PLATFORMS", "any")
+    for words in (["plan", "--devices=32"], ["plan", "--devices", "32"]):
+        monkeypatch.setenv("XLA_FLAGS", "--first")
+        command.simulate(words)
+        assert os.environ["XLA_FLAGS"] == "--first --xla_force_host_platform_device_count=32"
+    given = ["plan", "--gin_file=models/t5_1_1_xxl.gin"]
+    paper = ["--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/plan.gin"]
+    assert command.with_defaults(given) == given + paper
+    lora = [*given, "--gin_file=methods/lora.gin"]
+    assert command.with_defaults(lora) == [*lora, "--gin_file=runs/plan.gin"]
