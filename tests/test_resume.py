@@ -226,12 +226,18 @@ def test_on_another_number_of_devices_the_data_goes_on_in_order(whole, tmp_path)
         np.testing.assert_allclose(found[path], leaf, rtol=1e-3, atol=1e-4)
 
 
-def test_size(tmp_path):
-    """Of a prompt: its parameters times one and the optimizer's slots, and at most 64 KiB."""
-    tuned = model(method=methods.PromptTuning(100, initializer=methods.Uniform()))
+@pytest.mark.parametrize(
+    "method",
+    [methods.PromptTuning(100, initializer=methods.Uniform()), methods.LoRA(64), methods.BitFit()],
+    ids=lambda method: type(method).__name__,
+)
+def test_size(method, tmp_path):
+    """Trained parameters times one and the optimizer's slots, and at most 64 KiB."""
+    tuned = model(method=method)
+    values = 4 * tuned.split.count(tuned.split.trained)
     train(tmp_path, tuned, total_steps=1)
     files = (path for path in (tmp_path / "checkpoint_1").rglob("*") if path.is_file())
-    assert sum(path.stat().st_size for path in files) <= 100 * 16 * 4 * (1 + 1) + 2**16
+    assert sum(path.stat().st_size for path in files) <= values * (1 + 1) + 2**16
 
 
 def test_only_the_newest_and_those_asked_for_stay(tmp_path):

@@ -15,6 +15,7 @@ import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from prompt_tuning.checkpoint import manifest
@@ -24,6 +25,12 @@ from prompt_tuning.checkpoint.fingerprint import Identity
 _NAME = "train_state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")
 _UNFINISHED = re.compile(r"checkpoint_\d+\.tmp.*")
+# What Orbax would write about each leaf's sharding would be larger than a prompt; a run knows its own.
+_LEAN = ocp.options.ArrayOptions(
+    saving=ocp.options.ArrayOptions.Saving(
+        enable_write_sharding_file=False, array_metadata_store=None
+    )
+)
 
 
 class RunCheckpoints:
@@ -83,7 +90,8 @@ class RunCheckpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         for unfinished in self.directory.glob(f"{folder.name}.tmp*"):
             unfinished.rmtree()
-        writing = ocp.save_async(staging, {_NAME: state}, overwrite=True)
+        with ocp.Context(array_options=_LEAN):
+            writing = ocp.save_async(staging, {_NAME: state}, overwrite=True)
         backbone = None if self.backbone is None else dataclasses.asdict(self.backbone)
         content = {"step": step, "backbone": backbone, "log": dict(log or {})}
         self._found = None
@@ -177,8 +185,12 @@ def load_trained(model_dir: epath.PathLike) -> tuple[int, dict[str, Any]]:
     step = RunCheckpoints(folder).latest
     if step is None:
         raise CheckpointError(f"{folder}: no checkpoint_* folder in it")
-    state = ocp.load(folder / f"checkpoint_{step}")
-    return step, flatten_dict(state[_NAME]["trained"], sep="/")
+    path, here = folder / f"checkpoint_{step}", SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        ocp.metadata(path).metadata,
+    )
+    return step, flatten_dict(ocp.load(path, shapes)[_NAME]["trained"], sep="/")
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
