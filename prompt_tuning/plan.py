@@ -26,8 +26,12 @@ def with_defaults(argv: Sequence[str]) -> list[str]:
 
 if __name__ == "__main__":
     simulate(sys.argv)
-    from prompt_tuning import cli
-    from prompt_tuning.runs.plan import plan
+    from absl import flags
 
+    from prompt_tuning import cli
+    from prompt_tuning.runs.plan import JSON, plan
+
+    flags.DEFINE_integer("devices", None, "Devices to simulate; those here, if not given.")
+    flags.DEFINE_string(JSON, None, "File to write the plan to.")
     sys.argv = with_defaults(sys.argv)
     cli.main(plan)

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+import types
+from collections.abc import Iterator
 
+import jax
 import pytest
 
 from prompt_tuning import plan as command
@@ -13,7 +16,7 @@ from prompt_tuning.optim import adafactor
 from prompt_tuning.runs import plan as plan_run
 from prompt_tuning.t5 import T5Config
 
-CONFIG = T5Config(512, 64, 4, 16, 128, 3, 3, dropout_rate=0.1, frozen_dtype="bfloat16")
+CONFIG = T5Config(512, 64, 4, 16, 128, 2, 2, dropout_rate=0.1, frozen_dtype="bfloat16")
 
 
 def planned(config: T5Config, num_partitions: int, **settings) -> dict:
@@ -29,23 +32,28 @@ def planned(config: T5Config, num_partitions: int, **settings) -> dict:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiles_quickly() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def json_flag(tmp_path, monkeypatch):
-    class Flag:
-        value = str(tmp_path / "plan.json")
-
-    monkeypatch.setattr(plan_run, "_JSON", Flag)
-    return Flag.value
+    path = tmp_path / "plan.json"
+    flag = types.SimpleNamespace(value=str(path))
+    monkeypatch.setattr(plan_run.flags, "FLAGS", {plan_run.JSON: flag})
+    return path
 
 
 def test_weights_are_divided_over_the_partitions(json_flag, capsys):
     found = planned(CONFIG, 4)
-    with open(json_flag) as file:
-        assert json.load(file) == found
+    assert json.loads(json_flag.read_text()) == found
     # By hand: matrices in bfloat16; norms, relative positions and the prompt in float32.
     attention, mlp = 4 * 64 * 64, 3 * 64 * 128
-    matrices = 2 * 512 * 64 + 3 * (attention + mlp) + 3 * (2 * attention + mlp)
-    scales = 64 * (3 * 2 + 3 * 3 + 2)
+    matrices = 2 * 512 * 64 + 2 * (attention + mlp) + 2 * (2 * attention + mlp)
+    scales = 64 * (2 * 2 + 2 * 3 + 2)
     assert found["weight_bytes_total"] == 2 * matrices + 4 * (scales + 2 * 4 * 32 + 4 * 64)
     assert (found["devices"], found["mesh"]) == (8, {"data": 2, "model": 4})
     assert found["weight_shards"] == 4
@@ -59,9 +67,7 @@ def test_operations_are_those_of_all_layers():
     """A loop's body is not counted once; a batch's operations are divided over all devices."""
     plain = planned(CONFIG, 1)["flops_per_device"]
     scanned = planned(dataclasses.replace(CONFIG, scan_layers=True), 1)["flops_per_device"]
-    assert scanned == pytest.approx(plain)
-    deeper = planned(dataclasses.replace(CONFIG, num_encoder_layers=6), 1)["flops_per_device"]
-    assert deeper > 1.2 * plain
+    assert scanned == plain > 0
 
 
 def test_collectives_are_counted_by_kind():

@@ -25,7 +25,7 @@ from prompt_tuning.checkpoint.fingerprint import Identity
 _NAME = "train_state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")
 _UNFINISHED = re.compile(r"checkpoint_\d+\.tmp.*")
-# What Orbax would write about each leaf's sharding would be larger than a prompt; a run knows its own.
+# Orbax would write more about each leaf's sharding than a prompt has; a run knows its own.
 _LEAN = ocp.options.ArrayOptions(
     saving=ocp.options.ArrayOptions.Saving(
         enable_write_sharding_file=False, array_metadata_store=None

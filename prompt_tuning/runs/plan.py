@@ -25,9 +25,7 @@ from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5, init_shapes
 from prompt_tuning.train_step import TrainState, make_train_step
 
-_DEVICES = flags.DEFINE_integer("devices", None, "Devices to simulate; those here, if not given.")
-_JSON = flags.DEFINE_string("json", None, "File to write the plan to.")
-
+JSON = "json"  # the command's flag
 GIB = 2**30
 # Devices, and the memory of one (JAX counts the two cores of a TPU v3 chip apart).
 MACHINES: Mapping[str, tuple[int, int]] = {
@@ -119,8 +117,8 @@ def plan(
         for name, (devices, size) in MACHINES.items()
     }
     print(shown(found))
-    if _JSON.value:
-        report.write_json(epath.Path(_JSON.value).expanduser(), found)
+    if path := flags.FLAGS[JSON].value:
+        report.write_json(epath.Path(path).expanduser(), found)
     return found
 
 
