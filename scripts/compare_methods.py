@@ -111,7 +111,7 @@ def design(cell: Cell) -> tuple[list[str], dict[str, Any]]:
     labels = len(QUESTIONS) if FILES.get(task) == QUESTIONS or task == "demo_questions" else 2
     return ["runs/eval.gin", "methods/prompt_design.gin"], {
         "EVAL_OUTPUT_DIR": str(folder(cell)),
-        "TASK_FEATURE_LENGTHS": {"inputs": 4 * LENGTHS.get(task, 48), "targets": 8},
+        "TASK_FEATURE_LENGTHS": {"inputs": 8 * LENGTHS.get(task, 48), "targets": 8},
         "SPLIT": "validation" if task in BENCHMARKS else _SPLIT.value,
         "DEMONSTRATIONS": labels,
         "DEMONSTRATIONS_SEED": seed,
