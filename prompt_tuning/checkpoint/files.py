@@ -1,10 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 
 from etils import epath
+
+from prompt_tuning.checkpoint.errors import CheckpointError
 
 
 @contextlib.contextmanager
@@ -18,3 +20,23 @@ def renamed_when_done(path: epath.PathLike) -> Iterator[epath.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_when_done(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Yields a temporary folder beside `path`, which must not exist; on success it gets its name.
+
+    Raises:
+      CheckpointError: if `path` exists.
+    """
+    path = epath.Path(path).expanduser()
+    if path.exists():
+        raise CheckpointError(f"{path}: exists; choose another path, or remove it first")
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        temporary.rmtree(missing_ok=True)
+        raise

@@ -7,7 +7,6 @@ which run the code that they hold; they are never read.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from prompt_tuning.checkpoint import tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.files import folder_when_done
 from prompt_tuning.checkpoint.fit import Shape, check_fits
 from prompt_tuning.checkpoint.tensors import Array, Stored
 from prompt_tuning.t5.config import T5Config
@@ -249,23 +249,14 @@ def save(
     Raises:
       CheckpointError: if the folder exists, or the leaves or the config cannot be written.
     """
-    folder = epath.Path(folder).expanduser()
-    if folder.exists():
-        raise CheckpointError(f"{folder}: exists; choose another path, or remove it first")
     sizes = {path: array.shape for path, array in leaves.items()}
     check_fits(sizes, shapes_of(config), path=folder)
     dtype = tensors.common_dtype(leaves) if dtype is None else np.dtype(dtype)
     stated = described(config, dtype)
     named = {their_name(path): leaf(path, array) for path, array in leaves.items()}
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with folder_when_done(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
         _write_shards(temporary, named, dtype, shard_bytes)
-        temporary.rename(folder)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
 
 
 def _turned(path: str, shape: Shape) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ twice the rows of a prompt that it uses: its T5 reads the first P, and the rest 
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.numpy import save as serialize
 
 from prompt_tuning.checkpoint import tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.files import folder_when_done
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -185,21 +185,12 @@ def write(
     Raises:
       CheckpointError: if the folder exists.
     """
-    path = epath.Path(path).expanduser()
-    if path.exists():
-        raise CheckpointError(f"{path}: exists; choose another path, or remove it first")
     common = {"task_type": TASK_TYPE, "inference_mode": True, "base_model_name_or_path": None}
     content = {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with folder_when_done(path) as temporary:
         (temporary / WEIGHTS).write_bytes(serialize(content, {"format": "pt"}))
         described = json.dumps(common | dict(config), indent=2, sort_keys=True)
         (temporary / CONFIG).write_text(described + "\n")
-        temporary.rename(path)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
 
 
 def _factor(adapter: Adapter, shape: Sequence[int], task: int | None) -> np.ndarray:

@@ -25,12 +25,6 @@ from prompt_tuning.checkpoint.fingerprint import Identity
 _NAME = "train_state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")
 _UNFINISHED = re.compile(r"checkpoint_\d+\.tmp.*")
-# Orbax would write more about each leaf's sharding than a prompt has; a run knows its own.
-_LEAN = ocp.options.ArrayOptions(
-    saving=ocp.options.ArrayOptions.Saving(
-        enable_write_sharding_file=False, array_metadata_store=None
-    )
-)
 
 
 class RunCheckpoints:
@@ -90,7 +84,7 @@ class RunCheckpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         for unfinished in self.directory.glob(f"{folder.name}.tmp*"):
             unfinished.rmtree()
-        with ocp.Context(array_options=_LEAN):
+        with _lean():
             writing = ocp.save_async(staging, {_NAME: state}, overwrite=True)
         backbone = None if self.backbone is None else dataclasses.asdict(self.backbone)
         content = {"step": step, "backbone": backbone, "log": dict(log or {})}
@@ -191,6 +185,14 @@ def load_trained(model_dir: epath.PathLike) -> tuple[int, dict[str, Any]]:
         ocp.metadata(path).metadata,
     )
     return step, flatten_dict(ocp.load(path, shapes)[_NAME]["trained"], sep="/")
+
+
+def _lean() -> ocp.Context:
+    """Orbax would write more about each leaf's sharding than a prompt has; a run knows its own."""
+    context = ocp.Context()
+    context.array.saving.enable_write_sharding_file = False
+    context.array.saving.array_metadata_store = None
+    return context
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,10 +21,12 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.files import folder_when_done
 from prompt_tuning.checkpoint.fit import check_fits
 from prompt_tuning.checkpoint.t5x_leaves import Leaf, Part, opened, unscanned
 from prompt_tuning.checkpoint.tensors import Array
 
+UNWRITTEN = ("cannot be written", "check access and the room on the disk")  # for `explained`
 _VERSIONS = (2, 3)
 _TARGET = "target/"
 _CHUNK_BYTES = 64 << 20  # what T5X's own writer aims at
@@ -142,24 +143,14 @@ def write_checkpoint(
     Raises:
       CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
     """
-    path = epath.Path(path)
-    if path.exists():
-        raise CheckpointError(f"{path}: exists; choose another path, or remove it first")
     specs = {name: _new_spec(name, x.shape, np.dtype(dtype)) for name, x in params.items()}
-    temporary = path.parent / f"{path.name}.tmp-{int(time.time())}"
-    temporary.mkdir(parents=True)
-    try:
-        with explained(path, "cannot be written", "check access and the room on the disk"):
-            for name, array in params.items():
-                _write(temporary, specs[name], array)
-            state = {"step": np.asarray(step, np.int32), "param_states": {}}
-            tree = {"target": traverse_util.unflatten_dict(specs, sep="/"), "state": state}
-            index = serialization.msgpack_serialize({"version": 3, "optimizer": tree})
-            (temporary / "checkpoint").write_bytes(index)
-            temporary.rename(path)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
+    with explained(epath.Path(path), *UNWRITTEN), folder_when_done(path) as temporary:
+        for name, array in params.items():
+            _write(temporary, specs[name], array)
+        state = {"step": np.asarray(step, np.int32), "param_states": {}}
+        tree = {"target": traverse_util.unflatten_dict(specs, sep="/"), "state": state}
+        index = serialization.msgpack_serialize({"version": 3, "optimizer": tree})
+        (temporary / "checkpoint").write_bytes(index)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ an array's key is its path with dots.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from etils import epath
 
 from prompt_tuning.checkpoint import t5x
 from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint.files import folder_when_done
 from prompt_tuning.checkpoint.t5x_leaves import Leaf, read
 from prompt_tuning.checkpoint.tensors import Array
 
@@ -79,11 +79,6 @@ def write_checkpoint(
     Raises:
       CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
     """
-    path = epath.Path(path)
-    if path.exists():
-        raise CheckpointError(f"{path}: exists; choose another path, or remove it first")
-    temporary = path.parent / f"{path.name}.tmp-{int(time.time())}"
-    (temporary / _ITEM).mkdir(parents=True)
     shapes = {f"target/{name}": list(array.shape) for name, array in params.items()}
     metadata = {
         "tree_metadata": dict(_entry(*each) for each in (shapes | {"state/step": []}).items()),
@@ -92,21 +87,18 @@ def write_checkpoint(
         "store_array_data_equal_to_fill_value": True,
         "custom_metadata": None,
     }
-    try:
-        with t5x.explained(path, "cannot be written", "check access and the room on the disk"):
-            for name, array in params.items():
-                _write(temporary / _ITEM, f"target/{name}", np.asarray(array), np.dtype(dtype))
-            _write(temporary / _ITEM, "state/step", np.asarray(step), np.dtype(np.int32))
-            (temporary / _ITEM / _METADATA).write_text(json.dumps(metadata))
-            handlers = {"item_handlers": {_ITEM: _HANDLER}}
-            (temporary / "_CHECKPOINT_METADATA").write_text(json.dumps(handlers))
-            # On buckets, which cannot rename, Orbax takes a folder without it for half-written.
-            for folder in (temporary / _ITEM, temporary):
-                (folder / "commit_success.txt").write_text("commit was successful")
-            temporary.rename(path)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
+    with t5x.explained(epath.Path(path), *t5x.UNWRITTEN), folder_when_done(path) as temporary:
+        item = temporary / _ITEM
+        item.mkdir()
+        for name, array in params.items():
+            _write(item, f"target/{name}", np.asarray(array), np.dtype(dtype))
+        _write(item, "state/step", np.asarray(step), np.dtype(np.int32))
+        (item / _METADATA).write_text(json.dumps(metadata))
+        handlers = {"item_handlers": {_ITEM: _HANDLER}}
+        (temporary / "_CHECKPOINT_METADATA").write_text(json.dumps(handlers))
+        # On buckets, which cannot rename, Orbax takes a folder without it for half-written.
+        for folder in (item, temporary):
+            (folder / "commit_success.txt").write_text("commit was successful")
 
 
 def _item(path: epath.Path) -> epath.Path:
