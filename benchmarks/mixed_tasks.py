@@ -6,13 +6,11 @@ one run; medians. The peer cannot mix prompts: it takes one task after another.
 
 import argparse
 import contextlib
-import json
-import statistics
-import subprocess
-import sys
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peer
@@ -26,6 +24,7 @@ from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.trainer import initialize
 
 Timed = dict[str, Callable[[], float]]
+PEER_WORDS = ("batch", "sequential")  # what mixed_tasks_torch.py can be asked for
 
 
 class Numbers:
@@ -48,13 +47,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6, help="of each; the first is left out")
     parser.add_argument("--peer", action="store_true", help="time PEFT as well")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    found = {**vars(arguments), **steps.load(), **measure(arguments)}
-    del found["json"]
-    for name, value in found.items():
-        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    steps.report(parser.parse_args(), measure)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -63,12 +56,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     with contextlib.ExitStack() as stack:
         timed = ours(arguments, config)
         if arguments.peer:
-            timed |= stack.enter_context(peers(arguments, config))
-        seconds: dict[str, list[float]] = {name: [] for name in timed}
-        for _ in range(arguments.repeats):
-            for name, one in timed.items():
-                seconds[name].append(one())
-    median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+            settings = peer_settings(arguments, config)
+            ask = stack.enter_context(peer.timed("mixed_tasks_torch.py", settings))
+            timed |= {f"peer_{word}": functools.partial(ask, word) for word in PEER_WORDS}
+        median = steps.medians(timed, arguments.repeats)
     found = {f"{name}_seconds": value for name, value in median.items()}
     found |= {
         "mixed_over_single": median["single"] / median["mixed"],
@@ -107,27 +98,9 @@ def ours(arguments: argparse.Namespace, config: T5Config) -> Timed:
     }
 
 
-@contextlib.contextmanager
-def peers(arguments: argparse.Namespace, config: T5Config) -> Iterator[Timed]:
-    """Times the peer, in a process of its own that waits in between."""
+def peer_settings(arguments: argparse.Namespace, config: T5Config) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in ("tasks", "input", "prompt", "new")}
-    described = huggingface.described(config, np.dtype("float32"))
-    command = [peer.python(), Path(__file__).with_name("mixed_tasks_torch.py")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        asked, answers = process.stdin, process.stdout
-        assert asked and answers
-        asked.write(json.dumps({**settings, "config": described}) + "\n")
-
-        def seconds(what: str) -> float:
-            asked.write(f"{what}\n")
-            if not (line := answers.readline()):
-                sys.exit("the peer has stopped; its message is above")
-            return float(line)
-
-        yield {f"peer_{what}": lambda what=what: seconds(what) for what in ("batch", "sequential")}
-        asked.close()
+    return settings | {"config": huggingface.described(config, np.dtype("float32"))}
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
 `python()` is its interpreter. What runs in it must import nothing of this package.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0")
 _COMPLETE = "complete"
@@ -29,3 +33,28 @@ def python() -> Path:
         subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *PINNED], check=True)
         (folder / _COMPLETE).touch()
     return interpreter
+
+
+@contextlib.contextmanager
+def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], float]]:
+    """Runs a script of this folder in the environment; yields what asks it for seconds.
+
+    The script reads `settings` as a line of JSON, then a word a line, each of which it answers with
+    a number. In between it waits.
+    """
+    command = [python(), Path(__file__).with_name(script)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        asked, answers = process.stdin, process.stdout
+        assert asked and answers
+        asked.write(json.dumps(settings) + "\n")
+
+        def seconds(word: str) -> float:
+            asked.write(f"{word}\n")
+            if not (line := answers.readline()):
+                sys.exit("the peer has stopped; its message is above")
+            return float(line)
+
+        yield seconds
+        asked.close()

@@ -7,12 +7,8 @@ first use of --peer.
 import argparse
 import contextlib
 import dataclasses
-import json
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=11, help="of each; the first is left out")
     parser.add_argument("--peer", action="store_true", help="time PEFT as well")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    found = {**vars(arguments), **steps.load(), **measure(arguments)}
-    del found["json"]
-    for name, value in found.items():
-        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    steps.report(parser.parse_args(), measure)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -71,12 +61,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     timed["matmul"] = matmul_seconds(arguments.dtype)
     with contextlib.ExitStack() as stack:
         if arguments.peer:
-            timed["peer"] = stack.enter_context(peer_seconds(arguments, config))
-        seconds: dict[str, list[float]] = {name: [] for name in timed}
-        for _ in range(arguments.steps):
-            for name, one in timed.items():
-                seconds[name].append(one())
-    median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+            ask = stack.enter_context(peer.timed("step_torch.py", peer_settings(arguments, config)))
+            timed["peer"] = lambda: ask("step")
+        median = steps.medians(timed, arguments.steps)
     flops = {name: model.flops(placed[name]) for name, model in models.items()}
     rate = 2 * MATRIX**3 / median["matmul"]
     found = {f"{name}_seconds": value for name, value in median.items()}
@@ -124,31 +111,11 @@ def matmul_seconds(dtype: str) -> Callable[[], float]:
     return seconds
 
 
-@contextlib.contextmanager
-def peer_seconds(arguments: argparse.Namespace, config: T5Config) -> Iterator[Callable[[], float]]:
-    """Times the peer's step, in a process of its own that waits in between."""
-    settings: dict[str, Any] = {
-        name: getattr(arguments, name) for name in ("batch", "input", "target", "prompt", "dtype")
-    }
-    settings["config"] = huggingface.described(config, np.dtype("float32")) | {
-        "dropout_rate": DROPOUT
-    }
-    script = Path(__file__).with_name("step_torch.py")
-    command = [peer.python(), script]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(settings) + "\n")
-
-        def seconds() -> float:
-            process.stdin.write("step\n")
-            if not (line := process.stdout.readline()):
-                sys.exit("the peer has stopped; its message is above")
-            return float(line)
-
-        yield seconds
-        process.stdin.close()
+def peer_settings(arguments: argparse.Namespace, config: T5Config) -> dict[str, Any]:
+    names = ("batch", "input", "target", "prompt", "dtype")
+    described = huggingface.described(config, np.dtype("float32"))
+    settings = {name: getattr(arguments, name) for name in names}
+    return settings | {"config": described | {"dropout_rate": DROPOUT}}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What the benchmarks share: a training step to time, tasks by short names, the machine's load."""
 
+import argparse
+import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -70,3 +73,24 @@ def load() -> dict[str, float]:
     if average > BUSY * cores:
         print("warning: the machine is busy; the numbers mean little", file=sys.stderr)
     return {"load_average": average, "cores": cores}
+
+
+def medians(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median seconds of each, timed in turn; the first round is left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(rounds):
+        for name, one in timed.items():
+            seconds[name].append(one())
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def report(
+    arguments: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, float]]
+) -> None:
+    """Measures, and prints what was found beside settings and load; `--json` gets it too."""
+    found = {**vars(arguments), **load(), **measure(arguments)}
+    del found["json"]
+    for name, value in found.items():
+        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
