@@ -1,7 +1,6 @@
 """A bank of prompts: what a row gets is its own task's prompt, whatever else is in the batch."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +17,11 @@ from prompt_tuning.params import flatten, join, unflatten
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.trainer import initialize
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
+
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
 D = CONFIG.d_model
 TARGETS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def mesh(devices: int = 1, model: int = 1) -> Mesh:

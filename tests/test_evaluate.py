@@ -1,7 +1,6 @@
 """Evaluation by batches of similar length, and what stands for several tasks."""
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -14,16 +13,11 @@ from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.t5.config import preset
 from prompt_tuning.trainer import TunedModel, initialize
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
+
 LIMIT = 80
 LENGTHS = [3, 80, 31, 1, 40, 32, 33, 70, 64, 65, 2, 17, 5]
 LABEL_TOKENS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def accuracy(targets, predictions) -> dict[str, float]:

@@ -1,10 +1,8 @@
 """Rows of several tasks in one file: answers in its order, and the same after a kill."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,14 +16,9 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.t5.config import preset
 from prompt_tuning.vocabulary import Bytes
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
+
 ROWS = [{"text": f"row {i}", "task": "letters" if i % 3 else "free"} for i in range(300)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

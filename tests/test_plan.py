@@ -4,9 +4,7 @@ import dataclasses
 import json
 import os
 import types
-from collections.abc import Iterator
 
-import jax
 import pytest
 
 from prompt_tuning import plan as command
@@ -15,6 +13,8 @@ from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.optim import adafactor
 from prompt_tuning.runs import plan as plan_run
 from prompt_tuning.t5 import T5Config
+
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 
 CONFIG = T5Config(512, 64, 4, 16, 128, 2, 2, dropout_rate=0.1, frozen_dtype="bfloat16")
 
@@ -30,13 +30,6 @@ def planned(config: T5Config, num_partitions: int, **settings) -> dict:
         loss=Loss(),
         **settings,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiles_quickly() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

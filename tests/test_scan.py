@@ -1,7 +1,6 @@
 """Scanned and rematerialised layers, and narrow frozen matrices: the same model, otherwise made."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,8 @@ from prompt_tuning.params import flatten
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.train_step import loss_fn
 from prompt_tuning.trainer import TunedModel, initialize
+
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
 
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
@@ -40,13 +41,6 @@ BATCH = {
     "decoder_input_tokens": np.pad(ROWS[:, :3], ((0, 0), (1, 0))),
     "decoder_target_tokens": ROWS[:, 2:],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiles_quickly() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

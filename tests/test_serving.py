@@ -5,7 +5,7 @@ import functools
 import json
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -27,17 +27,12 @@ from prompt_tuning.params import flatten, unflatten
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.trainer import initialize
 
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
+
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
 D = CONFIG.d_model
 LABELS = {"a": ("5 6", "7", "9"), "b": ("8", "4 4 4"), "c": ("7", "11", "12", "13", "14"), "d": ()}
 LENGTHS = {"a": 3, "b": 1, "c": 6, "d": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Numbers:

@@ -88,6 +88,10 @@ class Method(Sites):
         """Arrays of `trained` (by path) that stand for the method on their own, by file name."""
         return {}
 
+    def said(self, setting: str) -> str:
+        """What a card says of a setting that not every method has; "" without it."""
+        return str(getattr(self, setting, ""))
+
     def folded(self) -> "Method":
         """What predicts after training: the method without what only training needed."""
         return self

@@ -63,6 +63,9 @@ class Combined(Method):
     def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
         return sum((method.penalty(leaves) for method in self.methods), 0.0)
 
+    def said(self, setting: str) -> str:
+        return ", ".join(filter(None, (method.said(setting) for method in self.methods)))
+
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return self._union(method.exports(trained) for method in self.methods)
 

@@ -22,7 +22,6 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import EvalSet, most_frequent_name, score
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
-from prompt_tuning.methods.combined import Combined
 from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
 from prompt_tuning.runs import checks, model
@@ -102,12 +101,9 @@ def train(
         print(report.plan(config, method, mesh))
         return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
-    checks.positive({"NUM_MICROBATCHES": num_microbatches})
-    sharding.check_batch_size(data.batch_size, mesh, parts=num_microbatches)
-    sharding.check_batch_size(eval_batch_size, mesh, "EVAL_BATCH_SIZE")
-    checks.seed(seed)
     checks.positive(
         {
+            "NUM_MICROBATCHES": num_microbatches,
             "CHECKPOINT_KEEP": keep,
             "TRAIN_STEPS": total_steps,
             "EVAL_PERIOD": eval_period,
@@ -115,6 +111,9 @@ def train(
             "LOG_PERIOD": log_period,
         }
     )
+    checks.seed(seed)
+    sharding.check_batch_size(data.batch_size, mesh, parts=num_microbatches)
+    sharding.check_batch_size(eval_batch_size, mesh, "EVAL_BATCH_SIZE")
     checks.split("train", data.splits)
     checks.split("validation", data.splits)
     validation_sets = data.eval_sets("validation")
@@ -167,6 +166,7 @@ def train(
         )
         best_step, best_leaves = validation.best(last.trained)
         rows["prompt"] = scored(dataclasses.replace(last, trained=best_leaves))
+        validated = {line.pop("step"): line for line in validation.history}
         tables = {one.task: _table(one, rows, method) for one in sets}
         splits = {one.task: one.split for one in sets}
         of_one = {"task": sets[0].task, "split": sets[0].split, "scores": tables[sets[0].task]}
@@ -174,33 +174,32 @@ def train(
         result = {
             **(of_one if len(sets) == 1 else of_all),
             "best_step": best_step,
-            "validation": next(line for line in validation.history if line["step"] == best_step),
+            "validation": validated[best_step],
             **_flat(rows),
             "trained_parameters": tuned.split.count(tuned.split.trained),
             "total_parameters": tuned.split.count(frozenset(tuned.split.shapes)),
             "resumed_from_step": resumed_from,
             "seconds": round(time.perf_counter() - began, 1),
         }
-        validated = {line.pop("step"): line for line in validation.history}
         of_steps = {"best": (best_step, best_leaves), "last": (total_steps, last.trained)}
+        card = functools.partial(
+            Card,
+            backbone=identity.path,
+            fingerprint=identity.fingerprint,
+            d_model=config.d_model,
+            task=data.task,
+            method=type(method).__name__,
+            length=0,
+            placement=method.said("placement"),
+            initialisation=method.said("initializer"),
+            optimizer=getattr(optimizer, "__name__", repr(optimizer)),
+            version=__version__,
+            config=settings or "",
+        )
         for which, (step, leaves) in of_steps.items():
-            card = Card(
-                backbone=identity.path,
-                fingerprint=identity.fingerprint,
-                d_model=config.d_model,
-                task=data.task,
-                method=type(method).__name__,
-                length=0,
-                placement=_said(method, "placement"),
-                initialisation=_said(method, "initializer"),
-                optimizer=getattr(optimizer, "__name__", repr(optimizer)),
-                learning_rate=rate_at(learning_rate, max(step, 1)),
-                steps=step,
-                metric=validated[step],
-                version=__version__,
-                config=settings or "",
-            )
-            save_trained(folder, which, method, leaves, card)
+            rate = rate_at(learning_rate, max(step, 1))
+            about = card(learning_rate=rate, steps=step, metric=validated[step])
+            save_trained(folder, which, method, leaves, about)
         _draw(folder, validation, rows, most_frequent_name(sets[0]))
         report.write_json(folder / "result.json", result)
     for task, table in tables.items():
@@ -234,12 +233,6 @@ def save_trained(
         cards.save(folder / f"{name}_{which}.npy", dataclasses.replace(card, length=len(array)))
         for suffix in (".npy", ".safetensors"):
             prompts.save(folder / f"{name}_{which}{suffix}", array)
-
-
-def _said(method: Method, setting: str) -> str:
-    """What a method, or those that it combines, says of a setting that not every method has."""
-    parts = method.methods if isinstance(method, Combined) else [method]
-    return ", ".join(str(getattr(part, setting)) for part in parts if hasattr(part, setting))
 
 
 def _step_of(
