@@ -1,64 +1,84 @@
-"""python benchmarks/epoch_time.py: does an epoch with less padding take less time?
+"""python benchmarks/epoch_time.py: how long an epoch takes, in each layout and with the peer.
 
-Beside each measured ratio stands the one that `prompt_tuning.data.padding_report` predicts from
-encoder positions alone.
+Ours are padded to 512 inputs, as the original pads; bucketed; packed. The peer pads each batch to
+its longest row. Targets have the room that the task's longest one needs. All go through the same
+shuffled examples.
+
+A step's time depends on its shape alone, so ours is the sum, over the shapes of the epoch's
+batches, of their number times the median time of a step of that shape. The peer has as many shapes
+as batches: `--samples` of them, spread evenly over the batches in order of length from a random
+first on, stand for the rest. All are timed in turn. Compilation is not in the epoch but beside it.
+
+Beside each ratio to the fixed length stands the one that `prompt_tuning.data.padding_report`
+predicts from encoder positions alone.
 """
 
 import collections
+import contextlib
+import functools
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import peer
 import steps
 from absl import app, flags
 
 from prompt_tuning import report
 from prompt_tuning.data import catalogue, padding_report
-from prompt_tuning.data.bucketing import bucketed, default_bounds, pad
-from prompt_tuning.data.packing import Rows, pack, packed
+from prompt_tuning.data.bucketing import bucket_of, bucketed, default_bounds, pad
+from prompt_tuning.data.packing import Example, Rows, pack, packed
 from prompt_tuning.data.padding_report import FIXED
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.tokens import Tokens, in_memory
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import PromptTuning
+from prompt_tuning.t5.config import preset
 
-_TASK = flags.FLAGS["task"]  # of padding_report, with data_dir, vocabulary, json, batch_size
-_MODEL = flags.DEFINE_string("model", "demo", "A preset; all but demo have random weights.")
+# Flags of padding_report: task, data_dir, vocabulary, json, batch_size, packed_length, and
+# target_length, of a packed row.
+_TASK = flags.FLAGS["task"]
+_MODEL = flags.DEFINE_string("model", "demo", "A preset; its weights are random.")
 _PROMPTS = flags.DEFINE_list("prompt_lengths", ["20", "100"], "P, several by comma.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of each shape that are timed.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Of the epoch; 0 for all.")
+_PEER = flags.DEFINE_bool("peer", False, "Time PEFT as well.")
+_SAMPLES = flags.DEFINE_integer("samples", 8, "Batches that the peer's time is taken from.")
 
-TARGETS, PACKED_TARGETS = 16, 64  # positions of a row
-PACKED = 1024
+LONGEST_TARGET = 16
 
-Shape = tuple[str, int]  # batching and input length
+Shape = tuple[str, int]  # layout, and input length or number of the peer's batch
 Counts = dict[Shape, float]  # batches of an epoch
 
 
 class Epoch:
-    """An epoch in three layouts: how many batches of each shape, and one batch of each."""
+    """An epoch in each layout: how many batches of each shape, and one batch of each."""
 
     def __init__(self, examples: Tokens, prompt: int, rows: int) -> None:
         self.batches: dict[Shape, dict[str, np.ndarray]] = {}
         self._prompt, self._rows = prompt, rows
         chosen = list(itertools.islice(examples.endless(0), _EXAMPLES.value or len(examples)))
         self.lengths = [(len(source), len(target)) for source, target in chosen]
-        row = max(PACKED, FIXED + prompt)
-        in_rows = packed(chosen, rows, prompt, row, PACKED_TARGETS)
+        inputs, targets = zip(*self.lengths, strict=True)
+        self._targets = bucket_of(max(targets), default_bounds(LONGEST_TARGET, 1))
+        self._row = max(flags.FLAGS.packed_length, max(inputs) + prompt)
+        shared = flags.FLAGS.target_length
+        in_rows = packed(chosen, rows, prompt, self._row, shared)
         self.counts = {
             "fixed": self._counted("fixed", bucketed(chosen, {FIXED: rows})),
             "bucketed": self._counted(
                 "bucketed", bucketed(chosen, dict.fromkeys(default_bounds(FIXED), rows))
             ),
-            "packed": self._counted("packed", ((row, batch) for batch in in_rows)),
+            "packed": self._counted("packed", ((self._row, batch) for batch in in_rows)),
         }
-        inputs = [source for source, _ in self.lengths]
         base = padding_report.fixed(inputs, prompt).computed
         costs = {
             "bucketed": padding_report.bucketed(inputs, prompt),
-            "packed": padding_report.packed(self.lengths, prompt, row, PACKED_TARGETS, rows),
+            "packed": padding_report.packed(self.lengths, prompt, self._row, shared, rows),
         }
         self.predicted = {kind: cost.computed / base for kind, cost in costs.items()}
+        self.of_peer = sampled(chosen, rows) if _PEER.value else []
 
     def _counted(self, kind: str, batches: Iterable[tuple[int, Rows]]) -> Counts:
         counts: Counts = collections.defaultdict(float)
@@ -71,46 +91,74 @@ class Epoch:
 
     def _laid_out(self, kind: str, length: int, batch: Rows) -> dict[str, np.ndarray]:
         if kind == "packed":
-            return pack(
-                batch,
-                prompt_length=self._prompt,
-                input_length=length,
-                target_length=PACKED_TARGETS,
-            )
-        return pad(batch, length, TARGETS)
+            shared = flags.FLAGS.target_length
+            sizes = {"prompt_length": self._prompt, "target_length": shared}
+            return pack(batch, input_length=length, **sizes)
+        return pad(batch, length, self._targets)
+
+
+def sampled(examples: Sequence[Example], rows: int) -> list[dict[str, list[list[int]]]]:
+    """Some of the peer's batches: every n-th in order of length, each padded to its longest row."""
+    whole = range(0, len(examples) - rows + 1, rows)
+    batches = [examples[i : i + rows] for i in whole]
+    ordered = sorted(batches, key=lambda batch: max(len(source) for source, *_ in batch))
+    places = np.random.default_rng(0).uniform() + np.arange(min(_SAMPLES.value, len(ordered)))
+    chosen = [ordered[int(place * len(ordered) / len(places))] for place in places]
+    longest = [[max(map(len, side)) for side in zip(*batch, strict=True)] for batch in chosen]
+    return [
+        peer.batch(pad([[example] for example in batch], *lengths))
+        for batch, lengths in zip(chosen, longest, strict=True)
+    ]
 
 
 def measure(task: str, prompts: Sequence[int]) -> Iterator[dict[str, str | float]]:
-    lengths = {"inputs": FIXED, "targets": TARGETS}
+    lengths = {"inputs": FIXED, "targets": LONGEST_TARGET}
     examples = in_memory(seqio.get_mixture_or_task(task), "train", lengths, False, "")
     if examples is None:
-        raise ValueError(f"{task}: not a task that fits in memory")
+        raise UserError(f"{task}: not a task that fits in memory")
+    if examples.inputs.max() >= preset(_MODEL.value).vocab_size:
+        raise UserError(f"--vocabulary: has more ids than --model={_MODEL.value} has embeddings")
     for prompt in prompts:
         epoch = Epoch(examples, prompt, flags.FLAGS.batch_size)
-        seconds = _step_times(epoch, prompt)
+        found = _step_times(epoch, prompt)
+        seconds = {shape: statistics.median(times[1:]) for shape, times in found.items()}
         whole = {
             kind: sum(count * seconds[shape] for shape, count in counts.items())
             for kind, counts in epoch.counts.items()
         }
         result: dict[str, str | float] = {"task": task, "prompt_length": prompt}
-        result |= {"examples": len(epoch.lengths), "fixed_seconds": whole["fixed"]}
+        result |= {"examples": len(epoch.lengths)}
+        for kind, counts in epoch.counts.items():
+            result[f"{kind}_seconds"] = whole[kind]
+            result[f"{kind}_compile_seconds"] = sum(found[at][0] - seconds[at] for at in counts)
         for kind in ("bucketed", "packed"):
             result[f"{kind}_measured"] = whole[kind] / whole["fixed"]
             result[f"{kind}_predicted"] = epoch.predicted[kind]
+        ours = min(whole["bucketed"], whole["packed"])
+        result["speedup_over_fixed_512"] = whole["fixed"] / ours
+        if epoch.of_peer:
+            steps_of_peer = [seconds["peer", i] for i in range(len(epoch.of_peer))]
+            batches = len(epoch.lengths) / flags.FLAGS.batch_size
+            result["peer_seconds"] = batches * statistics.fmean(steps_of_peer)
+            result["speedup_over_peer"] = result["peer_seconds"] / ours
         yield result
 
 
-def _step_times(epoch: Epoch, prompt: int) -> dict[Shape, float]:
-    """The median time of a step of each shape, all measured in turn."""
-    trained = steps.Trained(_MODEL.value, PromptTuning(prompt))
-    placed = {shape: trained.place(batch) for shape, batch in epoch.batches.items()}
-    times: dict[Shape, list[float]] = collections.defaultdict(list)
-    for round_ in range(1 + _STEPS.value):
-        for shape, batch in placed.items():
-            time = trained.seconds(lambda batch=batch: batch, 1)
-            if round_:  # in the first each is compiled
-                times[shape].append(time)
-    return {shape: statistics.median(found) for shape, found in times.items()}
+def _step_times(epoch: Epoch, prompt: int) -> dict[Shape, list[float]]:
+    """The seconds of steps of each shape, all measured in turn; the first is compiled."""
+    config = preset(_MODEL.value, dropout_rate=steps.DROPOUT)
+    trained = steps.Trained(config, PromptTuning(prompt))
+    timed: dict[Shape, Callable[[], float]] = {}
+    for shape, batch in epoch.batches.items():
+        placed = trained.place(batch)
+        timed[shape] = lambda placed=placed: trained.seconds(lambda: placed, 1)
+    with contextlib.ExitStack() as stack:
+        if epoch.of_peer:
+            ask = stack.enter_context(peer.steps(config, prompt, epoch.of_peer))
+            timed |= {
+                ("peer", i): functools.partial(ask, str(i)) for i in range(len(epoch.of_peer))
+            }
+        return steps.in_turn(timed, 1 + _STEPS.value)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -123,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
         f"{row['task']}, P = {row['prompt_length']}": {
             name: float(value)
             for name, value in row.items()
-            if "_measured" in name or "_pred" in name
+            if name.endswith(("_measured", "_predicted")) or name.startswith("speedup")
         }
         for row in found
     }

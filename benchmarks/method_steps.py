@@ -7,7 +7,6 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-import numpy as np
 import steps
 from absl import app, flags
 
@@ -45,16 +44,6 @@ def compared(length: int) -> dict[str, Method]:
     }
 
 
-def random_batch() -> dict[str, np.ndarray]:
-    rng, most = np.random.default_rng(0), preset(_MODEL.value).vocab_size
-    targets = rng.integers(3, most, (_BATCH_SIZE.value, _TARGETS.value), np.int32)
-    return {
-        "encoder_input_tokens": rng.integers(3, most, (_BATCH_SIZE.value, _INPUTS.value), np.int32),
-        "decoder_target_tokens": targets,
-        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-    }
-
-
 def main(argv: Sequence[str]) -> None:
     del argv
     about = steps.load()
@@ -62,7 +51,9 @@ def main(argv: Sequence[str]) -> None:
         name: steps.Trained(_MODEL.value, method)
         for name, method in compared(_LENGTH.value).items()
     }
-    placed = next(iter(models.values())).place(random_batch())
+    sizes = _BATCH_SIZE.value, _INPUTS.value, _TARGETS.value
+    batch = steps.random_batch(preset(_MODEL.value), *sizes)
+    placed = next(iter(models.values())).place(batch)
     for model in models.values():
         model.seconds(lambda: placed, 2)  # compiles
     times: dict[str, list[float]] = {name: [] for name in models}

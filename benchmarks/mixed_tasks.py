@@ -74,10 +74,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def ours(arguments: argparse.Namespace, config: T5Config) -> Timed:
-    mesh, rng = sharding.make_mesh(), np.random.default_rng(0)
-    backbone = initialize(config, Method(), mesh=mesh).frozen
-    room = PromptBank.empty(config.d_model, mesh, capacity=arguments.tasks, length=arguments.prompt)
-    model = Model(config, backbone, Numbers(), mesh, batch_size=arguments.tasks, prompts=room)
+    layout, rng = sharding.layout(), np.random.default_rng(0)
+    backbone = initialize(config, Method(), layout=layout).frozen
+    sizes = {"capacity": arguments.tasks, "length": arguments.prompt}
+    room = PromptBank.empty(config.d_model, layout.mesh, **sizes)
+    model = Model(config, backbone, Numbers(), layout, batch_size=arguments.tasks, prompts=room)
     names = [f"task{i}" for i in range(arguments.tasks)]
     for name in names:
         model.add_task(name, rng.normal(size=(arguments.prompt, config.d_model)).astype(np.float32))

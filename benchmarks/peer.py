@@ -9,9 +9,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from prompt_tuning.checkpoint import huggingface
+from prompt_tuning.t5.config import T5Config
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0")
 _COMPLETE = "complete"
@@ -58,3 +64,29 @@ def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], 
 
         yield seconds
         asked.close()
+
+
+def steps(
+    config: T5Config, prompt: int, batches: Sequence[Mapping[str, Any]]
+) -> AbstractContextManager[Callable[[str], float]]:
+    """Times the peer's training steps, as `timed` does: on the batch with the number that is asked.
+
+    Args:
+      config: of the backbone; its weights are random.
+      prompt: vectors that are trained.
+      batches: of `batch`.
+    """
+    described = huggingface.described(config, np.dtype("float32"))
+    settings = {
+        "config": {**described, "dropout_rate": config.dropout_rate},
+        "dtype": config.dtype,
+        "prompt": prompt,
+        "batches": batches,
+    }
+    return timed("step_torch.py", settings)
+
+
+def batch(features: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]]:
+    """A padded batch, 0 at padding, as the peer takes it."""
+    names = {"inputs": "encoder_input_tokens", "targets": "decoder_target_tokens"}
+    return {name: features[feature].tolist() for name, feature in names.items()}

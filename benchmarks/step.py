@@ -10,19 +10,15 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import peer
 import steps
 
-from prompt_tuning.checkpoint import huggingface
 from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.t5.config import T5Config, preset
+from prompt_tuning.t5.config import preset
 
-DROPOUT = 0.1
 MATRIX = 2048
 
 
@@ -43,7 +39,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     config = dataclasses.replace(
         preset(f"t5_1_1_{arguments.size}"),
-        dropout_rate=DROPOUT,
+        dropout_rate=steps.DROPOUT,
         dtype=arguments.dtype,
         frozen_dtype=arguments.dtype,
     )
@@ -52,7 +48,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         "model_tuning": Everything(arguments.prompt, initializer=Uniform()),
     }
     models = {name: steps.Trained(config, method) for name, method in methods.items()}
-    batch = random_batch(arguments, config)
+    batch = steps.random_batch(config, arguments.batch, arguments.input, arguments.target)
     placed = {name: model.place(batch) for name, model in models.items()}
     timed: dict[str, Callable[[], float]] = {
         name: lambda model=model, name=name: model.seconds(lambda: placed[name], 1)
@@ -61,16 +57,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     timed["matmul"] = matmul_seconds(arguments.dtype)
     with contextlib.ExitStack() as stack:
         if arguments.peer:
-            ask = stack.enter_context(peer.timed("step_torch.py", peer_settings(arguments, config)))
-            timed["peer"] = lambda: ask("step")
+            batches = [peer.batch(batch)]
+            ask = stack.enter_context(peer.steps(config, arguments.prompt, batches))
+            timed["peer"] = lambda: ask("0")
         median = steps.medians(timed, arguments.steps)
-    flops = {name: model.flops(placed[name]) for name, model in models.items()}
+    cost = {name: model.cost(placed[name]) for name, model in models.items()}
+    flops = {name: counted["flops"] for name, counted in cost.items()}
     rate = 2 * MATRIX**3 / median["matmul"]
     found = {f"{name}_seconds": value for name, value in median.items()}
     found |= {
         "tokens_per_second": arguments.batch * arguments.input / median["prompt"],
         "prompt_over_model_tuning": median["prompt"] / median["model_tuning"],
         "prompt_over_model_tuning_flops": flops["prompt"] / flops["model_tuning"],
+        "prompt_flops": flops["prompt"],
+        "prompt_bytes": cost["prompt"]["bytes"],
+        "model_tuning_bytes": cost["model_tuning"]["bytes"],
         "matmul_flops_per_second": rate,
         "time_over_flops_at_matmul_rate": median["prompt"] / (flops["prompt"] / rate),
     }
@@ -86,17 +87,6 @@ class Everything(PromptTuning):
         return True
 
 
-def random_batch(arguments: argparse.Namespace, config: T5Config) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    shapes = (arguments.batch, arguments.input), (arguments.batch, arguments.target)
-    inputs, targets = (rng.integers(2, config.vocab_size, shape, np.int32) for shape in shapes)
-    return {
-        "encoder_input_tokens": inputs,
-        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": targets,
-    }
-
-
 def matmul_seconds(dtype: str) -> Callable[[], float]:
     """Times a large product, the most that the machine does."""
     a = jnp.ones((MATRIX, MATRIX), dtype)
@@ -109,13 +99,6 @@ def matmul_seconds(dtype: str) -> Callable[[], float]:
         return time.perf_counter() - began
 
     return seconds
-
-
-def peer_settings(arguments: argparse.Namespace, config: T5Config) -> dict[str, Any]:
-    names = ("batch", "input", "target", "prompt", "dtype")
-    described = huggingface.described(config, np.dtype("float32"))
-    settings = {name: getattr(arguments, name) for name in names}
-    return settings | {"config": described | {"dropout_rate": DROPOUT}}
 
 
 if __name__ == "__main__":
