@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
 from prompt_tuning import decoding, sharding
 from prompt_tuning.decoding import Sampling
+from prompt_tuning.distributed import to_host
 from prompt_tuning.params import Params
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.network import T5
 
 SHORTEST = 16  # tokens of the smallest bucket
@@ -38,10 +39,10 @@ class Batches:
       compiled: how many programs were compiled.
     """
 
-    def __init__(self, mesh: Mesh, batch_size: int) -> None:
-        """`batch_size` is the most rows of a batch, a multiple of the mesh's data axis."""
-        sharding.check_batch_size(batch_size, mesh, "batch_size")
-        self._mesh, self._size, self.compiled = mesh, batch_size, 0
+    def __init__(self, layout: Layout, batch_size: int) -> None:
+        """`batch_size` is the most rows of a batch, which divides over the layout's devices."""
+        sharding.check_batch_size(batch_size, layout, "batch_size")
+        self._layout, self._size, self.compiled = layout, batch_size, 0
 
         def run(
             function: Function, model: T5, settings: Any, params: Params, rows: tuple[Array, ...]
@@ -74,7 +75,7 @@ class Batches:
         order = np.array(sorted(range(len(ids)), key=lambda row: -len(ids[row])))
         inputs = (np.asarray(slots, np.int32), *arguments)
         results, counts = [], []
-        with sharding.on(self._mesh):
+        with sharding.on(self._layout):
             for start in range(0, len(order), self._size):
                 rows = order[start : start + self._size]
                 counts.append(len(rows))
@@ -83,16 +84,16 @@ class Batches:
                 for padded, row in zip(tokens, rows, strict=True):
                     padded[: len(ids[row])] = ids[row]
                 arrays = {str(i): x for i, x in enumerate((tokens, *(x[rows] for x in inputs)))}
-                placed = tuple(sharding.put_batch(arrays, self._mesh).values())
+                placed = tuple(sharding.put_batch(arrays, self._layout).values())
                 results.append(self._run(function, model, settings, params, placed))
         back = np.argsort(order)
         return [
-            np.concatenate([np.asarray(x)[:n] for x, n in zip(part, counts, strict=True)])[back]
+            np.concatenate([to_host(x)[:n] for x, n in zip(part, counts, strict=True)])[back]
             for part in zip(*results, strict=True)
         ]
 
     def _filled(self, rows: int) -> int:
-        return min(power(rows, self._mesh.shape["data"]), self._size)
+        return min(power(rows, self._layout.row_shards), self._size)
 
 
 def classify(

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from etils import epath
 from gin import config as gin_config
 
-from prompt_tuning import cli_settings, preemption
+from prompt_tuning import cli_settings, distributed, preemption
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.data.skip_flag import SKIP_BAD_ROWS
 from prompt_tuning.errors import UserError
@@ -40,6 +40,17 @@ _CACHE_DIRS = flags.DEFINE_list(
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the configuration, parameters and shardings; run nothing."
 )
+_MULTIPROCESS = flags.DEFINE_bool(
+    "multiprocess",
+    False,
+    "This is one of several processes; which, the cluster tells, or the three flags below.",
+)
+flags.DEFINE_alias("multiprocess_gpu", "multiprocess")
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, of several processes."
+)
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are.")
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 USAGE_ERROR = 2
@@ -67,7 +78,8 @@ def main(function: Callable) -> None:
     """Runs `function` with the parameters that gin gives it; the body of an entry point."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before seqio brings TensorFlow in
     argv = expand_gin_flags(sys.argv)
-    app.run(lambda rest: _run(function, rest), argv=argv, flags_parser=_parse_flags)
+    with distributed.ends_for_all():
+        app.run(lambda rest: _run(function, rest), argv=argv, flags_parser=_parse_flags)
 
 
 def expand_gin_flags(argv: Sequence[str]) -> list[str]:
@@ -106,6 +118,7 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
     try:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
+        _join_processes()
         bound = parse_gin(function, _NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ())
         if _TFDS_DATA_DIR.value or _CACHE_DIRS.value:
             from prompt_tuning.data.quiet import seqio
@@ -114,8 +127,9 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
             seqio.add_global_cache_dirs(_CACHE_DIRS.value)
         if _DRY_RUN.value:
             print(gin.config_str())
-        arguments = copy.deepcopy(bound)  # gin makes what they refer to
-        function(**arguments, on_start=write_config, dry_run=_DRY_RUN.value)
+        with distributed.deaths_first():
+            arguments = copy.deepcopy(bound)  # gin makes what they refer to
+            function(**arguments, on_start=write_config, dry_run=_DRY_RUN.value)
     except (ValueError, OSError, FloatingPointError) as error:
         _exit(error)
     except KeyboardInterrupt:
@@ -126,6 +140,13 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
         sys.exit(RESUME_ME)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _join_processes() -> None:
+    """Makes this process one of several, if the flags say so; the first alone prints."""
+    given = (_COORDINATOR_ADDRESS.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+    if _MULTIPROCESS.value or given != (None, None, None):
+        distributed.initialize(*given)
 
 
 def _exit(error: Exception) -> NoReturn:

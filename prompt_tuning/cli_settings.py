@@ -171,6 +171,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, one) for one in inner)
     if kind in (int, float):
         return type(value) is int or type(value) is kind
+    if origin is tuple and inner[-1] is not Ellipsis:
+        fits = isinstance(value, (list, tuple)) and len(value) == len(inner)
+        return fits and all(map(_fits, value, inner))
     if origin in (collections.abc.Sequence, tuple, list):
         return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
     if origin in (collections.abc.Mapping, dict):

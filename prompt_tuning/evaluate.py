@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from prompt_tuning import decoding, sharding
+from prompt_tuning import decoding, distributed, sharding
 from prompt_tuning.methods.base import Method
 from prompt_tuning.params import Params, join
 from prompt_tuning.t5.network import T5
@@ -181,14 +181,14 @@ def _map(
     lengths = limit - np.argmax(tokens[:, ::-1] != 0, axis=1)
     order = np.argsort(-lengths, kind="stable")  # what does not fit into memory fails at once
     results = []
-    with sharding.on(tuned.mesh):
+    with sharding.on(tuned.layout):
         for start in range(0, len(tokens), batch_size):
             rows = order[start : start + batch_size]
             longest = int(lengths[rows[0]])
             batch = tokens[rows, : min(limit, max(32, 1 << (longest - 1).bit_length()))]
             batch = np.pad(batch, ((0, batch_size - len(rows)), (0, 0)))
-            placed = sharding.put_batch({"tokens": batch}, tuned.mesh)["tokens"]
+            placed = sharding.put_batch({"tokens": batch}, tuned.layout)["tokens"]
             model = tuned.model, tuned.trained, tuned.frozen
             results.append(function(*model, placed, tasks, argument))
-    found = np.concatenate([np.asarray(rows) for rows in results])[: len(tokens)]
+    found = np.concatenate([distributed.to_host(rows) for rows in results])[: len(tokens)]
     return found[np.argsort(order)]

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from prompt_tuning import distributed
 from prompt_tuning.checkpoint.files import renamed_when_done
 
 
@@ -17,10 +18,13 @@ class MetricsWriter:
 
     `FOLDER/metrics.jsonl` has a line {"step": ..., metric: value, ...} a call, TensorBoard's event
     file lies beside it. Lines of steps after `until`, which the run goes on from, are taken back:
-    a run that was stopped comes by these steps again.
+    a run that was stopped comes by these steps again. Of several processes the first alone writes.
     """
 
     def __init__(self, folder: epath.PathLike, until: int = -1) -> None:
+        self._writes = distributed.is_main()
+        if not self._writes:
+            return
         # Its SummaryWriter writes in a thread, where errors end as tracebacks.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
@@ -35,6 +39,8 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         from tensorboardX.summary import scalar
 
+        if not self._writes:
+            return
         line = json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}})
         with (self._folder / "metrics.jsonl").open("a") as log:
             _write_line(log, line)
@@ -48,7 +54,8 @@ class MetricsWriter:
         self._board.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def close(self) -> None:
-        self._board.close()
+        if self._writes:
+            self._board.close()
 
 
 def _write_line(log: IO[str], line: str) -> None:

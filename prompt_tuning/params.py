@@ -1,6 +1,7 @@
 """Which leaves are trained: decided here once, for gradient, optimizer, checkpoint and report."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from prompt_tuning.methods.base import Method
+from prompt_tuning.t5 import int8
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import init_shapes
 
@@ -18,8 +20,8 @@ Params = Mapping[str, Any]  # a nested dict of arrays
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Nested to flat: {"encoder/layers_0/...": leaf}."""
-    return flatten_dict(params, sep="/")
+    """Nested to flat: {"encoder/layers_0/...": leaf}, in the same order on all processes."""
+    return dict(sorted(flatten_dict(params, sep="/").items()))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class ParamSplit:
     """The division of a model's leaves, by path.
 
     Attributes:
-      shapes: path to shape and dtype, of every leaf.
+      shapes: path to shape and dtype, of every leaf; of a matrix in int8 a QArray of them.
       added: paths that the method brought: the model's with it, less the model's without it.
       trained: paths that are trained.
     """
@@ -64,9 +66,8 @@ class ParamSplit:
         with_method = flatten(nn.unbox(init_shapes(config, method)))
         added = frozenset(with_method) - frozenset(flatten(nn.unbox(init_shapes(config))))
         trained = frozenset(path for path in with_method if method.trains(path, path in added))
-        dtype = jnp.dtype(config.frozen_dtype)
         narrow = {
-            path: jax.ShapeDtypeStruct(leaf.shape, dtype)
+            path: _narrow(path, leaf, config.frozen_dtype)
             for path, leaf in with_method.items()
             if path not in trained and path.rpartition("/")[2] in ("kernel", "embedding")
         }
@@ -113,3 +114,9 @@ class ParamSplit:
             raise ValueError(f"missing leaves: {missing}")
         if unknown := sorted(leaves.keys() - self.shapes.keys()):
             raise ValueError(f"leaves that the model does not have: {unknown}")
+
+
+def _narrow(path: str, leaf: jax.ShapeDtypeStruct, dtype: str) -> Any:
+    if dtype == int8.INT8:
+        return jax.eval_shape(functools.partial(int8.quantize, path=path), leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))

@@ -4,15 +4,20 @@ import os
 import sys
 from collections.abc import Sequence
 
+LARGEST = 256  # devices of the machines that are looked at
+
 
 def simulate(argv: Sequence[str]) -> None:
-    """Lets JAX, not imported yet, see as many CPU devices as --devices says."""
+    """Lets JAX, not imported yet, see as many CPU devices as --devices says, and those of the
+    largest machine that is looked at.
+    """
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "devices" and argument.startswith("-"):
             value = value if equals else "".join(argv[i + 1 : i + 2])
+            count = max(LARGEST, int(value) if value.isdecimal() else 0)
             flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={value}"
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
             os.environ["JAX_PLATFORMS"] = "cpu"
 
 
@@ -29,9 +34,9 @@ if __name__ == "__main__":
     from absl import flags
 
     from prompt_tuning import cli
-    from prompt_tuning.runs.plan import JSON, plan
+    from prompt_tuning.runs.plan import DEVICES, JSON, plan
 
-    flags.DEFINE_integer("devices", None, "Devices to simulate; those here, if not given.")
+    flags.DEFINE_integer(DEVICES, None, "Devices to simulate; those here, if not given.")
     flags.DEFINE_string(JSON, None, "File to write the plan to.")
     sys.argv = with_defaults(sys.argv)
     cli.main(plan)

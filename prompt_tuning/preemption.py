@@ -23,10 +23,11 @@ class Watch:
     """As a context manager, makes SIGTERM wait for the end of a step.
 
     On several hosts JAX takes the signal, and tells all of them of the same step. Where it is not
-    the main thread that trains, signals are left alone.
+    the main thread that trains, signals are left alone. `start` is the step before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int) -> None:
+        self._start = start
         self._came = self._at_once = False
 
     def __enter__(self) -> "Watch":
@@ -48,7 +49,8 @@ class Watch:
     def stops(self, step: int) -> bool:
         """Whether the run is to end after `step`; to be asked at every step."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            # JAX lets all stop at the step after the last that one asked about, 0 at first.
+            return multihost_utils.reached_preemption_sync_point(step - self._start)
         return self._came
 
     @contextlib.contextmanager

@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from prompt_tuning import distributed
+
 
 class Progress:
     """Shows loss, speed and time left; use as a context manager."""
@@ -14,7 +16,7 @@ class Progress:
         self._total = total
         self._bar = (
             tqdm(initial=start, total=total, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and distributed.is_main()
             else None
         )
 

@@ -7,16 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh
 
 from prompt_tuning import command
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
 from prompt_tuning.params import ParamSplit, flatten
-from prompt_tuning.sharding import shardings_of
+from prompt_tuning.sharding import Layout, shardings_of
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import init_shapes
 
@@ -33,16 +33,16 @@ def parameters(split: ParamSplit) -> str:
     return "\n".join([*lines, f"{'total':8} {len(split.shapes):5} leaves {total:15,} parameters"])
 
 
-def plan(config: T5Config, method: Method, mesh: Mesh) -> str:
+def plan(config: T5Config, method: Method, layout: Layout) -> str:
     """Parameters, and each leaf's shape, dtype and partition spec: from shapes alone."""
     split = ParamSplit.of(config, method)
-    shardings = flatten(shardings_of(init_shapes(config, method), mesh))
+    shardings = flatten(shardings_of(init_shapes(config, method), layout))
     lines = [
         f"{'train' if path in split.trained else 'frozen':6} {path:64} "
-        f"{shape.dtype.name} {shape.shape} {shardings[path].spec}"
+        f"{jax.tree.leaves(shape)[0].dtype.name} {shape.shape} {shardings[path].spec}"
         for path, shape in sorted(split.shapes.items())
     ]
-    return "\n".join([f"mesh {dict(mesh.shape)}", *lines, parameters(split)])
+    return "\n".join([f"mesh {dict(layout.mesh.shape)}", *lines, parameters(split)])
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

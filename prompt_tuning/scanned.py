@@ -21,11 +21,14 @@ def layer_shapes(
         if not _STACKED.match(path):
             found[path] = leaf
             continue
-        spec = P(*leaf.sharding.spec[1:])
-        sharding = NamedSharding(leaf.sharding.mesh, spec, memory_kind=leaf.sharding.memory_kind)
-        one = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
-        found |= dict.fromkeys(_names(path, leaf.shape[0]), one)
+        found |= dict.fromkeys(_names(path, leaf.shape[0]), jax.tree.map(_of_one, leaf))
     return found
+
+
+def _of_one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    spec = P(*leaf.sharding.spec[1:])
+    sharding = NamedSharding(leaf.sharding.mesh, spec, memory_kind=leaf.sharding.memory_kind)
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 def stack(
@@ -39,10 +42,15 @@ def stack(
     for path, leaf in shapes.items():
         if _STACKED.match(path):
             of_layers = [leaves.pop(name) for name in _names(path, leaf.shape[0])]
-            found[path] = jax.jit(lambda x: jnp.stack(x), out_shardings=leaf.sharding)(of_layers)
+            places = jax.tree.map(lambda part: part.sharding, leaf)
+            found[path] = jax.jit(_stacked, out_shardings=places)(of_layers)
         else:
             found[path] = leaves.pop(path)
     return found
+
+
+def _stacked(leaves: list[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *leaves)
 
 
 def unstack(leaves: Mapping[str, Any]) -> dict[str, Any]:

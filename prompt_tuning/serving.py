@@ -7,11 +7,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jax import Array
-from jax.sharding import Mesh
 
 from prompt_tuning import bank, batched, embedded, sharding
 from prompt_tuning.answers import Classification, Generation
@@ -21,7 +19,8 @@ from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.decoding import Sampling
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
-from prompt_tuning.params import Params, join
+from prompt_tuning.params import Params, flatten, join
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.network import T5
 from prompt_tuning.trainer import initialize
@@ -65,23 +64,24 @@ class Model:
         config: T5Config,
         backbone: Params,
         vocabulary: Vocabulary,
-        mesh: Mesh,
+        layout: Layout,
         *,
         batch_size: int = 64,
         input_length: int = 512,
         prompts: PromptBank | None = None,
         allow_other_backbone: bool = False,
+        sums: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """As `load`, of leaves that are there: those of `T5(config)`, on `mesh`."""
+        """As `load`, of leaves of `T5(config)` on `layout`; `sums` as `TunedModel` has them."""
         self.config, self.input_length = config, input_length
-        self._backbone, self._vocabulary = backbone, vocabulary
+        self._backbone, self._sums, self._vocabulary = backbone, sums or {}, vocabulary
         self._any_backbone = allow_other_backbone
-        self._batches, self._changing = Batches(mesh, batch_size), threading.Lock()
-        self._served = self._with(prompts or PromptBank.empty(config.d_model, mesh), {})
+        self._batches, self._changing = Batches(layout, batch_size), threading.Lock()
+        self._served = self._with(prompts or PromptBank.empty(config.d_model, layout.mesh), {})
 
     def __repr__(self) -> str:
         cfg, names = self.config, ", ".join(self.tasks) or "none"
-        count = sum(leaf.size for leaf in jax.tree.leaves(self._backbone))
+        count = sum(np.prod(leaf.shape) for leaf in flatten(self._backbone).values())
         shown = names if len(names) <= 200 else f"{names[:197]}..."
         return (
             f"Model({count:,} parameters, {cfg.num_encoder_layers}+{cfg.num_decoder_layers} layers "
@@ -101,7 +101,7 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the backbone; a prompt's card names it."""
-        return fingerprint.of(self._backbone)
+        return fingerprint.of(self._backbone, self._sums)
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The label words of a task; none where it makes text."""
@@ -341,7 +341,7 @@ def load(
     checkpoint: epath.PathLike | None = None,
     vocabulary: epath.PathLike | Vocabulary | None = None,
     *,
-    num_partitions: int = 1,
+    layout: Layout | None = None,
     batch_size: int = 64,
     input_length: int = 512,
     tasks: int = 8,
@@ -355,7 +355,7 @@ def load(
       config: a preset's name ("demo" is complete in itself), or a shape.
       checkpoint: the weights, see `checkpoint.backbone.load`.
       vocabulary: a SentencePiece model, "bytes" for ByT5's, or an object that encodes and decodes.
-      num_partitions: devices that the backbone is divided over; the rest share a batch's rows.
+      layout: from `sharding.layout`; None for rows divided over all devices.
       batch_size: most rows of a batch; more are made into several.
       input_length: tokens to which inputs are cut.
       tasks, prompt_length: room for so many prompts of this length from the start; it grows by
@@ -378,18 +378,18 @@ def load(
         missing = "checkpoint" if checkpoint is None else "vocabulary"
         raise UserError(f"load({config!r}): has no {missing}; name its file")
     shape = preset(config) if isinstance(config, str) else config
-    mesh = sharding.make_mesh(num_partitions)
-    tuned = initialize(shape, Method(), mesh=mesh, checkpoint=checkpoint)
+    tuned = initialize(shape, Method(), layout=layout or sharding.layout(), checkpoint=checkpoint)
     room = {"capacity": tasks, "length": prompt_length}
     return Model(
         shape,
         tuned.frozen,
         vocabulary if isinstance(vocabulary, Vocabulary) else read_vocabulary(vocabulary),
-        mesh,
+        tuned.layout,
         batch_size=batch_size,
         input_length=input_length,
-        prompts=PromptBank.empty(shape.d_model, mesh, **room, axis=shard_prompts),
+        prompts=PromptBank.empty(shape.d_model, tuned.layout.mesh, **room, axis=shard_prompts),
         allow_other_backbone=allow_other_backbone,
+        sums=tuned.sums,
     )
 
 

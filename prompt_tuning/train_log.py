@@ -18,6 +18,9 @@ class TrainLog:
 
     The step's metrics stay on the device until then, so that training never waits for them.
     `pending` is what that of the process before returned, where a run goes on between two flushes.
+
+    Attributes:
+      compilations: of the step, by this process; to be counted by who compiles.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class TrainLog:
     ) -> None:
         self._writer = writer
         self._learning_rate = learning_rate
+        self.compilations = 0
         self._reset()
         if pending:
             self._metrics.append({name: np.float32(x) for name, x in pending["sums"].items()})
@@ -110,6 +114,7 @@ class TrainLog:
             "gradient_norm": sums["gradient_norm"] / steps,
             "learning_rate": rate_at(self._learning_rate, step),
             "timing/seconds": seconds,
+            "timing/compilations": self.compilations,
             "timing/steps_per_second": steps / seconds,
             "timing/seqs_per_second": self._sequences / seconds,
             "timing/tokens_per_second": sum(self._tokens.values()) / seconds,

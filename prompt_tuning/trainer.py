@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from prompt_tuning import scanned, sharding
 from prompt_tuning.checkpoint import backbone, fingerprint
@@ -27,6 +25,8 @@ from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
 from prompt_tuning.preemption import Preempted, Watch
 from prompt_tuning.prefetch import prefetch
 from prompt_tuning.progress import Progress
+from prompt_tuning.sharding import Layout
+from prompt_tuning.t5 import int8
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import EMBEDDING, T5, init_shapes
 from prompt_tuning.train_log import TrainLog
@@ -51,16 +51,18 @@ class TunedModel:
       model: the backbone with the method at its sites.
       split: which leaves are trained.
       trained, frozen: the two halves of the parameters.
-      mesh: where they lie.
+      layout: how they lie on devices.
       source: path of the backbone's weights; "" for random ones.
+      sums: for the fingerprint, of leaves that became int8 when they were read.
     """
 
     model: T5
     split: ParamSplit
     trained: Params
     frozen: Params
-    mesh: Mesh
+    layout: Layout
     source: str = ""
+    sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def params(self) -> dict:
@@ -69,15 +71,15 @@ class TunedModel:
     @property
     def backbone(self) -> Params:
         """The backbone's leaves, by path, as they are now."""
-        leaves = flatten(self.params)
-        return {path: leaves[path] for path in self.split.backbone}
+        leaves = flatten(self.params).items()
+        return {path: leaf for path, leaf in leaves if path in self.split.backbone}
 
 
 def initialize(
     config: T5Config,
     method: Method,
     *,
-    mesh: Mesh,
+    layout: Layout,
     seed: int = 0,
     checkpoint: epath.PathLike | None = None,
     encode: Callable[[str], list[int]] | None = None,
@@ -89,7 +91,7 @@ def initialize(
     Args:
       config: the backbone's shape.
       method: the tuning method.
-      mesh: from `sharding.make_mesh`.
+      layout: from `sharding.layout`.
       seed: of all random initialisation.
       checkpoint: backbone weights, see `checkpoint.backbone.load`.
       encode: text to ids, for initialisers that start from words.
@@ -97,30 +99,56 @@ def initialize(
     """
     model, split = T5(config, method), ParamSplit.of(config, method)
     boxed = init_shapes(config, method)
-    shardings = flatten(sharding.shardings_of(boxed, mesh))
+    shardings = flatten(sharding.shardings_of(boxed, layout))
     shapes = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-        for path, leaf in split.shapes.items()
+        path: sharding.with_sharding(leaf, shardings[path]) for path, leaf in split.shapes.items()
     }
     loaded: dict[str, Any] = {}
+    sums: dict[str, np.ndarray] = {}
     if checkpoint is not None:
-        stored = {path: shapes[path] for path in split.backbone}
-        loaded = scanned.stack(backbone.load(checkpoint, scanned.layer_shapes(stored)), stored)
+        stored = {path: leaf for path, leaf in shapes.items() if path in split.backbone}
+        loaded, sums = _read(checkpoint, stored)
     missing = {path: leaf for path, leaf in shapes.items() if path not in loaded}
     leaves = loaded | _random_leaves(model, missing, seed)
     of_backbone = {path: leaves[path] for path in split.backbone}
-    identity = functools.partial(fingerprint.of, of_backbone)
+    identity = functools.partial(fingerprint.of, of_backbone, sums)
     about = Backbone(leaves[EMBEDDING], encode, tuple(labels), identity)
     values = method.initial_values(about, seed)
     for path, value in values.items():
-        leaves[path] = jax.device_put(np.asarray(value, np.float32), shardings[path])
+        leaves[path] = sharding.place(np.asarray(value, np.float32), shardings[path])
     trained, frozen = split.split(unflatten(leaves))
-    return TunedModel(model, split, trained, frozen, mesh, str(checkpoint or ""))
+    return TunedModel(model, split, trained, frozen, layout, str(checkpoint or ""), sums)
 
 
-def _random_leaves(
-    model: T5, wanted: Mapping[str, jax.ShapeDtypeStruct], seed: int
-) -> dict[str, Any]:
+def _read(
+    checkpoint: epath.PathLike, wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Leaves of a checkpoint; each that is to be int8 becomes it before the next one is read. Their
+    sums, by path in files, are those of the values that were read.
+    """
+    in_files, sums = scanned.layer_shapes(wanted), {}
+
+    def finish(path: str, leaf: jax.Array) -> Any:
+        if not int8.is_int8(in_files[path]):
+            return leaf
+        sums[path] = fingerprint.sum_of(leaf)
+        quantize = jax.jit(int8.quantize, static_argnums=1, out_shardings=_places(in_files[path]))
+        return jax.block_until_ready(quantize(leaf, path.rpartition("/")[2]))
+
+    def as_read(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = jax.tree.leaves(leaf)[0].sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    read = {path: as_read(leaf) for path, leaf in in_files.items()}
+    each = finish if any(map(int8.is_int8, in_files.values())) else None
+    return scanned.stack(backbone.load(checkpoint, read, each), wanted), sums
+
+
+def _places(leaf: Any) -> Any:
+    return jax.tree.map(lambda part: part.sharding, leaf)
+
+
+def _random_leaves(model: T5, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Leaves at `wanted` from the modules' initialisers; the compiler drops the others."""
     if not wanted:
         return {}
@@ -128,10 +156,14 @@ def _random_leaves(
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         leaves = flatten(nn.unbox(model.init(key, tokens, tokens, tokens)["params"]))
-        return {path: leaves[path].astype(leaf.dtype) for path, leaf in wanted.items()}
+        return {
+            path: int8.quantize(leaves[path], path)
+            if int8.is_int8(leaf)
+            else leaves[path].astype(leaf.dtype)
+            for path, leaf in wanted.items()
+        }
 
-    shardings = {path: leaf.sharding for path, leaf in wanted.items()}
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=_places(wanted))(jax.random.key(seed))
 
 
 def fit(
@@ -182,24 +214,30 @@ def fit(
     """
     transform = only_trained(optimizer(learning_rate), tuned.split)
     state = create_state(tuned, transform)
-    identity = identity or fingerprint.identity(tuned.source, tuned.backbone)
+    identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
     checkpoints = RunCheckpoints(model_dir, keep, identity)
     if checkpoints.latest is not None:
         _, state = checkpoints.restore(state)
     start = int(state.step)
+    compute = make_train_step(tuned.model, tuned.split, transform, loss, num_microbatches)
+
+    def train_step(*arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        log.compilations += 1  # Python comes by when JAX compiles
+        return compute(*arguments)
+
     step = jax.jit(
-        make_train_step(tuned.model, tuned.split, transform, loss, num_microbatches),
+        train_step,
         donate_argnums=0,
         out_shardings=(
             jax.tree.map(lambda leaf: leaf.sharding, state),
-            NamedSharding(tuned.mesh, P()),
+            tuned.layout.everywhere,
         ),
     )
     dropout_key = jax.random.key(seed) if tuned.model.config.dropout_rate else None
     writer = MetricsWriter(epath.Path(model_dir) / "train", start)
     log = TrainLog(writer, learning_rate, checkpoints.log)
     # Batches get to the devices ahead of the step too; the host's stay for the log.
-    stream = prefetch((batch, sharding.put_batch(batch, tuned.mesh)) for batch in batches(start))
+    stream = prefetch((batch, sharding.put_batch(batch, tuned.layout)) for batch in batches(start))
 
     def evaluate(done: int, saved: bool) -> None:
         began = time.perf_counter()
@@ -215,7 +253,11 @@ def fit(
         log.pause(time.perf_counter() - began)
 
     try:
-        with Progress(start, total_steps) as progress, sharding.on(tuned.mesh), Watch() as watch:
+        with (
+            Progress(start, total_steps) as progress,
+            sharding.on(tuned.layout),
+            Watch(start) as watch,
+        ):
             if start:
                 progress.note(f"going on from step {start}")
             if start % eval_period == 0 or start == total_steps:
@@ -246,11 +288,9 @@ def fit(
 
 def create_state(tuned: TunedModel, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state, its optimizer slots laid out as the leaves they belong to."""
-    replicated = NamedSharding(tuned.mesh, P())
+    replicated = tuned.layout.everywhere
     slots = sharding.like_trained(
-        jax.eval_shape(optimizer.init, tuned.trained), tuned.trained, tuned.mesh
+        jax.eval_shape(optimizer.init, tuned.trained), tuned.trained, tuned.layout
     )
     opt_state = jax.jit(optimizer.init, out_shardings=slots)(tuned.trained)
-    return TrainState(
-        jax.device_put(jnp.zeros((), jnp.int32), replicated), tuned.trained, opt_state
-    )
+    return TrainState(sharding.place(np.zeros((), np.int32), replicated), tuned.trained, opt_state)

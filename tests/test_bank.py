@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 from prompt_tuning import decoding, sharding
 from prompt_tuning.bank import PromptBank
@@ -14,6 +13,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.params import flatten, join, unflatten
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.trainer import initialize
 
@@ -24,14 +24,13 @@ D = CONFIG.d_model
 TARGETS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
 
 
-def mesh(devices: int = 1, model: int = 1) -> Mesh:
-    grid = np.array(jax.devices()[:devices]).reshape(-1, model)
-    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+def layout(devices: int = 1, model: int = 1) -> Layout:
+    return sharding.layout(model, devices=jax.devices()[:devices])
 
 
 @functools.cache
 def backbone() -> dict:
-    return initialize(CONFIG, PromptTuning(1), mesh=mesh(), seed=3).frozen
+    return initialize(CONFIG, PromptTuning(1), layout=layout(), seed=3).frozen
 
 
 def prompt(length: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +45,7 @@ def tokens(*lengths: int, width: int = 12) -> np.ndarray:
 
 
 def empty(**room) -> PromptBank:
-    return PromptBank.empty(D, mesh(), **room)
+    return PromptBank.empty(D, layout().mesh, **room)
 
 
 def score(model: T5, params: dict, rows: np.ndarray, slots: np.ndarray | None) -> np.ndarray:
@@ -161,9 +160,9 @@ def test_a_divided_bank_gives_the_same(axis):
     rows, slots = tokens(12, 3, 7, 1, 12, 5, 2, 9), [7, 6, 5, 4, 3, 2, 1, 0]
     whole = empty().add(prompts)
     expected = mixed(whole, rows, slots)
-    eight = mesh(8, 2)
-    divided = PromptBank.empty(D, eight, capacity=5, axis=axis).add(prompts)
-    assert divided.prompts.shape[0] % eight.shape[axis] == 0
+    eight = layout(8, 2)
+    divided = PromptBank.empty(D, eight.mesh, capacity=5, axis=axis).add(prompts)
+    assert divided.prompts.shape[0] % eight.mesh.shape[axis] == 0
     assert not divided.prompts.sharding.is_fully_replicated
     params = join(jax.device_get(backbone()), divided.leaves)
     placed = sharding.put_batch({"rows": rows, "slots": np.array(slots, np.int32)}, eight)

@@ -187,6 +187,16 @@ def test_model_tuning_of(dry_run, model):
     assert kernel and kernel[0].endswith("P(None, 'model')")
 
 
+def test_a_mesh_and_rules(dry_run):
+    files = [f"--gin_file={name}" for name in ("models/t5_1_1_xxl.gin", *METHODS[:1])]
+    mesh = "--gin.MESH={'fsdp': 4, 'model': 2}"
+    rules = "--gin.AXIS_RULES=(('vocab', None),)"
+    out = dry_run(train, *files, "--gin_file=runs/finetune.gin", mesh, rules)
+    assert "mesh {'data': 1, 'fsdp': 4, 'model': 2}" in out
+    assert re.search(r"encoder/layers_0/attention/query/kernel .*P\('fsdp', 'model'\)\n", out)
+    assert re.search(r"token_embedder/embedding .*P\(None, 'fsdp'\)\n", out)
+
+
 def test_every_method_has_its_settings_here():
     methods = {Path(name).stem for name in FILES if name.startswith("methods/")}
     assert methods == TRAINED.keys() | NOT_TRAINED

@@ -5,9 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
-from prompt_tuning import decoding, evaluate
+from prompt_tuning import decoding, evaluate, sharding
 from prompt_tuning.evaluate import EvalSet
 from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.t5.config import preset
@@ -47,9 +46,9 @@ def eval_set(**fields) -> EvalSet:
 
 @functools.cache
 def model(placement: str | int) -> TunedModel:
-    one = np.array(jax.devices()[:1]).reshape(1, 1)
-    mesh = Mesh(one, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    return initialize(preset("nano"), PromptTuning(3, placement, Uniform(-2.0, 2.0)), mesh=mesh)
+    method = PromptTuning(3, placement, Uniform(-2.0, 2.0))
+    one = sharding.layout(devices=jax.devices()[:1])
+    return initialize(preset("nano"), method, layout=one)
 
 
 def row_by_row(tuned: TunedModel, tokens: np.ndarray, function) -> np.ndarray:

@@ -48,8 +48,8 @@ def run(tmp_path_factory) -> tuple[dict[str, np.ndarray], TunedModel, TunedModel
     folder = tmp_path_factory.mktemp("run")
     on_disk = random_leaves(SPLIT.backbone)
     backbone.save(folder / "backbone.safetensors", on_disk, dtype="float32")
-    mesh, checkpoint = sharding.make_mesh(), folder / "backbone.safetensors"
-    before = initialize(CONFIG, METHOD, mesh=mesh, checkpoint=checkpoint)
+    layout, checkpoint = sharding.layout(), folder / "backbone.safetensors"
+    before = initialize(CONFIG, METHOD, layout=layout, checkpoint=checkpoint)
     # Training donates its state: the prompt that it starts from is kept aside.
     kept = dataclasses.replace(before, trained=jax.tree.map(np.array, before.trained))
     after = fit(before, model_dir=folder / "run", batches=random_batches, total_steps=3)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("tensorflow", "seqio", "gin", "torch", "transformers", "peft")
+HEAVY = ("tensorflow", "seqio", "gin", "torch", "transformers", "peft", "qwix")
 CORE = (
     "prompt_tuning",
     "prompt_tuning.adapters",
@@ -21,6 +21,7 @@ CORE = (
     "prompt_tuning.data.task_rows",
     "prompt_tuning.decoding",
     "prompt_tuning.demo",
+    "prompt_tuning.distributed",
     "prompt_tuning.inspect",
     "prompt_tuning.loss",
     "prompt_tuning.methods",

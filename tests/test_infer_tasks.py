@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_tuning import serving
+from prompt_tuning import serving, sharding
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.data.task_rows import TaskRows
 from prompt_tuning.errors import UserError
@@ -49,6 +49,7 @@ def run(folder: Path, output: Path, mode: str = "auto", **settings) -> None:
         output_dir=str(output),
         config=preset("nano"),
         method=Method(),
+        layout=sharding.layout(),
         data=TaskRows(**given | settings),
         initial_checkpoint=str(folder / "nano.safetensors"),
         mode=mode,

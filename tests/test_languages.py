@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from prompt_tuning import embedded, methods
+from prompt_tuning import embedded, methods, sharding
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
@@ -15,7 +15,6 @@ from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.params import flatten
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
-from prompt_tuning.sharding import make_mesh
 from prompt_tuning.t5.config import preset
 from prompt_tuning.trainer import initialize
 
@@ -54,7 +53,7 @@ def languages() -> Iterator[None]:
 
 def test_one_prompt_serves_several_languages(languages, tmp_path):
     checkpoint = tmp_path / "backbone.safetensors"
-    made = initialize(CONFIG, methods.PromptTuning(1), mesh=make_mesh())
+    made = initialize(CONFIG, methods.PromptTuning(1), layout=sharding.layout())
     frozen = {path: np.asarray(leaf) for path, leaf in flatten(made.frozen).items()}
     assert frozen["token_embedder/embedding"].shape == (250_112, 8)
     assert frozen["decoder/logits_dense/kernel"].shape == (8, 250_112)
@@ -67,7 +66,11 @@ def test_one_prompt_serves_several_languages(languages, tmp_path):
         lengths={"inputs": 16, "targets": 4},
         batch_size=8,
     )
-    settings = {"config": CONFIG, "initial_checkpoint": str(checkpoint)}
+    settings = {
+        "config": CONFIG,
+        "layout": sharding.layout(),
+        "initial_checkpoint": str(checkpoint),
+    }
     result = train(
         model_dir=str(tmp_path / "run"),
         method=methods.PromptTuning(length=4),

@@ -116,10 +116,8 @@ def backbone_file() -> Path:
 
 @functools.cache
 def tuned(name: str, devices: int = 1) -> TunedModel:
-    shape = (4, 2) if devices == 8 else (1, 1)
-    mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[:devices],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 2)  # fmt: skip
-    return initialize(CONFIG, METHODS[name], mesh=mesh, seed=3, checkpoint=backbone_file())
+    layout = sharding.layout(2 if devices == 8 else 1, devices=jax.devices()[:devices])
+    return initialize(CONFIG, METHODS[name], layout=layout, seed=3, checkpoint=backbone_file())
 
 
 def moved(model: TunedModel, size: float = 0.1) -> TunedModel:
@@ -155,10 +153,10 @@ def two_steps(name: str, devices: int = 1) -> dict[str, np.ndarray]:
 def steps(model: TunedModel, count: int, optimizer=None) -> TrainState:
     transform = only_trained(optimizer or optax.sgd(0.05), model.split)
     step = jax.jit(make_train_step(model.model, model.split, transform, Loss()))
-    with sharding.on(model.mesh):
+    with sharding.on(model.layout):
         state = create_state(model, transform)
         for i in range(count):
-            placed = sharding.put_batch(batch(i), model.mesh)
+            placed = sharding.put_batch(batch(i), model.layout)
             state, _ = step(state, model.frozen, placed, None)
     return state
 
@@ -240,8 +238,8 @@ def test_eight_devices_give_what_one_gives(name):
 
 @pytest.mark.parametrize("name", MERGED)
 def test_merged_backbone_predicts_the_same(name):
-    mesh, checkpoint = tuned("lora").mesh, backbone_file()
-    model = moved(initialize(CONFIG, MERGED[name], mesh=mesh, seed=3, checkpoint=checkpoint))
+    layout, checkpoint = tuned("lora").layout, backbone_file()
+    model = moved(initialize(CONFIG, MERGED[name], layout=layout, seed=3, checkpoint=checkpoint))
     merged = MERGED[name].merge(numpy_leaves(model))
     assert merged.keys() == model.split.backbone
     np.testing.assert_allclose(
@@ -334,8 +332,8 @@ def test_every_method_of_the_contract_has_a_formula():
 
 def two_tasks() -> TunedModel:
     method = MultitaskPrompt(P, ["x", "y"], rank=2, initializer=START)
-    mesh = tuned("lora").mesh
-    return moved(initialize(CONFIG, method, mesh=mesh, seed=3, checkpoint=backbone_file()), 0.5)
+    layout = tuned("lora").layout
+    return moved(initialize(CONFIG, method, layout=layout, seed=3, checkpoint=backbone_file()), 0.5)
 
 
 def test_rows_get_the_prompt_of_their_task():
@@ -367,7 +365,7 @@ def test_wayward_penalty_is_the_mean_squared_distance_from_the_text():
     np.testing.assert_allclose(method.penalty(leaves), by_hand, rtol=1e-5)
     held = dataclasses.replace(method, weight=100.0)
     split = ParamSplit.of(CONFIG, held)
-    near = TunedModel(T5(CONFIG, held), split, model.trained, model.frozen, model.mesh)
+    near = TunedModel(T5(CONFIG, held), split, model.trained, model.frozen, model.layout)
     after = {
         name: flatten(steps(one, 1, optax.sgd(1e-3)).trained)["encoder/prompt/prompt/prompt"]
         for name, one in {"free": tuned("prompt_tuning"), "near": near}.items()

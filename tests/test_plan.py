@@ -8,10 +8,12 @@ import types
 import pytest
 
 from prompt_tuning import plan as command
+from prompt_tuning import sharding
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.optim import adafactor
 from prompt_tuning.runs import plan as plan_run
+from prompt_tuning.runs.plan import MACHINES
 from prompt_tuning.t5 import T5Config
 
 pytestmark = pytest.mark.usefixtures("compiles_quickly")
@@ -23,7 +25,7 @@ def planned(config: T5Config, num_partitions: int, **settings) -> dict:
     return plan_run.plan(
         config=config,
         method=PromptTuning(4, initializer=Uniform()),
-        num_partitions=num_partitions,
+        layout=sharding.layout(num_partitions),
         lengths={"inputs": 16, "targets": 4},
         batch_size=8,
         optimizer=adafactor,
@@ -37,6 +39,7 @@ def json_flag(tmp_path, monkeypatch):
     path = tmp_path / "plan.json"
     flag = types.SimpleNamespace(value=str(path))
     monkeypatch.setattr(plan_run.flags, "FLAGS", {plan_run.JSON: flag})
+    monkeypatch.setattr(plan_run, "MACHINES", {})
     return path
 
 
@@ -53,7 +56,7 @@ def test_weights_are_divided_over_the_partitions(json_flag, capsys):
     share = found["weight_bytes_total"] / 4
     assert share <= found["weight_bytes_per_device"] <= 1.1 * share
     assert found["collectives"]["all-reduce"] > 0
-    assert "v3-32" in capsys.readouterr().out
+    assert "all-reduce" in capsys.readouterr().out
 
 
 def test_operations_are_those_of_all_layers():
@@ -73,14 +76,26 @@ def test_collectives_are_counted_by_kind():
     assert plan_run.collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
 
 
-@pytest.mark.parametrize(
-    ("weights", "partitions", "fits"),
-    [(10, 1, True), (25, 4, True), (100, 8, False)],
-)
-def test_a_machine_needs_as_few_partitions_as_fit(weights, partitions, fits):
-    """8 devices of 12 bytes; a row takes 1, so partitions 1, 2, 4, 8 leave 11, 10, 8, 4."""
-    found = plan_run.fit(8, 12, weights, 1.0, 8)
-    assert (found["num_partitions"], found["fits"]) == (partitions, fits)
+def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
+    """Of two, four and sixteen devices; eight are simulated."""
+    alone = planned(CONFIG, 1)
+    weights, needed = alone["weight_bytes_total"], alone["bytes_per_device"]
+    machines = {
+        "large": (2, 2 * needed),
+        "small": (4, weights),
+        "tiny": (4, 10),
+        "far": (16, needed),
+        "odd": (5, needed),
+    }
+    monkeypatch.setattr(plan_run, "MACHINES", machines)
+    found = planned(CONFIG, 1)["machines"]
+    assert found.keys() == machines.keys() - {"far"}
+    assert (found["large"]["num_partitions"], found["large"]["fits"]) == (1, True)
+    # Half a device is left to activations, which are more than that here.
+    assert found["small"]["num_partitions"] > 1
+    assert (found["tiny"]["num_partitions"], found["tiny"]["fits"]) == (4, False)
+    assert found["tiny"]["bytes_per_device"] < needed
+    assert found["odd"] is None
 
 
 def test_arguments(monkeypatch):
@@ -89,7 +104,14 @@ def test_arguments(monkeypatch):
     for words in (["plan", "--devices=32"], ["plan", "--devices", "32"]):
         monkeypatch.setenv("XLA_FLAGS", "--first")
         command.simulate(words)
-        assert os.environ["XLA_FLAGS"] == "--first --xla_force_host_platform_device_count=32"
+        assert os.environ["XLA_FLAGS"] == "--first --xla_force_host_platform_device_count=256"
+    monkeypatch.setenv("XLA_FLAGS", "")
+    command.simulate(["plan", "--devices=512"])
+    assert os.environ["XLA_FLAGS"] == " --xla_force_host_platform_device_count=512"
+
+
+def test_all_machines_are_simulated():
+    assert max(devices for devices, _ in MACHINES.values()) == command.LARGEST
     given = ["plan", "--gin_file=models/t5_1_1_xxl.gin"]
     paper = ["--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/plan.gin"]
     assert command.with_defaults(given) == given + paper

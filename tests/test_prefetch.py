@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 from prompt_tuning import sharding, trainer
 from prompt_tuning.methods import PromptTuning
@@ -54,14 +53,13 @@ def test_training_places_batches_ahead_in_the_thread(tmp_path, monkeypatch):
     placed = []
     real = sharding.put_batch
 
-    def put_batch(batch, mesh):
+    def put_batch(batch, layout):
         placed.append((threading.current_thread(), int(batch["encoder_input_tokens"][0, 0])))
-        return real(batch, mesh)
+        return real(batch, layout)
 
     monkeypatch.setattr(sharding, "put_batch", put_batch)
-    device = np.array(jax.devices()[:1]).reshape(1, 1)
-    mesh = Mesh(device, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    model = trainer.initialize(T5Config(32, 8, 1, 4, 16, 1, 1), PromptTuning(length=2), mesh=mesh)
+    one = sharding.layout(devices=jax.devices()[:1])
+    model = trainer.initialize(T5Config(32, 8, 1, 4, 16, 1, 1), PromptTuning(length=2), layout=one)
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         for i in itertools.count(start + 3):

@@ -53,7 +53,7 @@ def _compiles_in_half_the_time():
 def test_loads_and_evaluates(shared_data, task, config):
     path = shared_data / "t5" / "pretrained_prompts" / "t5_1_1_lm100k_base" / f"{task}.npy"
     method = PromptTuning(100, initializer=FromFile(str(path)))
-    tuned = initialize(config, method, mesh=sharding.make_mesh(num_partitions=4))
+    tuned = initialize(config, method, layout=sharding.layout(num_partitions=4))
     np.testing.assert_array_equal(flatten(tuned.trained)[PROMPT_PATH], np.load(path))
     found = rank_labels(tuned, SET, batch_size=ROWS)
     assert np.isfinite(found.scores).all()

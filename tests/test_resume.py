@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import AxisType, Mesh
 
-from prompt_tuning import methods, preemption
+from prompt_tuning import methods, preemption, sharding
 from prompt_tuning.checkpoint import run
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.run import RunCheckpoints
@@ -38,14 +37,10 @@ PROMPT = methods.PromptTuning(length=4, initializer=methods.Uniform())
 STEPS = 7
 
 
-def mesh_of(devices: int) -> Mesh:
-    names, axes = ("data", "model"), (AxisType.Auto,) * 2
-    return Mesh(np.array(jax.devices()[:devices]).reshape(-1, 1), names, axis_types=axes)
-
-
 @functools.cache
 def initial(seed: int, method: methods.Method, devices: int) -> TunedModel:
-    return initialize(CONFIG, method, mesh=mesh_of(devices), seed=seed)
+    layout = sharding.layout(devices=jax.devices()[:devices])
+    return initialize(CONFIG, method, layout=layout, seed=seed)
 
 
 def model(seed: int = 0, method: methods.Method = PROMPT, devices: int = 1) -> TunedModel:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 from prompt_tuning import decoding, methods, sharding
 from prompt_tuning.checkpoint import backbone, trained
@@ -32,9 +31,7 @@ METHODS = {
     "model_tuning": methods.ModelTuning(),
 }
 # Two devices, for compiling for eight takes longer.
-MESH = Mesh(
-    np.array(jax.devices()[:2]).reshape(1, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2
-)
+LAYOUT = sharding.layout(2, devices=jax.devices()[:2])
 ROWS = np.random.default_rng(0).integers(2, 64, (4, 6))
 BATCH = {
     "encoder_input_tokens": np.where(np.arange(6) < 5, ROWS, 0),
@@ -46,13 +43,14 @@ BATCH = {
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
-    plain = initialize(CONFIG, methods.PromptTuning(1, initializer=Uniform()), mesh=MESH, seed=3)
+    method = methods.PromptTuning(1, initializer=Uniform())
+    plain = initialize(CONFIG, method, layout=LAYOUT, seed=3)
     backbone.save(path, flatten(plain.frozen), "float32")
     return str(path)
 
 
 def made(config: T5Config, method: Method, checkpoint: str) -> TunedModel:
-    return initialize(config, method, mesh=MESH, checkpoint=checkpoint, seed=1)
+    return initialize(config, method, layout=LAYOUT, checkpoint=checkpoint, seed=1)
 
 
 def loss_and_gradient(tuned: TunedModel, key: jax.Array | None = None):
@@ -60,8 +58,8 @@ def loss_and_gradient(tuned: TunedModel, key: jax.Array | None = None):
         params = tuned.split.merge(leaves, tuned.frozen)
         return loss_fn(tuned.model, Loss(), params, batch, key)[0]
 
-    with sharding.on(tuned.mesh):
-        batch = sharding.put_batch(BATCH, tuned.mesh)
+    with sharding.on(tuned.layout):
+        batch = sharding.put_batch(BATCH, tuned.layout)
         return jax.jit(jax.value_and_grad(objective))(tuned.trained)
 
 

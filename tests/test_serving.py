@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, Mesh
 
 import prompt_tuning
-from prompt_tuning import Model, Sampling, decoding, embedded, serving
+from prompt_tuning import Model, Sampling, decoding, embedded, serving, sharding
 from prompt_tuning.answers import Classification, Generation
 from prompt_tuning.bank import PromptBank
 from prompt_tuning.checkpoint import card, prompts
@@ -24,6 +23,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.params import flatten, unflatten
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.trainer import initialize
 
@@ -55,16 +55,15 @@ def text(length: int, seed: int) -> str:
 
 
 @functools.cache
-def backbone() -> tuple[dict, Mesh]:
-    grid = np.array(jax.devices()[:1]).reshape(1, 1)
-    mesh = Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    return initialize(CONFIG, PromptTuning(1), mesh=mesh, seed=3).frozen, mesh
+def backbone() -> tuple[dict, Layout]:
+    layout = sharding.layout(devices=jax.devices()[:1])
+    return initialize(CONFIG, PromptTuning(1), layout=layout, seed=3).frozen, layout
 
 
 def empty(length: int = 6, **options) -> Model:
-    params, mesh = backbone()
-    room = PromptBank.empty(D, mesh, capacity=8, length=length)
-    return Model(CONFIG, params, Numbers(), mesh, prompts=room, **{"batch_size": 8} | options)
+    params, layout = backbone()
+    room = PromptBank.empty(D, layout.mesh, capacity=8, length=length)
+    return Model(CONFIG, params, Numbers(), layout, prompts=room, **{"batch_size": 8} | options)
 
 
 @functools.cache
@@ -277,7 +276,7 @@ def test_a_thousand_tasks_on_the_embedded_backbone(tmp_path):
     assert len({answer.probabilities["positive"] for answer in found}) == 16
     alone = PromptTuning(5)
     params = initialize(
-        model.config, alone, mesh=backbone()[1], checkpoint=embedded.backbone()
+        model.config, alone, layout=backbone()[1], checkpoint=embedded.backbone()
     ).frozen
     vocabulary = serving.read_vocabulary(embedded.vocabulary())
     targets = np.array([[*vocabulary.encode(word), 1] for word in ("negative", "positive")])

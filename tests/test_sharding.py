@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 from prompt_tuning import sharding
 from prompt_tuning.loss import Loss
@@ -14,23 +14,19 @@ from prompt_tuning.methods import ModelTuning, PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.optim import adafactor, only_trained
 from prompt_tuning.params import ParamSplit, flatten, unflatten
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.t5.network import init_shapes
 from prompt_tuning.train_step import TrainState, make_train_step
 
-CONFIG = T5Config(64, 16, 4, 8, 32, 1, 1)
+CONFIG = T5Config(64, 16, 8, 4, 32, 1, 1)
 METHOD = PromptTuning(length=3)
 SPLIT = ParamSplit.of(CONFIG, METHOD)
 EMBEDDING = "token_embedder/embedding"
 
 
-def one_device_mesh() -> Mesh:
-    axes = (AxisType.Auto,) * 2
-    return jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=axes)
-
-
 def random_leaves() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng([0, 5])
     sizes = {path: leaf.shape[0] ** -0.5 for path, leaf in SPLIT.shapes.items()} | {EMBEDDING: 1}
     return {
         path: rng.normal(0, sizes[path], leaf.shape).astype(np.float32)
@@ -39,7 +35,7 @@ def random_leaves() -> dict[str, np.ndarray]:
 
 
 def random_batch() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng([1, 5])
     inputs = rng.integers(3, CONFIG.vocab_size, (8, 10), np.int32)
     inputs[::3, 6:] = 0
     targets = rng.integers(3, CONFIG.vocab_size, (8, 4), np.int32)
@@ -52,21 +48,21 @@ def random_batch() -> dict[str, np.ndarray]:
     }
 
 
-def placed_leaves(mesh: Mesh, method=METHOD) -> dict[str, jax.Array]:
-    shardings = flatten(sharding.shardings_of(init_shapes(CONFIG, method), mesh))
+def placed_leaves(layout: Layout, method=METHOD) -> dict[str, jax.Array]:
+    shardings = flatten(sharding.shardings_of(init_shapes(CONFIG, method), layout))
     leaves = random_leaves()
     return {path: jax.device_put(leaves[path], shardings[path]) for path in shardings}
 
 
-def one_step(mesh: Mesh) -> dict[str, np.ndarray]:
+def one_step(layout: Layout) -> dict[str, np.ndarray]:
     """Loss, prompt gradient and prompt after a train step."""
     # A trace that forgets at once keeps the gradient in the optimizer's state, for us to read.
     optimizer = only_trained(optax.chain(optax.trace(decay=0.0), adafactor()), SPLIT)
-    trained, frozen = SPLIT.split(unflatten(placed_leaves(mesh)))
-    with sharding.on(mesh):
+    trained, frozen = SPLIT.split(unflatten(placed_leaves(layout)))
+    with sharding.on(layout):
         step = jax.jit(make_train_step(T5(CONFIG, METHOD), SPLIT, optimizer, Loss()))
         state = TrainState.create(trained, optimizer)
-        state, metrics = step(state, frozen, sharding.put_batch(random_batch(), mesh), None)
+        state, metrics = step(state, frozen, sharding.put_batch(random_batch(), layout), None)
     gradient = optax.tree.get(state.opt_state, "trace")
     return {
         "loss": metrics["loss"],
@@ -77,7 +73,7 @@ def one_step(mesh: Mesh) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def on_one_device() -> dict[str, np.ndarray]:
-    return one_step(one_device_mesh())
+    return one_step(sharding.layout(devices=jax.devices()[:1]))
 
 
 def test_one_step_has_something_to_compare(on_one_device):
@@ -86,12 +82,43 @@ def test_one_step_has_something_to_compare(on_one_device):
     np.testing.assert_allclose(np.abs(change), 0.3, atol=1e-3)
 
 
-@pytest.mark.parametrize("num_partitions", [1, 2, 4])
-def test_a_mesh_computes_what_one_device_computes(on_one_device, num_partitions):
-    mesh = sharding.make_mesh(num_partitions)
-    assert dict(mesh.shape) == {"data": 8 // num_partitions, "model": num_partitions}
-    for name, value in one_step(mesh).items():
+MESHES = (
+    {"data": 8},
+    {"data": 4, "model": 2},
+    {"data": 2, "model": 4},
+    {"model": 8},
+    {"fsdp": 8},
+    {"data": 2, "fsdp": 2, "model": 2},
+)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_mesh_computes_what_one_device_computes(on_one_device, mesh):
+    for name, value in one_step(sharding.layout(mesh=mesh)).items():
         np.testing.assert_allclose(value, on_one_device[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({}, {"data": 8, "model": 1}),
+        ({"num_partitions": 4}, {"data": 2, "model": 4}),
+        ({"model_parallel_submesh": (2, 1, 1, 2)}, {"data": 2, "model": 4}),
+        ({"mesh": {"fsdp": 4, "model": 2}}, {"data": 1, "model": 2, "fsdp": 4}),
+    ],
+)
+def test_ways_to_say_a_mesh(settings, sizes):
+    assert dict(sharding.layout(**settings).mesh.shape) == sizes
+
+
+def test_rules_are_replaced_and_added():
+    rules = (("vocab", None), ("joined_kv", ["data", "model"]), ("experts", "data"))
+    layout = sharding.layout(4, axis_rules=rules)
+    assert layout.spec("vocab", "joined_kv") == P(None, ("data", "model"))
+    assert layout.spec("experts") == P("data")
+    assert layout.spec("batch", "mlp") == P("data", "model")  # T5X's, as before
+    leaf = placed_leaves(layout)["encoder/layers_0/attention/query/kernel"]
+    assert {shard.data.shape for shard in leaf.addressable_shards} == {(16, 4)}
 
 
 # Leaf to the side that is divided over the model axis.
@@ -111,57 +138,83 @@ DIVIDED = {
 @pytest.mark.parametrize("num_partitions", [2, 4])
 @pytest.mark.parametrize("path", DIVIDED)
 def test_parameters_are_divided_over_the_model_axis(path, num_partitions):
-    leaf = placed_leaves(sharding.make_mesh(num_partitions))[path]
+    leaf = placed_leaves(sharding.layout(num_partitions))[path]
     expected = list(leaf.shape)
     if DIVIDED[path] is not None:
         expected[DIVIDED[path]] //= num_partitions
     assert {shard.data.shape for shard in leaf.addressable_shards} == {tuple(expected)}
 
 
-@pytest.mark.parametrize("num_partitions", [1, 2, 4, 8])
-def test_batches_are_divided_over_the_data_axis(num_partitions):
-    batch = random_batch()
-    placed = sharding.put_batch(batch, sharding.make_mesh(num_partitions))
-    for name, rows in placed.items():
+@pytest.mark.parametrize(("num_partitions", "path"), [(2, "encoder/layers_0/mlp/wi_0/kernel")])
+def test_fsdp_divides_the_other_side_too(num_partitions, path):
+    layout = sharding.layout(mesh={"fsdp": 4, "model": num_partitions})
+    leaves = placed_leaves(layout)
+    assert leaves[path].sharding.spec == P("fsdp", "model")
+    assert leaves[PROMPT_PATH].is_fully_replicated
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_rows_are_divided_over_data_and_fsdp(mesh):
+    batch, layout = random_batch(), sharding.layout(mesh=mesh)
+    parts = 8 // mesh.get("model", 1)
+    assert layout.row_shards == parts
+    for name, rows in sharding.put_batch(batch, layout).items():
         np.testing.assert_array_equal(rows, batch[name])
         shapes = {shard.data.shape for shard in rows.addressable_shards}
-        assert shapes == {(num_partitions, batch[name].shape[1])}
+        assert shapes == {(8 // parts, batch[name].shape[1])}
 
 
 def test_optimizer_state_lies_as_its_leaf_does():
     """With nothing frozen: second moments as their leaves, the rest replicated."""
-    mesh = sharding.make_mesh(4)
-    trained = unflatten(placed_leaves(mesh, ModelTuning()))
+    layout = sharding.layout(4)
+    trained = unflatten(placed_leaves(layout, ModelTuning()))
     shapes = jax.eval_shape(adafactor().init, trained)
-    layout = sharding.like_trained(shapes, trained, mesh)
-    moments, unused = (flatten(optax.tree.get(layout, slot)) for slot in ("v", "v_row"))
+    slots = sharding.like_trained(shapes, trained, layout)
+    moments, unused = (flatten(optax.tree.get(slots, slot)) for slot in ("v", "v_row"))
     for path, leaf in flatten(trained).items():
         assert moments[path] == leaf.sharding, path
         assert unused[path].is_fully_replicated, path
     assert all(
-        count.is_fully_replicated for _, count in optax.tree.get_all_with_path(layout, "count")
+        count.is_fully_replicated for _, count in optax.tree.get_all_with_path(slots, "count")
     )
 
 
 def test_logical_axis_without_a_rule():
     boxed = {"kernel": nn.LogicallyPartitioned(jnp.zeros((2, 2)), ("embed", "experts"))}
     with pytest.raises(ValueError, match=r"without a rule.*\['experts'\]"):
-        sharding.shardings_of(boxed, sharding.make_mesh())
+        sharding.shardings_of(boxed, sharding.layout())
 
 
-@pytest.mark.parametrize("num_partitions", [-1, 0, 3, 16])
-def test_partitions_that_do_not_divide_the_devices(num_partitions):
-    with pytest.raises(ValueError, match=f"NUM_PARTITIONS = {num_partitions}: .*devices, 8"):
-        sharding.make_mesh(num_partitions)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *[({"num_partitions": n}, f"NUM_PARTITIONS = {n}: .*devices, 8") for n in (-1, 0, 3, 16)],
+        ({"model_parallel_submesh": (3, 1)}, r"MODEL_PARALLEL_SUBMESH = \(3, 1\): .*devices, 8"),
+        ({"mesh": {"data": 3}}, r"MESH = {'data': 3}: .*devices, 8"),
+        ({"mesh": {"data": -8, "model": -1}}, "MESH = .*devices, 8"),
+        ({"mesh": {"data": 8}, "num_partitions": 2}, "NUM_PARTITIONS = 2, MESH = .*one of them"),
+        ({"axis_rules": (("mlp", "fsdp"),)}, "AXIS_RULES: 'mlp' .* fsdp; the mesh has data, model"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.layout(**settings)
+
+
+def test_a_leaf_that_the_mesh_does_not_divide():
+    six_heads = T5Config(64, 16, 6, 8, 32, 1, 1)
+    message = "decoder/relpos_bias/rel_embedding .*: 4 devices for 6; choose another NUM_PARTITIONS"
+    with pytest.raises(ValueError, match=message):
+        sharding.shardings_of(init_shapes(six_heads, METHOD), sharding.layout(4))
 
 
 @pytest.mark.parametrize(("batch_size", "num_partitions"), [(12, 1), (6, 2), (0, 4), (-4, 4)])
 def test_batch_that_does_not_divide(batch_size, num_partitions):
-    mesh = sharding.make_mesh(num_partitions)
+    layout = sharding.layout(num_partitions)
     with pytest.raises(ValueError, match=f"BATCH_SIZE = {batch_size}: .*{8 // num_partitions} dev"):
-        sharding.check_batch_size(batch_size, mesh)
+        sharding.check_batch_size(batch_size, layout)
 
 
 @pytest.mark.parametrize(("batch_size", "num_partitions"), [(8, 1), (12, 2), (2, 4), (1, 8)])
 def test_batch_that_divides(batch_size, num_partitions):
-    sharding.check_batch_size(batch_size, sharding.make_mesh(num_partitions))
+    sharding.check_batch_size(batch_size, sharding.layout(num_partitions))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from prompt_tuning import cli
+from prompt_tuning import cli, sharding
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.data import benchmarks, tasks
 from prompt_tuning.data.benchmark_metrics import SUPER_GLUE
@@ -76,6 +76,7 @@ def run(folder: Path, runs: Runs, **settings) -> dict:
         score=mean,
         config=preset("nano"),
         method=PromptTuning(4),
+        layout=sharding.layout(),
         **settings,
     )
 
@@ -128,6 +129,7 @@ def test_no_score_where_a_task_is_missing(tmp_path):
         score=benchmarks.scores,
         config=preset("nano"),
         method=PromptTuning(4),
+        layout=sharding.layout(),
     )
     assert summary["scores"] == {"majority": {}, "frozen": {}, "trained": {}}
 

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import seqio
-from jax.sharding import AxisType, Mesh
 
 from prompt_tuning import __version__, embedded, methods, report, sharding
 from prompt_tuning.checkpoint import card, fingerprint
@@ -23,9 +22,12 @@ from prompt_tuning.runs import validation
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
 from prompt_tuning.runs.validation import Validation, read_metrics
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import preset
 
 CONFIG = preset("demo")
+pytestmark = pytest.mark.usefixtures("compiles_quickly")
+
 PROMPT = methods.PromptTuning(length=4)
 T5X_METRICS = {
     "step",
@@ -36,6 +38,7 @@ T5X_METRICS = {
     "accuracy",
     "learning_rate",
     "timing/seconds",
+    "timing/compilations",
     "timing/steps_per_second",
     "timing/seqs_per_second",
     "timing/target_tokens_per_second",
@@ -44,16 +47,9 @@ T5X_METRICS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """One device, for eight would hold eight copies, and compiling that takes half as long."""
-    devices, axes = np.array(jax.devices()[:1]).reshape(1, 1), (AxisType.Auto,) * 2
-    mesh = Mesh(devices, ("data", "model"), axis_types=axes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda num_partitions: mesh)
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+def one_device() -> Layout:
+    """Eight would hold eight copies."""
+    return sharding.layout(devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +70,7 @@ def run(data: TaskData, model_dir: Path, steps: int, method=PROMPT, **settings) 
         model_dir=str(model_dir),
         config=dataclasses.replace(CONFIG, dropout_rate=0.1),
         method=method,
+        layout=one_device(),
         data=data,
         initial_checkpoint=embedded.backbone(),
         total_steps=steps,
@@ -242,6 +239,7 @@ def measured(data: TaskData, folder: Path, method: methods.Method, **settings) -
         output_dir=str(folder),
         config=CONFIG,
         method=method,
+        layout=one_device(),
         data=dataclasses.replace(data, batch_size=64),
         initial_checkpoint=embedded.backbone(),
         **settings,

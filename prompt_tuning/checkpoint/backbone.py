@@ -1,7 +1,8 @@
 """Backbone weights by path: T5X's, Hugging Face's, or our own single `.safetensors` file."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +13,42 @@ from prompt_tuning.checkpoint import huggingface, t5x, t5x_orbax, tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import Shape, check_fits
 from prompt_tuning.checkpoint.tensors import Array, Stored
+from prompt_tuning.sharding import place
 
 SCHEMES = ("gs", "s3")
 
 
-def load(path: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def load(
+    path: epath.PathLike,
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    finish: Callable[[str, jax.Array], Any] | None = None,
+) -> dict[str, Any]:
     """Reads exactly the backbone's leaves, each straight onto its sharding.
 
     Args:
       path: a T5X checkpoint, native or Orbax's (local or `gs://`), a `.safetensors` file of `save`,
         or what transformers saves: the folder, its index or one `.safetensors` file.
       wanted: path to shape, dtype (to cast to) and sharding.
+      finish: path and leaf to what is kept of it, before the next leaf is read.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or leaves are missing, extra or mis-shaped;
         an original prompt-tuning checkpoint may have its prompt beside the backbone.
     """
-    path = _place(path)
-    if not _in_safetensors(path):
-        checkpoint = open_t5x(path)
-        _check_fits_t5x(checkpoint, _shapes(wanted))
-        return t5x.read_leaves(checkpoint, wanted)
-    return _onto_devices(open_leaves(path, _shapes(wanted)), wanted)
+    read = _reader(_place(path), _shapes(wanted))
+    if finish is None:
+        return read(wanted)
+    return {name: finish(name, read({name: leaf})[name]) for name, leaf in wanted.items()}
+
+
+def _reader(
+    path: epath.Path, shapes: Mapping[str, Shape]
+) -> Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]:
+    if _in_safetensors(path):
+        return functools.partial(_onto_devices, open_leaves(path, shapes))
+    checkpoint = open_t5x(path)
+    _check_fits_t5x(checkpoint, shapes)
+    return functools.partial(t5x.read_leaves, checkpoint)
 
 
 def open_leaves(path: epath.PathLike, shapes: Mapping[str, Shape]) -> dict[str, Stored]:
@@ -144,7 +159,7 @@ def _onto_devices(
     leaves: Mapping[str, Stored], wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
     return {
-        name: jax.device_put(np.asarray(leaves[name]).astype(leaf.dtype, copy=False), leaf.sharding)
+        name: place(np.asarray(leaves[name]).astype(leaf.dtype, copy=False), leaf.sharding)
         for name, leaf in wanted.items()
     }
 

@@ -6,12 +6,19 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from prompt_tuning import distributed
 from prompt_tuning.checkpoint.errors import CheckpointError
 
 
 @contextlib.contextmanager
-def renamed_when_done(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields a temporary path beside `path`; on success it takes `path`'s place."""
+def renamed_when_done(path: epath.PathLike, everywhere: bool = False) -> Iterator[epath.Path]:
+    """Yields a temporary path beside `path`; on success it takes `path`'s place.
+
+    Of several processes the first alone writes, unless `everywhere`: the others write to nowhere.
+    """
+    if not (everywhere or distributed.is_main()):
+        yield epath.Path(os.devnull)
+        return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array, lax
 
-from prompt_tuning import scanned
+from prompt_tuning import distributed, scanned
+from prompt_tuning.t5 import int8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +32,18 @@ class Identity:
     leaves: Mapping[str, str]
 
 
-def identity(path: object, params: Mapping[str, Any]) -> Identity:
+def identity(
+    path: object, params: Mapping[str, Any], sums: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> Identity:
     """The identity of the backbone's leaves (see `of`) that were read from a path."""
     leaves: dict[str, list[tuple[int, ...]]] = {}
     for name, leaf in flatten_dict(params, sep="/").items():
         leaves.setdefault(re.sub(r"_\d+", "_*", name), []).append(leaf.shape)
     shown = {name: f"{len(shapes)} x {shapes[0]}" for name, shapes in leaves.items()}
-    return Identity(str(path or ""), of(params), shown)
+    return Identity(str(path or ""), of(params, sums), shown)
 
 
-def of(params: Mapping[str, Any]) -> str:
+def of(params: Mapping[str, Any], sums: Mapping[str, np.ndarray] = MappingProxyType({})) -> str:
     """16 hexadecimal digits from the path, shape and values of each leaf.
 
     Values are rounded to bfloat16 first: weights in float32 and their bfloat16 copy are one
@@ -47,20 +51,30 @@ def of(params: Mapping[str, Any]) -> str:
     devices agree. Leaves stay where they are; nothing but a number of each comes to the host.
 
     Args:
-      params: the backbone's leaves, nested or by path; floating-point arrays of JAX or NumPy.
+      params: the backbone's leaves, nested or by path; floating-point arrays of JAX or NumPy, or
+        in int8.
+      sums: `sum_of` leaves as they were before they became int8, by their paths in files.
     """
-    parts, sums = [], []
-    for path, leaf in flatten_dict(params, sep="/").items():
+    parts, found = [], []
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):  # alike on all processes
         names = _names(path, leaf)
         one = names == [path]
         parts.append((names, leaf.shape if one else leaf.shape[1:]))
-        sums.append(_sum(leaf) if one else _sums(leaf))
+        if all(name in sums for name in names):
+            found.append(np.stack([sums[name] for name in names]))
+        else:
+            found.append((_sum if one else _sums)(int8.dequantize(leaf)))
     lines = (
         f"{name} {shape} {value:08x}"
-        for (names, shape), found in zip(parts, jax.device_get(sums), strict=True)
-        for name, value in zip(names, np.atleast_1d(found), strict=True)
+        for (names, shape), values in zip(parts, found, strict=True)
+        for name, value in zip(names, np.atleast_1d(distributed.to_host(values)), strict=True)
     )
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def sum_of(leaf: Array) -> np.ndarray:
+    """What the fingerprint is made of, for a leaf as it is in files: a uint32."""
+    return distributed.to_host(_sum(leaf))
 
 
 def _names(path: str, leaf: Array) -> list[str]:

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from etils import epath
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from prompt_tuning import distributed
 from prompt_tuning.checkpoint import manifest
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fingerprint import Identity
@@ -81,9 +81,10 @@ class RunCheckpoints:
         folder = self._folder(step)
         # A bucket has no renaming of folders; there the manifest alone says what is complete.
         staging = folder if "://" in str(folder) else folder.with_name(f"{folder.name}.tmp")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.directory.glob(f"{folder.name}.tmp*"):
-            unfinished.rmtree()
+        if distributed.is_main():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.directory.glob(f"{folder.name}.tmp*"):
+                unfinished.rmtree()
         with _lean():
             writing = ocp.save_async(staging, {_NAME: state}, overwrite=True)
         backbone = None if self.backbone is None else dataclasses.asdict(self.backbone)
@@ -95,7 +96,7 @@ class RunCheckpoints:
         self, writing: Any, staging: epath.Path, content: dict[str, Any], also: set[int]
     ) -> None:
         writing.result()
-        if jax.process_index():
+        if not distributed.is_main():
             return
         manifest.write(staging, content)
         folder = self._folder(content["step"])
@@ -147,8 +148,7 @@ class RunCheckpoints:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("checkpoint")
+            distributed.barrier("checkpoint")
 
     def close(self) -> None:
         """Waits for saves under way and closes."""

@@ -31,7 +31,7 @@ def with_trained(
         names another backbone.
     """
     if not allow_other_backbone:
-        card.check(path, lambda: fingerprint.of(tuned.backbone))
+        card.check(path, lambda: fingerprint.of(tuned.backbone, tuned.sums))
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in flatten(tuned.trained).items()

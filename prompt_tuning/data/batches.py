@@ -5,18 +5,16 @@ import difflib
 import functools
 import importlib
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from prompt_tuning.data.benchmarks import hidden_splits
 from prompt_tuning.data.bucketing import bucketed, constant_tokens, default_bounds, pad
 from prompt_tuning.data.memory_source import MemorySource
 from prompt_tuning.data.metrics import MetricFn
-from prompt_tuning.data.packing import Example, Rows, pack, packed
+from prompt_tuning.data.packing import Example, pack, packed
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.records import BadRows
 from prompt_tuning.data.tasks import RowSource, decode, labels_of, text_of
@@ -123,27 +121,26 @@ class TaskData:
     def train_batches(
         self, start: int, positions: int | None = 0, multiple: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the shuffled, endless "train" batches, from batch `start` on.
+        """The shuffled, endless "train" batches, from batch `start` on.
 
-        A batch is the same for any number of processes, of which each takes its part of the rows in
-        turn; every process reads all examples. The order depends on the seed alone, if the task's
-        source keeps to it. Of tasks registered elsewhere, targets that are too long are cut.
+        They are the same on every process; each device is given its rows of them. The order depends
+        on the seed alone, if the task's source keeps to it. Of tasks registered elsewhere, targets
+        that are too long are cut.
 
         Args:
           start: the first batch.
           positions: places that the method takes in front of each packed example; None if it
             cannot be packed.
-          multiple: of which the rows of a batch must be one, the size of the mesh's data axis.
+          multiple: of which the rows of a batch must be one.
 
         Returns:
           Batches {encoder_input_tokens: [B, T], decoder_target_tokens, decoder_input_tokens,
           decoder_loss_weights: [B, L]} int32, packed ones with segments and positions, others of a
-          mixture that fits in memory with tasks [B]; B is the share of one process, T a bucket's
-          bound or the full length (plus `positions`).
+          mixture that fits in memory with tasks [B]; T is a bucket's bound or the full
+          length (plus `positions`).
 
         Raises:
-          UserError: if the task has no such split or it is empty, a target is too long, or the
-            batch does not divide over the processes.
+          UserError: if the task has no such split or it is empty, or a target is too long.
         """
         for task in self._tasks("train"):
             if isinstance(task.source, RowSource):
@@ -151,10 +148,6 @@ class TaskData:
                 self._check_targets(task, targets)
             elif isinstance(task.source, MemorySource):
                 task.source.size("train")  # mistakes in it show before a model is loaded
-        if self.batch_size % jax.process_count():
-            raise UserError(
-                f"BATCH_SIZE = {self.batch_size}: must divide over {jax.process_count()} processes"
-            )
         if self.batching == "packed":
             return self._packed(start, positions)
         sizes = self._bucket_sizes(multiple)
@@ -162,7 +155,7 @@ class TaskData:
             batches = bucketed(self._stream(start * self.batch_size), sizes)
         else:
             batches = itertools.islice(bucketed(self._stream(), sizes), start, None)
-        return (pad(_share(rows), bound, self.lengths["targets"]) for bound, rows in batches)
+        return (pad(rows, bound, self.lengths["targets"]) for bound, rows in batches)
 
     def _packed(self, start: int, positions: int | None) -> Iterator[dict[str, np.ndarray]]:
         if positions is None:
@@ -177,7 +170,7 @@ class TaskData:
         lengths = {"input_length": row["inputs"], "target_length": row["targets"]}
         batches = packed(self._stream(), self.batch_size, prompt_length=positions, **lengths)
         return (
-            pack(_share(rows), prompt_length=positions, **lengths)
+            pack(rows, prompt_length=positions, **lengths)
             for rows in itertools.islice(batches, start, None)
         )
 
@@ -189,9 +182,7 @@ class TaskData:
         bounds = tuple(self.bucket_bounds) or default_bounds(full)
         if self.tokens_per_batch is None:
             return dict.fromkeys(bounds, self.batch_size)
-        return constant_tokens(
-            bounds, self.tokens_per_batch, math.lcm(multiple, jax.process_count())
-        )
+        return constant_tokens(bounds, self.tokens_per_batch, multiple)
 
     def _stream(self, first: int = 0) -> Iterator[Example]:
         """Shuffled, endless training examples of all processes, from the `first` on."""
@@ -333,12 +324,6 @@ def _check_name(task: str) -> None:
 
 def _empty(task: str, split: str) -> UserError:
     return UserError(f"{task}: the split {split!r} is empty")
-
-
-def _share(rows: Rows) -> Rows:
-    """This process's part of a batch; the parts in the order of the processes are the batch."""
-    size = len(rows) // jax.process_count()
-    return rows[jax.process_index() * size :][:size]
 
 
 def _pad(ids: Sequence[Sequence[int]], length: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     np.savez(buffer, allow_pickle=False, **arrays)
     content = buffer.getvalue()
     try:
-        with renamed_when_done(path) as temporary:
+        with renamed_when_done(path, everywhere=True) as temporary:
             temporary.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError as error:
         logging.warning("CACHE_DIR: %s cannot be written (%s): nothing is cached", path, error)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax import Array
@@ -15,13 +16,13 @@ class Backbone:
     """What a method may look at when it initialises.
 
     Attributes:
-      embedding: [V, D] token embeddings, perhaps sharded: take rows, not the whole.
+      embedding: [V, D] token embeddings, perhaps sharded or in int8: take rows, not the whole.
       encode: text to token ids, without an end token; None where there is no vocabulary.
       labels: the task's label words, if it has any.
       fingerprint: of its values (`checkpoint.fingerprint`); None where it is not known.
     """
 
-    embedding: np.ndarray | Array
+    embedding: Any
     encode: Callable[[str], list[int]] | None = None
     labels: tuple[str, ...] = ()
     fingerprint: Callable[[], str] | None = None

@@ -1,7 +1,9 @@
 """Checks of the settings that several methods have."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.sites import Place
@@ -37,6 +39,15 @@ def layers(setting: str, chosen: Sequence[int] | None, count: int, config: T5Con
         )
     if chosen is not None and (not chosen or not all(0 <= layer < count for layer in chosen)):
         raise ValueError(f"{setting} = {tuple(chosen)}: the layers are 0 to {count - 1}")
+
+
+def floats(leaves: Mapping[str, Any]) -> None:
+    """Raises ValueError if a leaf that is to be merged into is in int8."""
+    if any(np.asarray(leaf).dtype == object for leaf in leaves.values()):
+        raise ValueError(
+            "BACKBONE_DTYPE = 'int8': nothing merges into rounded weights; load the backbone in "
+            "'float32'"
+        )
 
 
 def deepest(config: T5Config) -> int:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import numpy as np
 from jax import Array
 
+from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
 from prompt_tuning.t5.layers import partitioned_param
 from prompt_tuning.t5.sites import Place
@@ -28,6 +29,7 @@ class IA3(Method):
         return call(x)
 
     def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        choices.floats(leaves)
         kept = {path: leaf for path, leaf in leaves.items() if "/ia3_" not in path}
         for path, scale in leaves.items():
             if "/ia3_" in path:

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
+from prompt_tuning import distributed
 from prompt_tuning.methods.base import Backbone
+from prompt_tuning.t5 import int8
 
 SPECIAL_IDS = 3  # padding, end of sequence, unknown: no words to start from
 
@@ -113,7 +115,8 @@ class FromFile:
 
 
 def _rows(backbone: Backbone, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.asarray(backbone.embedding[np.asarray(ids, int)], np.float32)
+    rows = int8.rows(backbone.embedding, np.asarray(ids, int))
+    return distributed.to_host(rows).astype(np.float32)
 
 
 def _ids(backbone: Backbone, text: str, what: str) -> list[int]:

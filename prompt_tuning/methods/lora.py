@@ -48,6 +48,7 @@ class LoRA(Method):
         return y + update * (self.alpha / self.rank)
 
     def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        choices.floats(leaves)
         kept = {path: leaf for path, leaf in leaves.items() if "/lora_" not in path}
         for path, a in leaves.items():
             if "/lora_" in path and path.endswith("/a"):

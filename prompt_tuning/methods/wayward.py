@@ -8,6 +8,7 @@ from jax import Array
 
 from prompt_tuning.methods.initializers import Text
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning
+from prompt_tuning.t5 import int8
 from prompt_tuning.t5.network import EMBEDDING
 
 
@@ -46,6 +47,6 @@ class Wayward(PromptTuning):
     def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
         if not self.token_ids:
             return 0.0
-        target = jnp.take(leaves[EMBEDDING], jnp.asarray(self.token_ids), axis=0)
+        target = int8.rows(leaves[EMBEDDING], jnp.asarray(self.token_ids))
         distance = leaves[PROMPT_PATH][: len(self.token_ids)] - target
         return self.weight * jnp.mean(jnp.sum(jnp.square(distance), axis=-1))

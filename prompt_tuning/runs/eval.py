@@ -17,6 +17,7 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, model, predictions
 from prompt_tuning.runs.data import Data
 from prompt_tuning.runs.validation import Metrics
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.trainer import TunedModel
 
@@ -26,13 +27,13 @@ def evaluate(
     output_dir: str,
     config: T5Config,
     method: Method,
+    layout: Layout,
     data: Data,
     initial_checkpoint: str,
     trained_file: str = "",
     allow_other_backbone: bool = False,
     split: str = "test",
     eval_methods: Sequence[str] = ("rank",),
-    num_partitions: int = 1,
     seed: int = 0,
     on_start: Callable[[epath.Path], None] = lambda folder: None,
     dry_run: bool = False,
@@ -45,7 +46,7 @@ def evaluate(
 
     Args:
       output_dir: where to write.
-      config, method, data, initial_checkpoint, eval_methods, num_partitions, seed: see
+      config, method, data, initial_checkpoint, eval_methods, layout, seed: see
         `runs.train.train`.
       trained_file: a run's `trained_best.safetensors`; "" where the prompt file is enough.
       allow_other_backbone: take a `trained_file` whose card names another backbone.
@@ -56,12 +57,11 @@ def evaluate(
     Returns:
       The metrics by task, named METHOD/METRIC.
     """
-    mesh = sharding.make_mesh(num_partitions)
     if dry_run:
-        print(report.plan(config, method, mesh))
+        print(report.plan(config, method, layout))
         return {}
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
-    sharding.check_batch_size(data.batch_size, mesh)
+    sharding.check_batch_size(data.batch_size, layout)
     checks.split(split, data.splits)
     sets = data.eval_sets(split)
     checks.eval_methods(eval_methods, sets, "EVAL_METHODS")
@@ -69,7 +69,7 @@ def evaluate(
         config,
         method,
         data,
-        mesh,
+        layout,
         checkpoint=initial_checkpoint,
         seed=seed,
         trained_file=trained_file,

@@ -14,6 +14,7 @@ from prompt_tuning.evaluate import METHODS, EvalSet, methods_for
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, infer_tasks, model, predictions, resumable
 from prompt_tuning.runs.data import Data
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
 BATCHES = 16  # computed before their lines are written
@@ -24,13 +25,13 @@ def infer(
     output_dir: str,
     config: T5Config,
     method: Method,
+    layout: Layout,
     data: Data | TaskRows,
     initial_checkpoint: str,
     trained_file: str = "",
     allow_other_backbone: bool = False,
     split: str = "test",
     mode: str = "generate",
-    num_partitions: int = 1,
     seed: int = 0,
     on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
@@ -42,7 +43,7 @@ def infer(
 
     Args:
       output_dir: where to write, on a local disk.
-      config, method, data, initial_checkpoint, num_partitions, seed: see `runs.train.train`.
+      config, method, data, initial_checkpoint, layout, seed: see `runs.train.train`.
       trained_file, allow_other_backbone, split: see `runs.eval.evaluate`.
       mode: of `evaluate.METHODS`, or "auto".
       on_start: called with the folder before anything is written.
@@ -51,14 +52,13 @@ def infer(
     Returns:
       The file written.
     """
-    mesh = sharding.make_mesh(num_partitions)
     if dry_run:
-        print(report.plan(config, method, mesh))
+        print(report.plan(config, method, layout))
         return None
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
     if "://" in str(folder):
         raise UserError(f"INFER_OUTPUT_DIR = {output_dir!r}: must be on a local disk")
-    sharding.check_batch_size(data.batch_size, mesh)
+    sharding.check_batch_size(data.batch_size, layout)
     if isinstance(data, TaskRows):
         return infer_tasks.infer(
             data,
@@ -67,7 +67,7 @@ def infer(
             initial_checkpoint=initial_checkpoint,
             allow_other_backbone=allow_other_backbone,
             mode=mode,
-            num_partitions=num_partitions,
+            layout=layout,
             on_start=on_start,
         )
     texts = data.eval_set(split)
@@ -77,7 +77,7 @@ def infer(
         config,
         method,
         data,
-        mesh,
+        layout,
         checkpoint=initial_checkpoint,
         seed=seed,
         trained_file=trained_file,

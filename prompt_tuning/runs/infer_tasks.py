@@ -12,6 +12,7 @@ from prompt_tuning.data.task_rows import TaskRows
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import AUTO
 from prompt_tuning.runs import resumable
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
 MODES = ("rank", "generate", AUTO)
@@ -23,10 +24,10 @@ def infer(
     folder: epath.Path,
     *,
     config: T5Config,
+    layout: Layout,
     initial_checkpoint: str,
     allow_other_backbone: bool,
     mode: str,
-    num_partitions: int,
     on_start: Callable[[epath.Path], str | None],
 ) -> epath.Path:
     """Writes `tasks-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "task", "prediction"} a
@@ -35,7 +36,7 @@ def infer(
     Args:
       data: the rows and their prompts.
       folder: where to write.
-      config, initial_checkpoint, num_partitions: of the backbone.
+      config, initial_checkpoint, layout: of the backbone.
       allow_other_backbone: take prompts whose card names another one.
       mode: "rank", "generate", or "auto": a label for tasks that have some, text for the others.
       on_start: called with the folder before anything is written.
@@ -52,7 +53,7 @@ def infer(
         config,
         initial_checkpoint,
         data.vocabulary,
-        num_partitions=num_partitions,
+        layout=layout,
         batch_size=data.batch_size,
         input_length=data.input_length,
         allow_other_backbone=allow_other_backbone,

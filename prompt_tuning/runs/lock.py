@@ -6,9 +6,9 @@ import os
 import warnings
 from collections.abc import Iterator
 
-import jax
 from etils import epath
 
+from prompt_tuning import distributed
 from prompt_tuning.errors import UserError
 
 NAME = "lock"
@@ -19,12 +19,22 @@ def only_run(folder: epath.Path) -> Iterator[None]:
     """Keeps other processes out of a run's folder, which it makes if need be.
 
     The system frees the lock when the process ends, however that comes about. Folders in a bucket
-    are not locked.
+    are not locked. Of the several processes of a run the first holds the lock.
 
     Raises:
-      UserError: if another process holds the folder.
+      UserError: if another run's process holds the folder, or this one does not see the folder of
+        the first.
     """
-    if "://" in str(folder) or jax.process_index():
+    if "://" in str(folder):
+        yield
+        return
+    if not distributed.is_main():
+        distributed.barrier(NAME)
+        if not (folder / NAME).exists():
+            raise UserError(
+                f"MODEL_DIR = {str(folder)!r}: is not the folder that process 0 has; name one on a "
+                "file system that all processes share"
+            )
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,4 +55,5 @@ def only_run(folder: epath.Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
+        distributed.barrier(NAME)
         yield

@@ -1,10 +1,9 @@
 """The model that a command works on: backbone, method, and perhaps what a run trained."""
 
-from jax.sharding import Mesh
-
 from prompt_tuning.checkpoint.trained import with_trained
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs.data import Data
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.trainer import TunedModel, initialize
 
@@ -13,7 +12,7 @@ def load(
     config: T5Config,
     method: Method,
     data: Data,
-    mesh: Mesh,
+    layout: Layout,
     *,
     checkpoint: str,
     seed: int,
@@ -27,7 +26,7 @@ def load(
     tuned = initialize(
         config,
         method.for_task(data.encode, data.labels, data.tasks),
-        mesh=mesh,
+        layout=layout,
         seed=seed,
         checkpoint=checkpoint,
         encode=data.encode,

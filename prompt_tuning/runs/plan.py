@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,19 +13,18 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from prompt_tuning import report, sharding
 from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
 from prompt_tuning.optim import only_trained
 from prompt_tuning.params import ParamSplit, flatten, unflatten
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5, init_shapes
 from prompt_tuning.train_step import TrainState, make_train_step
 
-JSON = "json"  # the command's flag
+JSON, DEVICES = "json", "devices"  # the command's flags
 GIB = 2**30
 # Devices, and the memory of one (JAX counts the two cores of a TPU v3 chip apart).
 MACHINES: Mapping[str, tuple[int, int]] = {
@@ -48,7 +47,7 @@ def plan(
     *,
     config: T5Config,
     method: Method,
-    num_partitions: int,
+    layout: Layout,
     lengths: Mapping[str, int],
     batch_size: int,
     optimizer: Callable[[float], optax.GradientTransformation],
@@ -64,7 +63,7 @@ def plan(
 
     Args:
       config, method: the model.
-      num_partitions: size of the mesh's model axis.
+      layout: of all devices.
       lengths: tokens of "inputs" and "targets".
       batch_size: rows of all devices together.
       optimizer, loss, num_microbatches: of the step.
@@ -74,47 +73,38 @@ def plan(
     Returns:
       What `--json` is given. Bytes are of one device, but for `weight_bytes_total`.
     """
-    mesh = sharding.make_mesh(num_partitions)
     if dry_run:
-        print(report.plan(config, method, mesh))
+        print(report.plan(config, method, layout))
         return {}
-    sharding.check_batch_size(batch_size, mesh, parts=num_microbatches)
+    sharding.check_batch_size(batch_size, layout, parts=num_microbatches)
     lowered = functools.partial(
         lowered_step,
         method=method,
-        mesh=mesh,
         lengths=lengths,
         batch_size=batch_size,
         optimizer=optimizer,
         loss=loss,
         num_microbatches=num_microbatches,
     )
-    step, weights = lowered(config)
+    step, weights = lowered(config, layout=layout)
     compiled = step.compile()
-    memory = compiled.memory_analysis()
     # The compiler counts what is in a loop once.
-    unrolled, _ = lowered(dataclasses.replace(config, scan_layers=False))
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in weights.values())
-    here = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in weights.values()
-    )
+    unrolled, _ = lowered(dataclasses.replace(config, scan_layers=False), layout=layout)
+    mesh, specs = layout.mesh, [tuple(leaf.sharding.spec) for leaf in weights]
     found = {
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
-        "weight_bytes_total": total,
-        "weight_bytes_per_device": here,
-        "weight_shards": mesh.shape["model"],
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "bytes_per_device": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+        "weight_bytes_total": sum(leaf.size * leaf.dtype.itemsize for leaf in weights),
+        "weight_bytes_per_device": _bytes_here(weights),
+        "weight_shards": math.prod(mesh.shape[axis] for axis in set(jax.tree.leaves(specs))),
+        **_memory(compiled),
         "flops_per_device": unrolled.cost_analysis()["flops"] / mesh.size,
         "collectives": collectives(compiled.as_text()),
-    }
-    rows = batch_size // mesh.shape["data"]
-    found["machines"] = {
-        name: fit(devices, size, total, memory.temp_size_in_bytes / rows, batch_size)
-        for name, (devices, size) in MACHINES.items()
+        "machines": {
+            name: fit(lowered, config, batch_size // num_microbatches, *machine)
+            for name, machine in MACHINES.items()
+            if machine[0] <= jax.device_count()
+        },
     }
     print(shown(found))
     if path := flags.FLAGS[JSON].value:
@@ -122,38 +112,41 @@ def plan(
     return found
 
 
+def devices() -> list[jax.Device]:
+    """As many of the simulated ones as `--devices` says."""
+    return jax.devices()[: flags.FLAGS[DEVICES].value]
+
+
 def lowered_step(
     config: T5Config,
     *,
     method: Method,
-    mesh: Mesh,
+    layout: Layout,
     lengths: Mapping[str, int],
     batch_size: int,
     optimizer: Callable[[float], optax.GradientTransformation],
     loss: Loss,
     num_microbatches: int,
-) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     """The traced step, and the shapes of all leaves with their shardings."""
     split = ParamSplit.of(config, method)
-    shardings = flatten(sharding.shardings_of(init_shapes(config, method), mesh))
+    shardings = flatten(sharding.shardings_of(init_shapes(config, method), layout))
     weights = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-        for path, leaf in split.shapes.items()
+        path: sharding.with_sharding(leaf, shardings[path]) for path, leaf in split.shapes.items()
     }
     trained, frozen = split.split(unflatten(weights))
     transform = only_trained(optimizer(0.3), split)
     slots = jax.eval_shape(transform.init, trained)
     shaped: Any = TrainState  # of shapes in place of arrays
     state = shaped(
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P())),
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere),
         trained,
         jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             slots,
-            sharding.like_trained(slots, trained, mesh),
+            sharding.like_trained(slots, trained, layout),
         ),
     )
-    rows = NamedSharding(mesh, P("data"))
     features = {
         "encoder_input_tokens": "inputs",
         "decoder_input_tokens": "targets",
@@ -161,16 +154,16 @@ def lowered_step(
         "decoder_loss_weights": "targets",
     }
     batch = {
-        name: jax.ShapeDtypeStruct((batch_size, lengths[kind]), jnp.int32, sharding=rows)
+        name: jax.ShapeDtypeStruct((batch_size, lengths[kind]), jnp.int32, sharding=layout.rows)
         for name, kind in features.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0)) if config.dropout_rate else None
     step = make_train_step(T5(config, method), split, transform, loss, num_microbatches)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    out = (places, NamedSharding(mesh, P()))
-    with sharding.on(mesh):
+    out = (places, layout.everywhere)
+    with sharding.on(layout):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
-        return jitted.lower(state, frozen, batch, key), weights
+        return jitted.lower(state, frozen, batch, key), jax.tree.leaves(weights)
 
 
 def collectives(hlo: str) -> dict[str, int]:
@@ -180,23 +173,55 @@ def collectives(hlo: str) -> dict[str, int]:
 
 
 def fit(
-    devices: int, memory: int, weights: int, temporaries_a_row: float, batch_size: int
-) -> dict[str, Any]:
-    """The fewest partitions with which a step fits a machine, estimated from another one's.
+    lowered: Callable[..., tuple[Any, Sequence[jax.ShapeDtypeStruct]]],
+    config: T5Config,
+    rows: int,
+    devices: int,
+    memory: int,
+) -> dict[str, Any] | None:
+    """The fewest partitions, of those that leave half the memory to activations, with which the
+    step fits a machine; where none does, the most. None if the rows do not divide over it.
 
-    Weights are divided by the partitions; temporaries grow with the rows of a device, and are not
-    divided (they are, in part, so this is too much).
+    Args:
+      lowered: from the configuration and `layout` to what `lowered_step` returns.
+      config: of the backbone.
+      rows: that all devices compute at a time.
+      devices: of the machine.
+      memory: bytes of each.
     """
-    for partitions in (2**i for i in range(devices.bit_length())):
-        rows = math.ceil(batch_size * partitions / devices)
-        needed = weights / partitions + temporaries_a_row * rows
-        if needed <= memory:
+    possible = [
+        count
+        for count in range(1, devices + 1)
+        if devices % count == config.num_heads % count == rows % (devices // count) == 0
+    ]
+    found = None
+    for partitions in possible:
+        layout = sharding.layout(partitions, devices=jax.devices()[:devices])
+        step, weights = lowered(config, layout=layout)
+        if _bytes_here(weights) > memory / 2 and partitions != possible[-1]:
+            continue
+        needed = _memory(step.compile())["bytes_per_device"]
+        fits = needed <= memory
+        found = {"fits": fits, "num_partitions": partitions, "bytes_per_device": needed}
+        if fits:
             break
+    return found and found | {"memory": memory}
+
+
+def _bytes_here(weights: Sequence[jax.ShapeDtypeStruct]) -> int:
+    """Of one device."""
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in weights)
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
+
+
+def _memory(compiled: Any) -> dict[str, int]:
+    """Bytes of one device."""
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return {
-        "fits": needed <= memory,
-        "num_partitions": partitions,
-        "bytes_per_device": round(needed),
-        "memory": memory,
+        "argument_bytes": arguments,
+        "temporary_bytes": temporaries,
+        "bytes_per_device": arguments + temporaries,
     }
 
 
@@ -209,9 +234,17 @@ def shown(found: Mapping[str, Any]) -> str:
     calls = ", ".join(f"{count} {kind}" for kind, count in found["collectives"].items())
     lines.append(f"{'collectives':24} {calls or 'none'}")
     for name, machine in found["machines"].items():
-        answer = "fits" if machine["fits"] else "does not fit"
-        lines.append(
-            f"{name:24} {answer}: about {machine['bytes_per_device'] / GIB:.1f} of "
-            f"{machine['memory'] / GIB:.0f} GiB, NUM_PARTITIONS = {machine['num_partitions']}"
-        )
+        lines.append(f"{name:24} {_answer(machine)}")
+    lines.append(
+        "less memory: ACTIVATION_DTYPE = 'bfloat16', REMAT = 'full', NUM_MICROBATCHES = 2, ..."
+    )
     return "\n".join(lines)
+
+
+def _answer(machine: Mapping[str, Any] | None) -> str:
+    if machine is None:
+        return "BATCH_SIZE does not divide over it"
+    return (
+        f"{'fits' if machine['fits'] else 'does not fit'}: {machine['bytes_per_device'] / GIB:.1f} "
+        f"of {machine['memory'] / GIB:.0f} GiB, NUM_PARTITIONS = {machine['num_partitions']}"
+    )

@@ -12,6 +12,7 @@ from prompt_tuning.methods.full import ModelTuning
 from prompt_tuning.optim import adafactor
 from prompt_tuning.runs import checks
 from prompt_tuning.runs.lock import only_run
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.trainer import TunedModel, fit, initialize
 
@@ -20,6 +21,7 @@ def pretrain(
     *,
     model_dir: str,
     config: T5Config,
+    layout: Layout,
     mixture: Mixture,
     total_steps: int,
     learning_rate: optax.ScalarOrSchedule,
@@ -29,7 +31,6 @@ def pretrain(
     checkpoint_period: int = 100,
     keep: int = 1,
     log_period: int = 50,
-    num_partitions: int = 1,
     seed: int = 0,
     on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
@@ -43,21 +44,22 @@ def pretrain(
       total_steps, learning_rate, optimizer, loss, checkpoint_period, keep, log_period: see
         `trainer.fit`.
       initial_checkpoint: weights to start from; "" starts at random.
-      num_partitions: size of the mesh's model axis.
+      layout: how arrays lie on the devices.
       seed: of initialisation and dropout.
       on_start: called with the folder before anything is written.
       dry_run: print parameters and shardings, allocate and write nothing.
     """
-    mesh = sharding.make_mesh(num_partitions)
     method = ModelTuning()
     if dry_run:
-        print(report.plan(config, method, mesh))
+        print(report.plan(config, method, layout))
         return None
     folder = checks.output_folder("MODEL_DIR", model_dir)
-    sharding.check_batch_size(mixture.batch_size, mesh)
+    sharding.check_batch_size(mixture.batch_size, layout)
     checks.positive({"TRAIN_STEPS": total_steps})
     mixture(0)  # reads corpus and vocabulary before anything is written
-    tuned = initialize(config, method, mesh=mesh, seed=seed, checkpoint=initial_checkpoint or None)
+    tuned = initialize(
+        config, method, layout=layout, seed=seed, checkpoint=initial_checkpoint or None
+    )
     with only_run(folder):
         on_start(folder)
         return fit(

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from prompt_tuning import distributed
+
 Line = Mapping[str, Any]
 
 
@@ -27,7 +29,8 @@ def write(
     """Writes `count` lines in steps; goes on behind the last whole line of a run of the same key.
 
     A run writes to `path` with ".KEY.part" behind it, and renames that in the end. A step that was
-    broken off is computed again, so that all batches are those of an undisturbed run.
+    broken off is computed again, so that all batches are those of an undisturbed run. Of several
+    processes the first alone reads and writes; all compute.
 
     Args:
       path: on a local disk.
@@ -36,22 +39,30 @@ def write(
       step: lines that are computed at once.
       lines: from the first one and the one behind the last, to their contents.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, main = Path(path), distributed.is_main()
     part = path.with_name(f"{path.name}.{key}.part")
-    done = _whole_lines(part)
+    if main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    done = distributed.of_main(_whole_lines(part) if main else 0)
     if done:
         print(f"going on from line {done + 1} of {count}", flush=True)
     with (
-        part.open("ab") as file,
-        tqdm(initial=done, total=count, unit="text", disable=None, dynamic_ncols=True) as bar,
+        open(part if main else os.devnull, "ab") as file,
+        tqdm(
+            initial=done,
+            total=count,
+            unit="text",
+            disable=None if main else True,
+            dynamic_ncols=True,
+        ) as bar,
     ):
         for start in range(done // step * step, count, step):
             found = list(lines(start, min(start + step, count)))[max(done - start, 0) :]
             file.write(b"".join(json.dumps(line).encode() + b"\n" for line in found))
             file.flush()
             bar.update(len(found))
-    part.replace(path)
+    if main:
+        part.replace(path)
 
 
 def _whole_lines(part: Path) -> int:

@@ -6,11 +6,12 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning import report, sharding
+from prompt_tuning import report
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks
 from prompt_tuning.runs.validation import Metrics
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
 ROWS = ("majority", "frozen", "trained")
@@ -25,7 +26,7 @@ def suite(
     score: Callable[[Results], Mapping[str, float]],
     config: T5Config,
     method: Method,
-    num_partitions: int = 1,
+    layout: Layout,
     on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
 ) -> Mapping[str, Any]:
@@ -40,7 +41,7 @@ def suite(
       tasks: by the names of their folders: `runs.train.train` with its settings, but for the
         folder; the suite's results are in the order in which they are here.
       score: from metrics by SeqIO task to the benchmark's scores; none if a task is missing.
-      config, method, num_partitions: the model, for a dry run to show.
+      config, method, layout: the model, for a dry run to show.
       on_start: called with the folder when the first task's settings have proved good.
       dry_run: print parameters and shardings, allocate and write nothing.
 
@@ -48,7 +49,7 @@ def suite(
       The content of `suite.json`.
     """
     if dry_run:
-        print(report.plan(config, method, sharding.make_mesh(num_partitions)))
+        print(report.plan(config, method, layout))
         return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
     results = {

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from etils import epath
 
-from prompt_tuning import __version__, report, sharding
+from prompt_tuning import __version__, distributed, report, sharding
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import fingerprint, prompts
 from prompt_tuning.checkpoint import trained as trained_file
@@ -34,6 +33,7 @@ from prompt_tuning.runs.validation import (
     one_row,
     read_metrics,
 )
+from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
 from prompt_tuning.train_log import rate_at
@@ -46,6 +46,7 @@ def train(
     model_dir: str,
     config: T5Config,
     method: Method,
+    layout: Layout,
     data: Data,
     initial_checkpoint: str,
     total_steps: int,
@@ -59,7 +60,6 @@ def train(
     log_period: int = 50,
     eval_methods: Sequence[str] = ("rank",),
     eval_batch_size: int = 32,
-    num_partitions: int = 1,
     seed: int = 0,
     on_start: Callable[[epath.Path], str | None] = lambda folder: None,
     dry_run: bool = False,
@@ -86,7 +86,7 @@ def train(
         keep, log_period: see `trainer.fit`.
       eval_methods: of `evaluate.METHODS`, or "auto"; the first one chooses the best step.
       eval_batch_size: rows of an evaluation batch.
-      num_partitions: size of the mesh's model axis.
+      layout: how arrays lie on the devices.
       seed: of initialisation and dropout.
       on_start: called with the folder when all settings have proved good, before a write; may
         return the settings as a text, for the cards.
@@ -96,9 +96,8 @@ def train(
       The content of `result.json`; its `seconds` are those of this process.
     """
     began = time.perf_counter()
-    mesh = sharding.make_mesh(num_partitions)
     if dry_run:
-        print(report.plan(config, method, mesh))
+        print(report.plan(config, method, layout))
         return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
     checks.positive(
@@ -112,8 +111,8 @@ def train(
         }
     )
     checks.seed(seed)
-    sharding.check_batch_size(data.batch_size, mesh, parts=num_microbatches)
-    sharding.check_batch_size(eval_batch_size, mesh, "EVAL_BATCH_SIZE")
+    sharding.check_batch_size(data.batch_size, layout, parts=num_microbatches)
+    sharding.check_batch_size(eval_batch_size, layout, "EVAL_BATCH_SIZE")
     checks.split("train", data.splits)
     checks.split("validation", data.splits)
     validation_sets = data.eval_sets("validation")
@@ -123,15 +122,15 @@ def train(
     batches = functools.partial(
         data.train_batches,
         positions=method.positions,
-        multiple=mesh.shape["data"] * num_microbatches,
+        multiple=layout.row_shards * num_microbatches,
     )
     batches(0)  # raises for targets that are too long
-    tuned = model.load(config, method, data, mesh, checkpoint=initial_checkpoint, seed=seed)
+    tuned = model.load(config, method, data, layout, checkpoint=initial_checkpoint, seed=seed)
     if not tuned.split.trained:
         raise UserError(f"METHOD = {method}: trains no parameter; measure it with `eval`")
     scored = functools.partial(_scores, sets=sets, methods=eval_methods, size=eval_batch_size)
     with only_run(folder):
-        identity = fingerprint.identity(initial_checkpoint, tuned.backbone)
+        identity = fingerprint.identity(initial_checkpoint, tuned.backbone, tuned.sums)
         resumed_from = _step_of(folder, tuned, optimizer(learning_rate), identity)
         check_goes_on(folder, validation_sets, eval_methods, tuned.trained, resumed_from)
         if resumed_from > total_steps:
@@ -217,7 +216,7 @@ def untuned(tuned: TunedModel) -> TunedModel:
     shapes = {path: tuned.split.shapes[path] for path in tuned.split.backbone}
     frozen = unflatten({path: leaves[path] for path in shapes})
     split = ParamSplit(shapes, frozenset(), frozenset())
-    return TunedModel(T5(tuned.model.config), split, {}, frozen, tuned.mesh)
+    return TunedModel(T5(tuned.model.config), split, {}, frozen, tuned.layout)
 
 
 def save_trained(
@@ -226,7 +225,7 @@ def save_trained(
     """Writes the trained leaves by path, and what the method exports on its own (the prompt), each
     with its card.
     """
-    leaves = {path: np.asarray(leaf) for path, leaf in flatten(trained).items()}
+    leaves = {path: distributed.to_host(leaf) for path, leaf in flatten(trained).items()}
     cards.save(folder / f"trained_{which}.safetensors", card)
     trained_file.save(folder / f"trained_{which}.safetensors", leaves)
     for name, array in method.exports(leaves).items():

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from prompt_tuning.t5.int8 import INT8
+
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "minimal", "full")
 
@@ -27,7 +29,8 @@ class T5Config:
       relative_max_distance: distance from which all positions share the last bucket.
       dropout_rate: dropout probability, broadcast over the length axis as in T5X.
       dtype: dtype of activations; trained parameters and logits are float32.
-      frozen_dtype: dtype of frozen matrices; other frozen parameters are float32.
+      frozen_dtype: dtype of frozen matrices, "int8" too (`t5.int8`); other frozen parameters are
+        float32.
       scan_layers: compile one layer and loop over it. Parameters of a stack's layers are then one
         leaf, `encoder/layers/...` [layers, ...]; in files they keep their names.
       remat: what the backward pass computes again (T5X's names): "none"; "full": all but each
@@ -58,7 +61,7 @@ class T5Config:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
-        choices = {"dtype": DTYPES, "frozen_dtype": DTYPES, "remat": REMAT}
+        choices = {"dtype": DTYPES, "frozen_dtype": (*DTYPES, INT8), "remat": REMAT}
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"T5Config.{name} = {value!r}: choose from {', '.join(known)}")

@@ -4,6 +4,7 @@ Numerics follow the original code (Flaxformer): parameters are float32 and cast 
 dtype where used; norms, softmax and logits are float32; masked logits get -1e10 added.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from prompt_tuning.t5 import int8
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.sites import Place, Sites
 
@@ -62,11 +64,14 @@ class Dense(nn.Module):
 
 
 def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
-    """x [..., in] @ kernel [in, out] to `dtype`, accumulated in float32.
+    """x [..., in] @ kernel [in, out], perhaps in int8, to `dtype`; accumulated in float32.
 
     Operands are cast to `dtype`, but never up where both are narrower: a product of bfloat16 is
     exact in float32.
     """
+    if int8.is_int8(kernel):
+        x = x if jnp.promote_types(x.dtype, dtype) == dtype else x.astype(dtype)
+        return int8.matmul(x, kernel, x.dtype).astype(dtype)
     if x.dtype != kernel.dtype or jnp.promote_types(x.dtype, dtype) != dtype:
         x, kernel = x.astype(dtype), kernel.astype(dtype)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
@@ -85,7 +90,12 @@ class Embed(nn.Module):
         self.embedding = partitioned_param(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, tokens: Array) -> Array:
-        return jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.config.dtype)
+        # Rows are looked up whole, where fsdp keeps them in parts.
+        whole = functools.partial(
+            nn.with_logical_constraint, logical_axis_resources=("vocab", None)
+        )
+        table = jax.tree.map(whole, self.embedding)
+        return int8.rows(table, tokens).astype(self.config.dtype)
 
     def attend(self, x: Array) -> Array:
         """Logits [..., V] of x [..., D]: x times the transposed table, over sqrt(D)."""

@@ -28,7 +28,7 @@ def changed(path: str, index: tuple[int, ...] | int, value: float) -> dict[str, 
 
 @pytest.mark.parametrize("partitions", [1, 2, 8])
 def test_it_does_not_hang_on_the_mesh(partitions):
-    mesh = sharding.make_mesh(partitions)
+    mesh = sharding.layout(partitions).mesh
     specs = {"a/kernel": P("data", "model"), "a/scale": P("model")}
     placed = {
         path: jax.device_put(leaf, NamedSharding(mesh, specs[path]))

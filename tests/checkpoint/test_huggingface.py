@@ -131,7 +131,7 @@ def test_config_is_what_transformers_wrote(shared_data, tmp_path):
 
 
 def test_dtype_and_sharding_that_are_asked_for(saved):
-    mesh = sharding.make_mesh(num_partitions=2)
+    mesh = sharding.layout(num_partitions=2).mesh
     where = NamedSharding(mesh, PartitionSpec(None, "model"))
     path = "encoder/layers_0/mlp/wi_0/kernel"
     wanted = structs(NANO)

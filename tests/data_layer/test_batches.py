@@ -4,7 +4,6 @@ import functools
 import itertools
 import json
 
-import jax
 import numpy as np
 import pytest
 import seqio
@@ -123,13 +122,6 @@ def test_tasks_smaller_than_a_batch_and_remainders(register, vocabulary, size):
     counts = {text: texts.count(text) for text in texts}
     assert set(counts) == {row.inputs for row in ROWS[:size]}
     assert set(counts.values()) == {40 // size}
-
-
-def test_batches_that_do_not_divide_over_the_processes(register, monkeypatch):
-    register()
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="BATCH_SIZE = 3: must divide over 2 processes"):
-        data(batch_size=3).train_batches(0)
 
 
 def test_long_inputs_are_cut_before_eos(register, vocabulary):

@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
 import seqio
@@ -112,17 +111,6 @@ def test_trains_on_these_and_validates_on_all(task, vocabulary, batching):
     assert found == wanted
     assert data.eval_set("validation").inputs == [row.inputs for row in ROWS[:5]]
     assert data.labels == LABELS
-
-
-def test_is_the_same_on_every_process(task, monkeypatch):
-    name = register(task, 2)
-    [whole] = [next(TaskData(name, LENGTHS, 6).train_batches(0))["encoder_input_tokens"]]
-    parts = []
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for index in range(2):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        parts.append(next(TaskData(name, LENGTHS, 6).train_batches(0))["encoder_input_tokens"])
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_a_task_of_plain_seqio(plain):

@@ -69,7 +69,7 @@ def model():
     """Nano-size at random, with the embedded vocabulary."""
     jax.config.update("jax_disable_most_optimizations", True)
     config = dataclasses.replace(preset("nano"), vocab_size=preset("demo").vocab_size)
-    yield initialize(config, PromptTuning(4, initializer=Uniform()), mesh=sharding.make_mesh())
+    yield initialize(config, PromptTuning(4, initializer=Uniform()), layout=sharding.layout())
     jax.config.update("jax_disable_most_optimizations", False)
 
 

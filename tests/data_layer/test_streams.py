@@ -3,7 +3,6 @@
 import functools
 import itertools
 
-import jax
 import numpy as np
 import pytest
 import seqio
@@ -52,25 +51,6 @@ def assert_same(a, b) -> None:
 
 
 STREAMS = [*((kind, NAME) for kind in BATCHINGS), ("packed", MIXTURE)]
-
-
-@pytest.mark.parametrize(("processes", "start"), [(2, 0), (4, 5)])
-@pytest.mark.parametrize(("kind", "task"), STREAMS)
-def test_processes_share_the_batches_of_one(monkeypatch, kind, start, processes, task):
-    alone = batches(kind, start, 9, task)
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    parts = []
-    for index in range(processes):
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        parts.append(batches(kind, start, 9, task))
-    for step in zip(*parts, strict=True):
-        for name in step[0]:
-            assert len({part[name].shape for part in step}) == 1
-    joined = [
-        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
-    assert_same(joined, alone)
 
 
 @pytest.mark.parametrize(("kind", "task"), [*STREAMS, ("padded", MIXTURE)])
