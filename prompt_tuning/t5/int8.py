@@ -58,7 +58,8 @@ def _forward(x: Array, kernel: Any, dtype: jnp.dtype) -> tuple[Array, Any]:
 
 
 def _backward(dtype: jnp.dtype, kernel: Any, gradient: Array) -> tuple[Array, None]:
-    return _product(gradient * kernel.scale[0], kernel.qvalue, 1).astype(dtype), None
+    scaled = (gradient * kernel.scale[0]).astype(dtype)
+    return _product(scaled, kernel.qvalue, 1).astype(dtype), None
 
 
 matmul.defvjp(_forward, _backward)

@@ -64,10 +64,11 @@ class Dense(nn.Module):
 
 
 def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
-    """x [..., in] @ kernel [in, out], perhaps in int8, to `dtype`; accumulated in float32.
+    """x [..., in] @ kernel [in, out], perhaps in int8, to `dtype`.
 
     Operands are cast to `dtype`, but never up where both are narrower: a product of bfloat16 is
-    exact in float32.
+    exact in float32. Accelerators add up in float32 whatever the result; were that asked for, the
+    backward pass's operands would be float32 too.
     """
     if int8.is_int8(kernel):
         x = x if jnp.promote_types(x.dtype, dtype) == dtype else x.astype(dtype)
@@ -75,8 +76,7 @@ def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
     if x.dtype != kernel.dtype or jnp.promote_types(x.dtype, dtype) != dtype:
         x, kernel = x.astype(dtype), kernel.astype(dtype)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
-    y = jax.lax.dot_general(x, kernel, contract, preferred_element_type=jnp.float32)
-    return y.astype(dtype)
+    return jax.lax.dot_general(x, kernel, contract, preferred_element_type=dtype)
 
 
 class Embed(nn.Module):
@@ -197,16 +197,17 @@ class Attention(nn.Module):
         Args:
           x: [B, Q, D] queries' input.
           keys_values: [B, K, D] input of keys and values, or the projected pair itself, each
-            [B, K, heads, head_dim]; of B / n rows, each is attended to by n rows of x in turn.
+            [B, heads, K, head_dim]; of B / n rows, each is attended to by n rows of x in turn.
           bias: broadcastable to [B, heads, Q, K], float32: relative positions plus mask.
           shared: what `Sites.shared` made for the stack.
-          cache: a pair [B, L, heads, head_dim] into which new keys and values are written at
+          cache: a pair [B, heads, L, head_dim] into which new keys and values are written at
             `index` before attending over all L.
           index: scalar int32, the position of x in the cache.
           enable_dropout: drop attention weights.
 
         Returns:
-          [B, Q, D], and the keys and values that were attended to.
+          [B, Q, D], and the keys and values that were attended to, [B, heads, K, head_dim]: a
+          decoding step multiplies them as they lie.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         joined = cfg.num_heads * cfg.head_dim
@@ -227,22 +228,32 @@ class Attention(nn.Module):
                 logits = logits + bias
             weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
             weights = dropout(weights, cfg.dropout_rate, self, enable_dropout)
-            y = jnp.einsum("bhqk,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
+            y = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
             return y.astype(dtype)
 
         query = project("query", x, cfg.head_dim**-0.5)
         if isinstance(keys_values, tuple):
-            key, value = keys_values
+            key, value = map(_heads_swapped, keys_values)
         else:
             key, value = project("key", keys_values), project("value", keys_values)
         if cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, index, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, index, axis=1)
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+            new = map(_heads_swapped, (key, value))
+            key, value = (
+                _heads_swapped(write(kept, one, index))
+                for kept, one in zip(cache, new, strict=True)
+            )
         # Rows that share an encoder output (beams, labels) are further queries of one row.
         query = query.reshape(key.shape[0], -1, *query.shape[2:])
         y = self.sites.attention(attend, query, key, value, bias, self.place, shared)
         y = y.reshape(*x.shape[:-1], joined)
-        return linear("out", ("joined_kv", "embed"), x.shape[-1], y), (key, value)
+        y = linear("out", ("joined_kv", "embed"), x.shape[-1], y)
+        return y, (_heads_swapped(key), _heads_swapped(value))
+
+
+def _heads_swapped(x: Array) -> Array:
+    """[B, L, heads, head_dim] to [B, heads, L, head_dim], or back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 class Mlp(nn.Module):

@@ -43,8 +43,8 @@ class Cache(flax.struct.PyTreeNode):
     Attributes:
       encoded: the encoder's output.
       index: scalar int32, the position that the next token takes.
-      keys_values: a pair [B, L, heads, head_dim] for each decoder layer's self-attention.
-      cross: a pair [B, T', heads, head_dim] for each layer; None before the first step, which
+      keys_values: a pair [B, heads, L, head_dim] for each decoder layer's self-attention.
+      cross: a pair [B, heads, T', head_dim] for each layer; None before the first step, which
         computes them.
     """
 
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
             queries = keys = order if positions is None else positions
             visible = (order[None, :] <= order[:, None]) & same_segment(segments, segments)
         else:
-            keys = jnp.arange(cache.keys_values[0][0].shape[1])
+            keys = jnp.arange(cache.keys_values[0][0].shape[2])
             queries = cache.index + jnp.arange(x.shape[1])
             visible = (keys[None, :] <= queries[:, None])[None, None]
         relative = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")
@@ -266,7 +266,7 @@ class T5(nn.Module):
     def init_cache(self, encoded: Encoded, length: int) -> Cache:
         """An empty cache for decoding up to `length` tokens."""
         cfg, length = self.config, length + self.sites.decoder_positions
-        shape = (encoded.states.shape[0], length, cfg.num_heads, cfg.head_dim)
+        shape = (encoded.states.shape[0], cfg.num_heads, length, cfg.head_dim)
         empty = jnp.zeros(shape, cfg.dtype)
         layers = tuple((empty, empty) for _ in range(cfg.num_decoder_layers))
         return Cache(encoded, jnp.zeros((), jnp.int32), layers, None)
