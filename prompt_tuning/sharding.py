@@ -225,7 +225,12 @@ def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.
     return {name: place(rows, layout.rows) for name, rows in batch.items()}
 
 
-def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A global array of what each process holds whole; nothing goes from host to host."""
+def place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """A global array of what each process holds whole; nothing goes from host to host.
+
+    Without a sharding it lies on the default device.
+    """
     array = np.asarray(array)
+    if sharding is None:
+        return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
