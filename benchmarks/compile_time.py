@@ -31,14 +31,8 @@ FEW, MANY = 4, 24
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", help="of T5 v1.1")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--input", type=int, default=128)
-    parser.add_argument("--target", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=20)
+    parser = steps.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     steps.report(parser.parse_args(), measure)
 
 

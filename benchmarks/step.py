@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +22,10 @@ MATRIX = 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", help="of T5 v1.1")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--input", type=int, default=128)
-    parser.add_argument("--target", type=int, default=8)
-    parser.add_argument("--prompt", type=int, default=20)
+    parser = steps.parser(__doc__)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--steps", type=int, default=11, help="of each; the first is left out")
     parser.add_argument("--peer", action="store_true", help="time PEFT as well")
-    parser.add_argument("--json", type=Path)
     steps.report(parser.parse_args(), measure)
 
 

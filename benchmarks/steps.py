@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -104,6 +105,18 @@ def in_turn(timed: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name
 def medians(timed: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
     """The median seconds of each, timed in turn; the first round is left out."""
     return {name: statistics.median(times[1:]) for name, times in in_turn(timed, rounds).items()}
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """Flags of a step's shape, and `--json`."""
+    found = argparse.ArgumentParser(description=doc.splitlines()[0])
+    found.add_argument("--size", default="small", help="of T5 v1.1")
+    found.add_argument("--batch", type=int, default=8)
+    found.add_argument("--input", type=int, default=128)
+    found.add_argument("--target", type=int, default=8)
+    found.add_argument("--prompt", type=int, default=20)
+    found.add_argument("--json", type=Path)
+    return found
 
 
 def report(

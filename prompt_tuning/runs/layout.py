@@ -64,16 +64,20 @@ def parameter_bytes(config: T5Config, method: Method) -> int:
 
 
 def fewest_partitions(config: T5Config, devices: int, needed: int, memory: int) -> int:
-    """The smallest divisor of `devices`, and of the heads, that leaves each at most half full.
+    """The smallest of `possible_partitions` that leaves each device at most half full.
 
     Raises:
       UserError: if there is none.
     """
-    for partitions in range(1, devices + 1):
-        divides = devices % partitions == 0 and config.num_heads % partitions == 0
-        if divides and needed / partitions <= memory / 2:
+    for partitions in possible_partitions(config, devices):
+        if needed / partitions <= memory / 2:
             return partitions
     raise UserError(
         f"NUM_PARTITIONS = {AUTO!r}: {needed / GIB:.2f} GiB of parameters do not fit into half of "
         f"{devices} devices of {memory / GIB:.1f} GiB; use more, or a smaller BACKBONE_DTYPE"
     )
+
+
+def possible_partitions(config: T5Config, devices: int) -> list[int]:
+    """The divisors of `devices` and of the heads, in order."""
+    return [n for n in range(1, devices + 1) if devices % n == config.num_heads % n == 0]

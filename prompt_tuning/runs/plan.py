@@ -19,13 +19,13 @@ from prompt_tuning.loss import Loss
 from prompt_tuning.methods.base import Method
 from prompt_tuning.optim import only_trained
 from prompt_tuning.params import ParamSplit, flatten, unflatten
+from prompt_tuning.runs.layout import GIB, possible_partitions
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5, init_shapes
 from prompt_tuning.train_step import TrainState, make_train_step
 
 JSON, DEVICES = "json", "devices"  # the command's flags
-GIB = 2**30
 # Devices, and the memory of one (JAX counts the two cores of a TPU v3 chip apart).
 MACHINES: Mapping[str, tuple[int, int]] = {
     "v3-32": (32, 16 * GIB),
@@ -189,11 +189,7 @@ def fit(
       devices: of the machine.
       memory: bytes of each.
     """
-    possible = [
-        count
-        for count in range(1, devices + 1)
-        if devices % count == config.num_heads % count == rows % (devices // count) == 0
-    ]
+    possible = [n for n in possible_partitions(config, devices) if rows % (devices // n) == 0]
     found = None
     for partitions in possible:
         layout = sharding.layout(partitions, devices=jax.devices()[:devices])
