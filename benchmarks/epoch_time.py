@@ -61,7 +61,7 @@ class Epoch:
         chosen = list(itertools.islice(examples.endless(0), _EXAMPLES.value or len(examples)))
         self.lengths = [(len(source), len(target)) for source, target in chosen]
         inputs, targets = zip(*self.lengths, strict=True)
-        self._targets = bucket_of(max(targets), default_bounds(LONGEST_TARGET, 1))
+        self._targets = bucket_of(max(targets), default_bounds(LONGEST_TARGET, 2))
         self._row = max(flags.FLAGS.packed_length, max(inputs) + prompt)
         shared = flags.FLAGS.target_length
         in_rows = packed(chosen, rows, prompt, self._row, shared)

@@ -9,12 +9,11 @@ from prompt_tuning.data.packing import Example, Rows, pack
 from prompt_tuning.errors import UserError
 
 
-def default_bounds(limit: int, smallest: int = 16) -> tuple[int, ...]:
-    """Powers of two from `smallest`, and `limit` itself."""
-    powers = itertools.takewhile(
-        lambda bound: bound < limit, (smallest << i for i in itertools.count())
-    )
-    return (*powers, limit)
+def default_bounds(limit: int, smallest: int = 8) -> tuple[int, ...]:
+    """Powers of two from `smallest` (even), the numbers midway between them, and `limit` itself."""
+    powers = (smallest << i for i in itertools.count())
+    bounds = itertools.chain.from_iterable((power, power * 3 // 2) for power in powers)
+    return (*itertools.takewhile(lambda bound: bound < limit, bounds), limit)
 
 
 def bucket_of(length: int, bounds: Sequence[int]) -> int:

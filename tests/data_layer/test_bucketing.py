@@ -21,7 +21,7 @@ EXAMPLE = st.tuples(
 
 @pytest.mark.parametrize(
     ("limit", "bounds"),
-    [(128, (16, 32, 64, 128)), (100, (16, 32, 64, 100)), (16, (16,)), (5, (5,))],
+    [(64, (8, 12, 16, 24, 32, 48, 64)), (20, (8, 12, 16, 20)), (8, (8,)), (5, (5,))],
 )
 def test_default_bounds(limit, bounds):
     assert default_bounds(limit) == bounds
