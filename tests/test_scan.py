@@ -25,11 +25,12 @@ METHODS = {
     "prompt_tuning": methods.PromptTuning(3, initializer=Uniform()),
     "prefix_tuning": methods.PrefixTuning(3),
     "lora": methods.LoRA(2),
+    "model_tuning": methods.ModelTuning(),
     "adapter": methods.Adapter(4),
     "ia3": methods.IA3(),
     "bitfit": methods.BitFit(),
-    "model_tuning": methods.ModelTuning(),
 }
+SLOW = ("adapter", "ia3", "bitfit")  # their leaves are made as LoRA's are
 # Two devices, for compiling for eight takes longer.
 LAYOUT = sharding.layout(2, devices=jax.devices()[:2])
 ROWS = np.random.default_rng(0).integers(2, 64, (4, 6))
@@ -63,7 +64,10 @@ def loss_and_gradient(tuned: TunedModel, key: jax.Array | None = None):
         return jax.jit(jax.value_and_grad(objective))(tuned.trained)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in METHODS],
+)
 def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
     """Loss, gradient and decoding; through files, which know no scan, in both directions."""
     plain = made(CONFIG, METHODS[name], checkpoint)
@@ -96,8 +100,7 @@ def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
     np.testing.assert_array_equal(*tokens)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("policy", ["minimal", "full"])
+@pytest.mark.parametrize(("policy", "scan"), [("minimal", False), ("full", True)])
 def test_what_is_computed_again_changes_nothing(policy, scan, checkpoint):
     """With dropout: the masks are those of the forward pass."""
     config = dataclasses.replace(CONFIG, scan_layers=scan, dropout_rate=0.1)
@@ -108,6 +111,25 @@ def test_what_is_computed_again_changes_nothing(policy, scan, checkpoint):
     found = loss_and_gradient(made(again, method, checkpoint), key)
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
+
+
+def test_attention_of_jax_nn_changes_nothing(checkpoint):
+    method = METHODS["prefix_tuning"]
+    tuned = [
+        made(dataclasses.replace(CONFIG, attention=name), method, checkpoint)
+        for name in ("einsum", "xla")
+    ]
+    for a, b in zip(*(jax.tree.leaves(loss_and_gradient(one)) for one in tuned), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    tokens = (
+        decoding.greedy(one.model, one.params, BATCH["encoder_input_tokens"], 5) for one in tuned
+    )
+    np.testing.assert_array_equal(*tokens)
+
+
+def test_attention_without_dropout_says_so():
+    with pytest.raises(ValueError, match=r"DROPOUT_RATE = 0\.0"):
+        dataclasses.replace(CONFIG, attention="cudnn", dropout_rate=0.1)
 
 
 def test_frozen_matrices_in_bfloat16(checkpoint):

@@ -8,6 +8,7 @@ from prompt_tuning.t5.int8 import INT8
 
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "minimal", "full")
+ATTENTION = ("einsum", "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class T5Config:
         leaf, `encoder/layers/...` [layers, ...]; in files they keep their names.
       remat: what the backward pass computes again (T5X's names): "none"; "full": all but each
         layer's input; "minimal": all but the products with weights.
+      attention: "einsum", ours; or an implementation of `jax.nn.dot_product_attention`, "xla" or
+        "cudnn" (fused, GPUs, 16-bit `dtype`), which drop no weights: `dropout_rate` must be 0.
     """
 
     vocab_size: int
@@ -53,6 +56,7 @@ class T5Config:
     frozen_dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "einsum"
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "num_heads", "head_dim", "d_ff")
@@ -61,10 +65,20 @@ class T5Config:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
-        choices = {"dtype": DTYPES, "frozen_dtype": (*DTYPES, INT8), "remat": REMAT}
+        choices = {
+            "dtype": DTYPES,
+            "frozen_dtype": (*DTYPES, INT8),
+            "remat": REMAT,
+            "attention": ATTENTION,
+        }
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"T5Config.{name} = {value!r}: choose from {', '.join(known)}")
+        if self.attention != "einsum" and self.dropout_rate:
+            raise ValueError(
+                f"T5Config.attention = {self.attention!r}: drops no attention weights; set "
+                f"DROPOUT_RATE = 0.0, not {self.dropout_rate}, or ATTENTION = 'einsum'"
+            )
         # gin gives lists; a tuple keeps the configuration hashable.
         object.__setattr__(self, "activations", tuple(self.activations))
 
@@ -115,6 +129,11 @@ PRESETS: Mapping[str, T5Config] = MappingProxyType(
         # Ours: the embedded demonstration backbone (docs/backbone.md) and a size for unit tests.
         "demo": T5Config(8_192, 256, 4, 64, 512, 4, 2),
         "nano": T5Config(256, 16, 2, 8, 32, 2, 2),
+        # Sizes to repeat the paper's curves with in miniature (docs/backbone.md): widths alone vary.
+        "ladder_xs": T5Config(8_192, 32, 2, 16, 64, 4, 2),
+        "ladder_s": T5Config(8_192, 96, 4, 24, 256, 4, 2),
+        "ladder_m": T5Config(8_192, 192, 6, 32, 512, 4, 2),
+        "ladder_l": T5Config(8_192, 384, 6, 64, 1_024, 4, 2),
         **{f"t5_1_1_{size}": config for size, config in _T5_1_1.items()},
         # Flan-T5 is T5 v1.1, LM-adapted and instruction-tuned: the same shapes.
         **{f"flan_t5_{size}": config for size, config in _T5_1_1.items()},
@@ -143,6 +162,7 @@ def preset(
     frozen_dtype: str = "float32",
     scan_layers: bool = False,
     remat: str = "none",
+    attention: str = "einsum",
 ) -> T5Config:
     """Returns a named size; the other arguments are those of `T5Config`.
 
@@ -160,4 +180,5 @@ def preset(
         frozen_dtype=frozen_dtype,
         scan_layers=scan_layers,
         remat=remat,
+        attention=attention,
     )

@@ -223,6 +223,8 @@ class Attention(nn.Module):
             return y.reshape(*y.shape[:-1], cfg.num_heads, cfg.head_dim)
 
         def attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+            if cfg.attention != "einsum":
+                return _fused(query, key, value, bias, cfg.attention)
             logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
             if bias is not None:
                 logits = logits + bias
@@ -249,6 +251,17 @@ class Attention(nn.Module):
         y = y.reshape(*x.shape[:-1], joined)
         y = linear("out", ("joined_kv", "embed"), x.shape[-1], y)
         return y, (_heads_swapped(key), _heads_swapped(value))
+
+
+def _fused(
+    query: Array, key: Array, value: Array, bias: Array | None, implementation: Any
+) -> Array:
+    """Attention by `jax.nn.dot_product_attention`, which wants the bias in four dimensions."""
+    if bias is not None:
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape).astype(query.dtype)
+    return jax.nn.dot_product_attention(
+        query, key, value, bias, scale=1.0, implementation=implementation
+    )
 
 
 def _heads_swapped(x: Array) -> Array:
