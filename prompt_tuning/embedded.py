@@ -1,6 +1,10 @@
-"""Where the demonstration backbone (docs/backbone.md) and what goes with it lie in the package."""
+"""Where the small backbones (docs/backbone.md) and what goes with them lie in the package."""
 
 from pathlib import Path
+
+from prompt_tuning.errors import UserError
+
+STAGES = ("span", "lm10", "lm50", "lm100")
 
 _ASSETS = Path(__file__).parent / "assets"
 _FOLDER = _ASSETS / "backbone"
@@ -9,6 +13,26 @@ _FOLDER = _ASSETS / "backbone"
 def backbone() -> str:
     """The weights, bfloat16, for the preset "demo"."""
     return str(_FOLDER / "backbone.safetensors")
+
+
+def ladder(size: str, stage: str = "lm100", folder: str = "") -> str:
+    """The weights of a size of the ladder, bfloat16, for the preset of that name.
+
+    Args:
+      size: "ladder_xs", "ladder_s", "ladder_m" or "ladder_l".
+      stage: "span", before LM adaptation, or after 10, 50 or 100 per cent of its steps, "lm100".
+      folder: of `scripts/make_ladder.py`; "" for what travels with the package.
+
+    Raises:
+      UserError: if there are no such weights.
+    """
+    path = Path(folder or _ASSETS / "ladder", size, f"{stage}.safetensors")
+    if not path.exists():
+        raise UserError(
+            f"LADDER_DIR = {folder!r}, LADDER_STAGE = {stage!r}: no {path}; "
+            "python scripts/make_ladder.py makes the ladder"
+        )
+    return str(path)
 
 
 def vocabulary() -> str:

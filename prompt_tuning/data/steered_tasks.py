@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning.data.corpus import documents, open_text
+from prompt_tuning.errors import UserError
 
 Pair = tuple[str, str]  # input text, target text
 
@@ -122,6 +123,11 @@ def read_supervised(folder: Path) -> Iterator[tuple[str, list[Pair]]]:
         about = json.loads(info.read_text(encoding="utf-8"))
         with open_text(info.parent / about["splits"]["train"]["file"]) as lines:
             rows = [json.loads(line) for line in lines]
+        if "text" not in rows[0]:
+            raise UserError(
+                f"SUPERVISED = {str(folder)!r}: {about['name']} has no field 'text'; link the sets "
+                "of docs/backbone.md into a folder of their own"
+            )
         words = [label.replace("_", " ") for label in about["labels"]]
         yield about["name"], [(row["text"], words[row["label"]]) for row in rows]
 
