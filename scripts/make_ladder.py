@@ -1,4 +1,4 @@
-r"""Pre-trains the ladder of small backbones and writes the weights of each stage (docs/backbone.md).
+"""Pre-trains the ladder of small backbones and writes each stage's weights (docs/backbone.md).
 
 A size that was stopped goes on where it was, and a stage that is written is left alone:
 

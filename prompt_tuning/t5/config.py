@@ -129,7 +129,7 @@ PRESETS: Mapping[str, T5Config] = MappingProxyType(
         # Ours: the embedded demonstration backbone (docs/backbone.md) and a size for unit tests.
         "demo": T5Config(8_192, 256, 4, 64, 512, 4, 2),
         "nano": T5Config(256, 16, 2, 8, 32, 2, 2),
-        # Sizes to repeat the paper's curves with in miniature (docs/backbone.md): widths alone vary.
+        # To repeat the paper's curves in miniature (docs/backbone.md): widths alone vary.
         "ladder_xs": T5Config(8_192, 32, 2, 16, 64, 4, 2),
         "ladder_s": T5Config(8_192, 96, 4, 24, 256, 4, 2),
         "ladder_m": T5Config(8_192, 192, 6, 32, 512, 4, 2),
