@@ -12,7 +12,7 @@ help:
 	@echo "make demo    a short training run; prints its results"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make slow    the slow tests"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make format  formats the code"
 	@echo "make clean   removes .venv, caches and builds; runs/ stays"
 
@@ -37,6 +37,7 @@ lint: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/shellcheck -x scripts/*.sh .ci/run
 
 format: venv
 	$(BIN)/python -m ruff check --fix .

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Runs a command on the GPUs of this machine: one process over all of them, or a process a GPU.
+#
+# usage: scripts/multi_gpu.sh [flags] -- python -m prompt_tuning.train ...
+#
+#   --processes=N  N processes, the first with GPU 0, and so on; else one process over all
+#   --port=PORT    that process 0 opens for the others (8476)
+#   --dry_run      prints the commands and runs none
+#
+# JAX takes 0.95 of a GPU's memory, or XLA_CLIENT_MEM_FRACTION of it.
+
+set -euo pipefail
+# shellcheck source=scripts/launching.sh
+. "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
+
+processes='' port=8476
+parse "processes port" "$@"
+is_count port
+memory=XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.95}
+
+if [[ ! $processes ]]; then
+  execute env "$memory" "${command[@]}"
+  exit
+fi
+
+is_count processes
+pids=()
+for ((i = 0; i < processes; i++)); do
+  one=(env "$memory" JAX_LOCAL_DEVICE_IDS="$i" "${command[@]}"
+    --coordinator_address="127.0.0.1:$port" --process_count="$processes" --process_index="$i")
+  if [[ $dry_run ]]; then
+    execute "${one[@]}"
+  else
+    "${one[@]}" &
+    pids+=($!)
+  fi
+done
+[[ ! $dry_run ]] || exit 0
+
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+status=0
+for pid in "${pids[@]}"; do
+  while true; do
+    ended=0
+    wait "$pid" || ended=$?
+    kill -0 "$pid" 2>/dev/null || break # else a signal has ended `wait`, not the process
+  done
+  # 75 is the status of those that another one's end has stopped; its own says more.
+  if ((status == 0 || (status == 75 && ended != 0))); then status=$ended; fi
+done
+exit "$status"
