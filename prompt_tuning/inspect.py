@@ -15,10 +15,12 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from prompt_tuning import command
+from prompt_tuning.analysis import neighbours
 from prompt_tuning.checkpoint import backbone, huggingface, peft, prompts, t5x_orbax, tensors
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.vocabulary import SentencePiece
 
 KINDS = (
     "a prompt, trained leaves, a backbone, a T5X checkpoint, a run, a PEFT adapter, or a Hugging "
@@ -75,27 +77,6 @@ def prompt_lines(prompt: np.ndarray) -> list[str]:
         "row norms: min {:.4g}, median {:.4g}, max {:.4g}".format(*quantiles),
         f"finite: {'all' if finite == prompt.size else f'{finite} of {prompt.size}'} values",
     ]
-
-
-def nearest(
-    prompt: np.ndarray, table: np.ndarray, count: int = _NEAREST
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `table` [V, D] of the highest cosine with each prompt vector [P, D].
-
-    Returns:
-      Their numbers and cosines, both [P, count], highest first; of a zero vector the cosine is 0.
-
-    Raises:
-      UserError: if the widths differ.
-    """
-    if prompt.shape[1] != table.shape[1]:
-        raise UserError(
-            f"--backbone: its embeddings are {table.shape[1]} wide, the prompt {prompt.shape[1]}; "
-            "give the backbone that the prompt was trained on"
-        )
-    cosines = _units(prompt) @ _units(table).T
-    ids = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-    return ids, np.take_along_axis(cosines, ids, axis=1)
 
 
 def lines(found: Found) -> list[str]:
@@ -202,24 +183,17 @@ def _reader(leaves: Mapping[str, Any], name: str) -> Callable[[], np.ndarray] | 
     return (lambda: np.asarray(leaves[name], np.float32)) if name in leaves else None
 
 
-def _units(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., D] at length 1, float32; zero stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
-
-
 def words(vocabulary: str | None) -> Callable[[int], str]:
     """A token's name: its piece, or its number without a vocabulary or behind its end."""
     if vocabulary is None:
         return str
-    from prompt_tuning.data import tasks
-
-    pieces = tasks.vocabulary(vocabulary).tokenizer
-    return lambda i: repr(pieces.id_to_piece(i)) if i < pieces.vocab_size() else str(i)
+    pieces = SentencePiece(vocabulary).pieces
+    return lambda i: repr(pieces[i]) if i < len(pieces) else str(i)
 
 
 def _nearest_lines(prompt: np.ndarray, checkpoint: str, vocabulary: str | None) -> list[str]:
-    ids, cosines = nearest(prompt, backbone.load_leaf(checkpoint, huggingface.EMBEDDING))
+    table = backbone.load_leaf(checkpoint, huggingface.EMBEDDING)
+    ids, cosines = neighbours.nearest(prompt, table, _NEAREST)
     word = words(vocabulary)
     report = ["nearest tokens, by cosine:"]
     for row, (near, values) in enumerate(zip(ids.tolist(), cosines, strict=True)):

@@ -8,13 +8,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
+import numpy as np
 
 from prompt_tuning import methods
-from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.analysis import style
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
 from prompt_tuning.params import ParamSplit
-from prompt_tuning.t5.config import preset
+from prompt_tuning.t5.config import PRESETS, preset
 
 SIZES = ("small", "base", "large", "xl", "xxl")
 # Lengths and ranks of methods/*.gin; the prompt of 100 vectors and the prefix network are the
@@ -33,6 +34,7 @@ METHODS: Mapping[str, Method] = {
     "multitask_prompt": methods.MultitaskPrompt(100),
     "model_tuning": methods.ModelTuning(),
 }
+LENGTHS = (1, 100)  # that the paper's figure spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Row:
 
     Attributes:
       method: as its gin file is called.
-      size: of `SIZES`, T5 v1.1.
+      size: of `SIZES`, T5 v1.1, or another preset.
       trained_parameters: while training.
       inference_parameters: that a task brings to the frozen backbone, networks folded away.
       total_parameters: of the whole model while training.
@@ -54,16 +56,46 @@ class Row:
     total_parameters: int
 
 
-@functools.cache
 def rows(sizes: Sequence[str] = SIZES) -> tuple[Row, ...]:
-    """Every method at every size."""
-    return tuple(_row(name, size) for name in METHODS for size in sizes)
+    """Every method at every size.
+
+    Raises:
+      UserError: if there is no such size.
+    """
+    return tuple(_row(name, METHODS[name], size) for name in METHODS for size in sizes)
 
 
-def _row(name: str, size: str) -> Row:
-    config, method = preset(f"t5_1_1_{size}"), METHODS[name]
+def paper_rows(sizes: Sequence[str], length: int) -> tuple[Row, ...]:
+    """The methods of the paper's figure at every size, with prompts and prefixes of a length."""
+    chosen = {
+        "model_tuning": methods.ModelTuning(),
+        "prefix_tuning": methods.PrefixTuning(length, hidden=512),
+        "warp": methods.Warp(length, label_ids=(3, 4)),
+        "prompt_tuning": methods.PromptTuning(length),
+        "prompt_design": methods.PromptDesign(),
+    }
+    # Scanned layers have as many parameters, and one of a stack is traced.
+    return tuple(_row(name, chosen[name], size, True) for name in chosen for size in sizes)
+
+
+# By its name in the figure: the method, and which of its counts.
+_LINES = {
+    "model tuning": ("model_tuning", "trained_parameters"),
+    "prefix tuning, training": ("prefix_tuning", "trained_parameters"),
+    "prefix tuning, inference": ("prefix_tuning", "inference_parameters"),
+    "prompt tuning": ("prompt_tuning", "trained_parameters"),
+    "WARP": ("warp", "trained_parameters"),
+}
+
+
+@functools.cache
+def _row(name: str, method: Method, size: str, scan_layers: bool = False) -> Row:
+    known = f"t5_1_1_{size}" if size in SIZES else size
+    if known not in PRESETS:
+        raise UserError(f"--sizes={size}: choose from {', '.join((*SIZES, *sorted(PRESETS)))}")
+    config = preset(known, scan_layers=scan_layers)
     split = ParamSplit.of(config, method)
-    folded = ParamSplit.of(config, method.folded())
+    folded = ParamSplit.of(config, kept) if (kept := method.folded()) != method else split
     return Row(
         name,
         size,
@@ -76,10 +108,10 @@ def _row(name: str, size: str) -> Row:
 def table(rows: Sequence[Row]) -> str:
     """A line for each row; shares are of the whole model."""
     head = (
-        f"{'method':18} {'size':5} {'trained':>15} {'share':>10} {'at inference':>15} {'share':>10}"
+        f"{'method':18} {'size':9} {'trained':>15} {'share':>10} {'at inference':>15} {'share':>10}"
     )
     lines = [
-        f"{row.method:18} {row.size:5} "
+        f"{row.method:18} {row.size:9} "
         f"{row.trained_parameters:15,} {row.trained_parameters / row.total_parameters:10.4%} "
         f"{row.inference_parameters:15,} {row.inference_parameters / row.total_parameters:10.4%}"
         for row in rows
@@ -87,45 +119,43 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([head, "-" * len(head), *lines])
 
 
-def content(rows: Sequence[Row]) -> dict[str, Any]:
-    """What `--json` writes."""
-    return {"rows": [dataclasses.asdict(row) for row in rows]}
+def content(sizes: Sequence[str] = SIZES) -> dict[str, Any]:
+    """What `--json` writes: every method, and by length those of the paper's figure."""
+    lengths = {str(length): paper_rows(sizes, length) for length in LENGTHS}
+    return {
+        "rows": [dataclasses.asdict(row) for row in rows(sizes)],
+        "lengths": {
+            length: [dataclasses.asdict(row) for row in own] for length, own in lengths.items()
+        },
+    }
 
 
-def plot(path: epath.PathLike, rows: Sequence[Row]) -> None:
-    """Draws parameters and their share of the model against model size, as a PNG.
+@style.styled
+def figure(sizes: Sequence[str] = SIZES) -> Any:
+    """The paper's figure 4: a task's parameters, and their share of the backbone, against the
+    backbone's parameters; a matplotlib Figure.
 
-    Solid lines are of training; a dashed line is of inference where it needs fewer.
+    Lines are of prompts and prefixes of 100 vectors; bands reach down to one vector.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    markers = "osD^v<>ph*X"
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5))
-    shown = [name for name in METHODS if name != "prompt_design"]  # zero has no logarithm
-    for i, name in enumerate(shown):
-        own = [row for row in rows if row.method == name]
-        sizes = [row.total_parameters for row in own]
-        for axis, of_model in zip(axes, (False, True), strict=True):
-            trained, kept = (
-                [count / (row.total_parameters if of_model else 1) for count, row in pairs]
-                for pairs in (
-                    [(row.trained_parameters, row) for row in own],
-                    [(row.inference_parameters, row) for row in own],
-                )
-            )
-            style = {"color": colors[i], "marker": markers[i], "markersize": 4, "linewidth": 1.2}
-            axis.plot(sizes, trained, label=name, **style)
-            if kept != trained:
-                axis.plot(sizes, kept, linestyle="--", label=f"{name}, inference", **style)
-    for axis, what in zip(axes, ("parameters of a task", "share of the model"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="model parameters", ylabel=what)
-        axis.grid(alpha=0.3)
-    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.tight_layout()
-    with renamed_when_done(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    plt.close(figure)
+    made, [[above], [below]] = style.figure(height=4.6, rows=2, sharex=True)
+    short, long = (
+        {(row.method, row.size): row for row in paper_rows(sizes, length)} for length in LENGTHS
+    )
+    backbones = {size: long["model_tuning", size].total_parameters for size in sizes}
+    order = sorted(backbones, key=backbones.__getitem__)
+    x = np.array([backbones[size] for size in order])
+    for i, (label, (method, count)) in enumerate(_LINES.items()):
+        low, high = (
+            np.array([getattr(of[method, size], count) for size in order]) for of in (short, long)
+        )
+        look = style.line(i)
+        for axis, whole in ((above, 1), (below, x / 100)):
+            axis.fill_between(x, low / whole, high / whole, color=look["color"], alpha=0.15, lw=0)
+            axis.plot(x, high / whole, label=label, **look)
+    designed = max(long["prompt_design", size].trained_parameters for size in order)
+    above.plot([], [], " ", label=f"prompt design: {designed}")
+    above.set(yscale="log", ylabel="parameters of a task")
+    below.set(xscale="log", yscale="log", ylabel="share of the backbone (%)")
+    below.set_xlabel("parameters of the backbone")
+    style.legend(made, title="prompts and prefixes of 100 vectors; bands down to 1")
+    return made

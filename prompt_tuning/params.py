@@ -64,7 +64,7 @@ class ParamSplit:
         """
         method.check(config)
         with_method = flatten(nn.unbox(init_shapes(config, method)))
-        added = frozenset(with_method) - frozenset(flatten(nn.unbox(init_shapes(config))))
+        added = frozenset(with_method) - _plain_paths(config)
         trained = frozenset(path for path in with_method if method.trains(path, path in added))
         narrow = {
             path: _narrow(path, leaf, config.frozen_dtype)
@@ -114,6 +114,11 @@ class ParamSplit:
             raise ValueError(f"missing leaves: {missing}")
         if unknown := sorted(leaves.keys() - self.shapes.keys()):
             raise ValueError(f"leaves that the model does not have: {unknown}")
+
+
+@functools.cache
+def _plain_paths(config: T5Config) -> frozenset[str]:
+    return frozenset(flatten(nn.unbox(init_shapes(config))))
 
 
 def _narrow(path: str, leaf: jax.ShapeDtypeStruct, dtype: str) -> Any:

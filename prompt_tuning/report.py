@@ -12,6 +12,7 @@ from absl import flags
 from etils import epath
 
 from prompt_tuning import command
+from prompt_tuning.analysis import style
 from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
@@ -63,6 +64,14 @@ def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def write_parameters(folder: epath.Path, split: ParamSplit) -> None:
+    """Writes `parameters.json`: {"trained_parameters", "total_parameters"}."""
+    counts = {"trained": split.trained, "total": frozenset(split.shapes)}
+    numbers = {f"{name}_parameters": split.count(paths) for name, paths in counts.items()}
+    write_json(folder / "parameters.json", numbers)
+
+
+@style.styled
 def learning_curve(
     path: epath.PathLike,
     train: Sequence[Mapping[str, float]],
@@ -77,31 +86,20 @@ def learning_curve(
       validation: lines {"step", metric: value, ...}.
       levels: horizontal lines by name (majority class, frozen backbone).
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(6.4, 6.0))
+    figure, [[above], [below]] = style.figure(5, 4.5, rows=2, sharex=True)
     loss = [line["loss_per_nonpadding_target_token"] for line in train]
-    above.plot([line["step"] for line in train], loss, color="#0072B2")
+    above.plot([line["step"] for line in train], loss, color=style.COLORS[0])
     above.set_ylabel("loss (nats per target token)")
-    # Okabe and Ito's colours: told apart by colour-blind readers too.
-    colors = ("#D55E00", "#009E73", "#CC79A7", "#E69F00")
     names = dict.fromkeys(name for line in validation for name in line if name != "step")
-    for i, name in enumerate(names):
+    for i, name in enumerate(names, 1):
         points = [(line["step"], line[name]) for line in validation if name in line]
-        steps, values = zip(*points, strict=True)
-        below.plot(steps, values, marker="o", markersize=3, color=colors[i % 4], label=name)
-    for style, (name, level) in zip((":", "--", "-."), levels.items(), strict=False):
-        below.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)
+        below.plot(*zip(*points, strict=True), label=name, **style.line(i))
+    for dashes, (name, level) in zip((":", "--", "-."), levels.items(), strict=False):
+        below.axhline(level, color=style.GRAY, linestyle=dashes, linewidth=1, label=name)
     below.set_xlabel("training step")
     below.set_ylabel("validation")
-    below.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    figure.tight_layout()
-    with renamed_when_done(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-    plt.close(figure)
+    style.legend(figure)
+    style.save(figure, path)
 
 
 def main(words: Sequence[str]) -> None:
@@ -109,16 +107,19 @@ def main(words: Sequence[str]) -> None:
 
     if list(words) != ["parameters"]:
         raise UserError("usage: python -m prompt_tuning.report parameters")
-    rows = parameter_report.rows()
-    print(parameter_report.table(rows))
+    sizes = flags.FLAGS.sizes
+    print(parameter_report.table(parameter_report.rows(sizes)))
     if flags.FLAGS.json:
-        write_json(flags.FLAGS.json, parameter_report.content(rows))
+        write_json(flags.FLAGS.json, parameter_report.content(sizes))
     if flags.FLAGS.plot:
-        parameter_report.plot(flags.FLAGS.plot, rows)
+        style.save(parameter_report.figure(sizes), flags.FLAGS.plot)
 
 
 if __name__ == "__main__":
+    from prompt_tuning.parameter_report import SIZES
+
     # Here, not above: other commands of one process have flags of the same names.
     flags.DEFINE_string("json", None, "File to write the rows to.")
-    flags.DEFINE_string("plot", None, "File of a PNG to draw: parameters against model size.")
+    flags.DEFINE_string("plot", None, "File of the paper's figure 4: .png, .pdf or .svg.")
+    flags.DEFINE_list("sizes", SIZES, "Sizes of T5 v1.1, and other presets.")
     command.run_with_words(main)

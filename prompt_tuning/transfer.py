@@ -6,7 +6,6 @@ similar prompts tell of tasks that transfer to each other. A prompt starts from 
 """
 
 import glob
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,23 +14,30 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from prompt_tuning import command
+from prompt_tuning import command, report
 from prompt_tuning.checkpoint import peft, prompts
-from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
 
 SUFFIXES = (".npy", ".safetensors")
 Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
+def units(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., D] at length 1; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
 def average_tokens(a: np.ndarray, b: np.ndarray) -> float:
     """Cosine of the mean vectors of two prompts [P, D] and [P', D]; 0 where one is zero."""
-    return float(_units(a.mean(axis=0)) @ _units(b.mean(axis=0)))
+    a, b = a.mean(axis=0, dtype=np.float64), b.mean(axis=0, dtype=np.float64)
+    return float(units(a) @ units(b))
 
 
 def per_token_average(a: np.ndarray, b: np.ndarray) -> float:
     """Mean cosine of all P * P' pairs of vectors of two prompts [P, D] and [P', D]."""
-    return float(_units(a).mean(axis=0) @ _units(b).mean(axis=0))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(units(a).mean(axis=0) @ units(b).mean(axis=0))
 
 
 MEASURES: Mapping[str, Measure] = {"average": average_tokens, "per_token": per_token_average}
@@ -95,12 +101,12 @@ def weighted_average(sources: Mapping[str, np.ndarray], weights: Mapping[str, fl
     return np.sum([weight * sources[name] for name, weight in weights.items()], axis=0)
 
 
-def source_files(patterns: Sequence[str], prompt: str) -> list[str]:
+def source_files(patterns: Sequence[str], prompt: str | None = None) -> list[str]:
     """The files that `patterns` name, each once, without the file `prompt` itself.
 
     Args:
       patterns: files, PEFT adapters, folders of `.npy` and `.safetensors` files, and globs.
-      prompt: the prompt that they are compared with; it would be the most similar one.
+      prompt: the one that they are compared with, which would be the most similar.
 
     Raises:
       UserError: if a pattern names nothing.
@@ -111,7 +117,8 @@ def source_files(patterns: Sequence[str], prompt: str) -> list[str]:
         if not paths:
             raise UserError(f"--sources={pattern}: no such file, and no folder with prompts in it")
         found |= {Path(path).resolve(): path for path in paths}
-    found.pop(Path(prompt).expanduser().resolve(), None)
+    if prompt is not None:
+        found.pop(Path(prompt).expanduser().resolve(), None)
     if not found:
         raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
     return list(found.values())
@@ -128,29 +135,20 @@ def main() -> None:
     if given.output:
         prompts.save(given.output, weighted_average(sources, weights))
     if given.json:
-        _write_json(given.json, given.measure, similarities, weights)
+        rows = [
+            {"prompt": path, "similarity": similarity, "weight": weights.get(path)}
+            for path, similarity in similarities.items()
+        ]
+        report.write_json(given.json, {"measure": given.measure, "sources": rows})
+    if given.plot:
+        from prompt_tuning.analysis import similarity as drawing  # imports this module
+        from prompt_tuning.analysis import style
+
+        style.save(drawing.ranking(similarities, weights, given.measure), given.plot)
     print("similarity  weight  prompt")
     for path, similarity in similarities.items():
         weight = f"{weights[path]:.4f}" if path in weights else ""
         print(f"{similarity:10.4f}  {weight:6}  {path}")
-
-
-def _write_json(
-    path: str, measure: str, similarities: Mapping[str, float], weights: Mapping[str, float]
-) -> None:
-    rows = [
-        {"prompt": name, "similarity": similarity, "weight": weights.get(name)}
-        for name, similarity in similarities.items()
-    ]
-    with renamed_when_done(path) as temporary:
-        temporary.write_text(json.dumps({"measure": measure, "sources": rows}, indent=2) + "\n")
-
-
-def _units(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., D] at length 1, float64; zero stays zero."""
-    vectors = vectors.astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -172,4 +170,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("top_k", None, "Average this many of the most similar prompts.", 1)
     flags.DEFINE_string("output", None, "File to write their weighted average to.")
     flags.DEFINE_string("json", None, "File to write the table to.")
+    flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
     command.run(main)

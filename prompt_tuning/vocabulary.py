@@ -45,10 +45,22 @@ class SentencePiece:
             self._pieces.LoadFromSerializedProto(model.SerializeToString())
         except Exception as error:  # protobuf and SentencePiece each raise their own
             raise UserError(f"vocabulary {path}: not a SentencePiece model") from error
-        self._path = path
+        self._path, self._extra_ids = path, extra_ids
 
     def __repr__(self) -> str:
         return f"SentencePiece({str(self._path)!r}, {self._pieces.GetPieceSize()} pieces)"
+
+    @property
+    def pieces(self) -> list[str]:
+        """Of all ids, sentinels too."""
+        return [self._pieces.IdToPiece(i) for i in range(self._pieces.GetPieceSize())]
+
+    @property
+    def words(self) -> list[int]:
+        """The ids of pieces of text: of no sentinel, no special token, no single byte."""
+        sentinels = self._pieces.GetPieceSize() - self._extra_ids
+        others = (self._pieces.IsControl, self._pieces.IsUnknown, self._pieces.IsByte)
+        return [i for i in range(sentinels) if not any(other(i) for other in others)]
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.EncodeAsIds(text)

@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
-HEAVY = ("tensorflow", "seqio", "gin", "torch", "transformers", "peft", "qwix")
+HEAVY = ("tensorflow", "seqio", "gin", "matplotlib", "torch", "transformers", "peft", "qwix")
 CORE = (
     "prompt_tuning",
     "prompt_tuning.adapters",
+    "prompt_tuning.analysis.curves",
+    "prompt_tuning.analysis.neighbours",
+    "prompt_tuning.analysis.similarity",
     "prompt_tuning.bank",
     "prompt_tuning.checkpoint.backbone",
     "prompt_tuning.checkpoint.huggingface",
@@ -22,10 +25,12 @@ CORE = (
     "prompt_tuning.decoding",
     "prompt_tuning.demo",
     "prompt_tuning.distributed",
+    "prompt_tuning.experiments.plot",
     "prompt_tuning.inspect",
     "prompt_tuning.loss",
     "prompt_tuning.methods",
     "prompt_tuning.optim",
+    "prompt_tuning.parameter_report",
     "prompt_tuning.params",
     "prompt_tuning.recycle",
     "prompt_tuning.serving",

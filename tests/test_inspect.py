@@ -15,7 +15,6 @@ from prompt_tuning import embedded, inspect
 from prompt_tuning.checkpoint import backbone, peft, prompts, trained
 from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.run import RunCheckpoints
-from prompt_tuning.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 PROMPT = np.array([[3, 4], [0, 1], [-6, 8]], np.float32)  # norms 5, 1, 10
@@ -42,14 +41,6 @@ def test_prompt_lines_by_hand():
     assert norms == "row norms: min 1, median 5, max 10"
     assert finite == "finite: all values"
     assert inspect.prompt_lines(np.array([[1, np.nan], [np.inf, 2]]))[1] == "finite: 2 of 4 values"
-
-
-def test_nearest_by_hand():
-    ids, cosines = inspect.nearest(PROMPT, TABLE, 2)
-    np.testing.assert_array_equal(ids, [[1, 0], [1, 2], [2, 1]])
-    np.testing.assert_allclose(cosines, [[0.8, 0.6], [1, 0.8], [1, 0.8]], rtol=1e-6)
-    with pytest.raises(UserError, match="3 wide, the prompt 2"):
-        inspect.nearest(PROMPT, np.ones((4, 3)))
 
 
 def test_trained_leaves_and_backbone(tmp_path):

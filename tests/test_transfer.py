@@ -153,11 +153,12 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_command(folder):
-    flags = ("--top_k=2", "--output=start.npy", "--json=table.json")
+    flags = ("--top_k=2", "--output=start.npy", "--json=table.json", "--plot=ranking.svg")
     done = command("--prompt=target.npy", "--sources=library", *flags)
     assert done.returncode == 0, done.stderr
     table = json.loads((folder / "table.json").read_text())
     assert table["measure"] == "average"
+    assert "<svg" in (folder / "ranking.svg").read_text()
     rows = table["sources"]
     assert [row["prompt"] for row in rows] == [
         "library/c.npy",

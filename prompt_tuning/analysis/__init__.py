@@ -1,0 +1,1 @@
+"""What trained prompts and runs show: nearest words, similarity, learning curves; figures."""

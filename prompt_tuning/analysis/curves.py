@@ -1,0 +1,134 @@
+"""python -m prompt_tuning.analysis.curves NAME=RUNS ...: learning curves of several runs at once.
+
+RUNS is a glob of run folders (`MODEL_DIR`s) that differ in their seed alone; a name's curve is
+their mean, with its standard deviation.
+"""
+
+import dataclasses
+import glob
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from prompt_tuning import command, report
+from prompt_tuning.analysis import style
+from prompt_tuning.errors import UserError
+from prompt_tuning.runs.validation import read_metrics
+
+LOGS = {"train": "train", "validation": "inference_eval/*"}
+LOSS = "train/loss_per_nonpadding_target_token"
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A metric over training, of runs that differ in their seed.
+
+    Attributes:
+      steps: that all runs have.
+      mean, sd: at each; the deviation is the sample's, 0 of one run.
+      runs: how many.
+    """
+
+    steps: tuple[int, ...]
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+    runs: int
+
+
+def of_run(folder: epath.PathLike, metric: str) -> dict[int, float]:
+    """A run's metric by step; of a mixture's validation the mean over its tasks.
+
+    Args:
+      folder: its `MODEL_DIR`.
+      metric: LOG/NAME: "train/gradient_norm", "validation/rank/accuracy".
+
+    Raises:
+      UserError: if the run has no such log, or the log no such metric.
+    """
+    log, _, name = metric.partition("/")
+    if log not in LOGS or not name:
+        raise UserError(f"--metric={metric}: LOG/NAME, LOG one of {', '.join(LOGS)}")
+    files = sorted(epath.Path(folder).glob(f"{LOGS[log]}/metrics.jsonl"))
+    if not files:
+        raise UserError(f"{folder}: no {LOGS[log]}/metrics.jsonl; give the folder of a run")
+    found = []
+    for file in files:
+        lines = read_metrics(file)
+        found.append({int(line["step"]): line[name] for line in lines if name in line})
+        if not found[-1]:
+            names = sorted({name for line in lines for name in line} - {"step"})
+            raise UserError(f"--metric={metric}: {file} has {', '.join(names) or 'no lines'}")
+    return {step: float(np.mean([one[step] for one in found])) for step in _common(found)}
+
+
+def mean(runs: Sequence[Mapping[int, float]]) -> Curve:
+    """The curve of runs {step: value}, at the steps that all of them have."""
+    steps = _common(runs)
+    values = np.array([[run[step] for step in steps] for run in runs])
+    sd = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
+    return Curve(tuple(steps), tuple(values.mean(axis=0)), tuple(sd), len(runs))
+
+
+@style.styled
+def figure(curves: Mapping[str, Curve], metric: str) -> Any:
+    """A Figure of curves by name; bands are one standard deviation to each side."""
+    made, [[axis]] = style.figure()
+    for i, (name, curve) in enumerate(curves.items()):
+        look = style.line(i)
+        values, sd = np.array(curve.mean), np.array(curve.sd)
+        if curve.runs > 1:
+            band = (values - sd, values + sd)
+            axis.fill_between(curve.steps, *band, color=look["color"], alpha=0.2, linewidth=0)
+        every = max(1, len(curve.steps) // 8)
+        label = f"{name} (n = {curve.runs})"
+        axis.plot(curve.steps, values, label=label, markevery=every, **look)
+    spread = "\nmean ± sd" if any(curve.runs > 1 for curve in curves.values()) else ""
+    axis.set_xlabel("training step")
+    axis.set_ylabel(_label(metric) + spread)
+    style.legend(made)
+    return made
+
+
+def main(words: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if not words:
+        raise UserError("give curves: python -m prompt_tuning.analysis.curves NAME=RUNS ...")
+    curves = {}
+    for word in words:
+        name, equals, pattern = word.partition("=")
+        folders = sorted(glob.glob(pattern))
+        if not equals or not folders:
+            raise UserError(f"{word}: NAME=RUNS, RUNS a run's folder or a glob of such; found none")
+        curves[name] = mean([of_run(folder, given.metric) for folder in folders])
+    for name, curve in curves.items():
+        if not curve.steps:
+            raise UserError(f"{name}: its runs have no step in common")
+        last = f"{curve.mean[-1]:.4f} ± {curve.sd[-1]:.4f} at step {curve.steps[-1]}"
+        print(f"{name}: {last}, {curve.runs} runs")
+    if given.json:
+        content = {name: dataclasses.asdict(curve) for name, curve in curves.items()}
+        report.write_json(given.json, {"metric": given.metric, "curves": content})
+    if given.plot:
+        style.save(figure(curves, given.metric), given.plot)
+
+
+def _common(runs: Sequence[Mapping[int, float]]) -> list[int]:
+    return sorted(set.intersection(*(set(run) for run in runs)))
+
+
+def _label(metric: str) -> str:
+    if metric == LOSS:
+        return "training loss (nats per target token)"
+    log, _, name = metric.partition("/")
+    return f"{log} {name.replace('_', ' ')}"
+
+
+if __name__ == "__main__":
+    # Not at import: a flag's name can be taken once in a process, and every command has some.
+    flags.DEFINE_string("metric", LOSS, "LOG/NAME, such as validation/rank/accuracy.")
+    flags.DEFINE_string("json", None, "File to write the curves to.")
+    flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
+    command.run_with_words(main)

@@ -1,0 +1,1 @@
+"""Whole experiments: a gin file names a grid, `python -m prompt_tuning.experiments` runs it."""
