@@ -57,12 +57,13 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 RESUME_ME = os.EX_TEMPFAIL  # 75
 # Arguments of what a command runs that shapes do not depend on.
-_NOT_FOR_A_DRY_RUN = (
+NOT_FOR_A_DRY_RUN = (
     "model_dir",
     "output_dir",
     "data",
     "mixture",
     "tasks",
+    "vocabulary",
     "initial_checkpoint",
 )
 
@@ -119,7 +120,7 @@ def _run(function: Callable, argv: Sequence[str]) -> None:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
         _join_processes()
-        bound = parse_gin(function, _NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ())
+        bound = parse_gin(function, NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ())
         if _TFDS_DATA_DIR.value or _CACHE_DIRS.value:
             from prompt_tuning.data.quiet import seqio
 
@@ -175,11 +176,33 @@ def search(folders: Sequence[str]) -> None:
 
 
 def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, Any]:
-    """Parses the gin files and bindings of the flags.
+    """`parse` of the gin files and bindings of the flags."""
+    bindings = list(_GIN_BINDINGS.value)
+    if SKIP_BAD_ROWS.value is not None:
+        bindings.append(f"SKIP_BAD_ROWS = {SKIP_BAD_ROWS.value}")
+    return parse(function, _GIN_FILE.value, bindings, unneeded)
+
+
+def gin_folders() -> list[str]:
+    """Where gin files are looked for."""
+    return [*_SEARCH_PATHS.value, str(configs_folder())]
+
+
+def parse(
+    function: Callable,
+    files: Sequence[str],
+    bindings: Sequence[str],
+    unneeded: Collection[str] = (),
+    kind: str = "runs",
+) -> dict[str, Any]:
+    """Parses gin files and bindings; what was parsed before is forgotten.
 
     Args:
       function: what gin configures.
+      files: of gin.
+      bindings: applied after the files.
       unneeded: its arguments that need not be set; they are None in the result.
+      kind: folder of the configs that configure it.
 
     Returns:
       The arguments of `function`, references not followed yet.
@@ -187,14 +210,12 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
     Raises:
       UserError: naming the file, parameter or macro that is wrong.
     """
-    folders = (*_SEARCH_PATHS.value, str(configs_folder()))
+    folders = gin_folders()
     search(folders)
-    bindings = list(_GIN_BINDINGS.value)
-    if SKIP_BAD_ROWS.value is not None:
-        bindings.append(f"SKIP_BAD_ROWS = {SKIP_BAD_ROWS.value}")
+    gin.clear_config()
     source = "--gin_bindings"
     try:
-        for source in _GIN_FILE.value:
+        for source in files:
             gin.parse_config_file(source)
         source = "--gin_bindings"
         gin.parse_config(bindings)
@@ -210,10 +231,10 @@ def parse_gin(function: Callable, unneeded: Collection[str] = ()) -> dict[str, A
         hint = f" Searched: {', '.join(folders)}" if missing else ""
         raise UserError(f"gin: {message}{hint}") from error
     if not (bound := _bound(function)):
-        runs = ", ".join(
-            sorted(f"runs/{path.name}" for path in configs_folder().glob("runs/*.gin"))
+        there = sorted(f"{kind}/{path.name}" for path in configs_folder().glob(f"{kind}/*.gin"))
+        raise UserError(
+            f"no --gin_file configures {function.__name__}; give one of {', '.join(there)}"
         )
-        raise UserError(f"no --gin_file configures {function.__name__}; give one of {runs}")
     names = [binding.partition("=")[0].strip() for binding in bindings]
     cli_settings.check(function, names, unneeded)
     taken = inspect.signature(function).parameters

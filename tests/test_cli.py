@@ -382,7 +382,8 @@ def test_evaluates(command, tmp_path):
     result = command(evaluate, *evaluation("eval", *arguments))
     assert result.status == 0, result.err
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["config.gin", "files-test-metrics.json", "files-test-rank.jsonl"]
+    names = ["config.gin", "files-test-metrics.json", "files-test-rank.jsonl", "parameters.json"]
+    assert written == names
     lines = (tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 16

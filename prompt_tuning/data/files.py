@@ -108,6 +108,31 @@ class TextFiles:
         )
 
 
+def of_folder(
+    name: str,
+    data_dir: str,
+    text_field: str | Sequence[str] = "text",
+    label_field: str = "label",
+    labels: Sequence[str] = (),
+) -> TextFiles:
+    """The files `train`, `validation` and `test` of the folder `data_dir/name`, whatever their
+    endings; the other arguments are those of `TextFiles`.
+
+    Raises:
+      UserError: if none of them is there, or two for one split.
+    """
+    folder = Path(data_dir, name).expanduser()
+    found = {split: sorted(folder.glob(f"{split}.*")) for split in MACROS}
+    if not any(found.values()):
+        raise UserError(f"DATA_DIR = {data_dir!r}: {folder} has no train.* or test.* file")
+    if double := [paths for paths in found.values() if len(paths) > 1]:
+        raise UserError(f"{double[0][0]} and {double[0][1].name}: two files of one split")
+    first = {split: str(paths[0]) if paths else "" for split, paths in found.items()}
+    return TextFiles(
+        first["train"], first["validation"], first["test"], text_field, label_field, labels
+    )
+
+
 def _text(fields: dict[str, Any], name: str, where: str) -> str:
     value = records.field(fields, name, where)
     if not isinstance(value, str):

@@ -5,9 +5,9 @@ a limit, the same with a temperature, and equal.
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from prompt_tuning.data import benchmark_metrics, text_task
+from prompt_tuning.data import benchmark_metrics, tasks, text_task
 from prompt_tuning.data.benchmarks import BENCHMARKS, VERSIONS
 from prompt_tuning.data.memory_source import MemorySource
 from prompt_tuning.data.quiet import seqio
@@ -90,3 +90,28 @@ def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
             name = f"taskless_{suite}_{VERSIONS[suite][1]}_examples_{way}"
             names += text_task.add_mixture(name, rates, there)
     return names
+
+
+def of_tasks(names: Sequence[str]) -> str:
+    """Registers a mixture of registered tasks at equal rates; its label words are those of all.
+
+    Returns:
+      Its name, the tasks' with "." between them.
+
+    Raises:
+      UserError: for a name that is no registered task, or is there twice.
+    """
+    known = seqio.TaskRegistry.names()
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(
+            f"MIXTURE_OR_TASK_NAME = {list(names)}: no task {unknown[0]!r}; there are: "
+            f"{', '.join(sorted(known))}"
+        )
+    if len(set(names)) < len(names):
+        raise UserError(f"MIXTURE_OR_TASK_NAME = {list(names)}: names a task twice")
+    name = ".".join(names)
+    seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, list(names), default_rate=1.0)
+    words = (word for part in names for word in tasks.labels_of(part))
+    tasks.LABELS[name] = tuple(dict.fromkeys(words))
+    return name

@@ -1,9 +1,10 @@
 """Which task a run is on: a registered one by name, or the user's own files."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from prompt_tuning.data import catalogue, sentinel, tasks
+from prompt_tuning.data import catalogue, mixtures, sentinel, tasks
 from prompt_tuning.data import few_shot as few_shot_tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
@@ -17,11 +18,12 @@ FILES_TASK = "files"
 
 def task_data(
     *,
-    task: str | None,
+    task: str | Sequence[str] | None,
     files: TextFiles,
     vocabulary: seqio.Vocabulary,
     lengths: Mapping[str, int],
     batch_size: int,
+    file_tasks: Mapping[str, Callable[[], TextFiles]] = MappingProxyType({}),
     benchmarks_dir: str = "",
     seed: int = 0,
     module: str | None = None,
@@ -39,9 +41,11 @@ def task_data(
     """The data of a run.
 
     Args:
-      task: a registered SeqIO task or mixture, or None to use `files`.
+      task: a registered SeqIO task or mixture, or one of `file_tasks`; several tasks to mix at
+        equal rates; or None to use `files`.
       files: the user's own data, if `task` is None.
       vocabulary: of the model; also of the package's own tasks.
+      file_tasks: what gives the files of further tasks, by name; called for those in `task`.
       benchmarks_dir: a folder of local data sets that the tasks of `catalogue` are read from; ""
         for TensorFlow Datasets.
       lengths, batch_size, seed, module, use_cached, batching, bucket_bounds, packed_lengths,
@@ -59,20 +63,24 @@ def task_data(
             f"MIXTURE_OR_TASK_NAME = {task!r} and files are both set; set one of the two"
         )
     bad_rows = BadRows(skip_bad_rows)
-    if files.splits:
-        files = dataclasses.replace(files, bad_rows=bad_rows)
-        for split in files.splits:
-            files.rows(split)  # every mistake shows before anything else is loaded
-        tasks.register_files(FILES_TASK, files, vocabulary)
-    elif not task:
+    names = [task] if task and isinstance(task, str) else list(task or ())
+    read = {name: file_tasks[name]() for name in names if name in file_tasks}
+    for name, one in ({FILES_TASK: files} if files.splits else read).items():
+        one = dataclasses.replace(one, bad_rows=bad_rows)
+        for split in one.splits:
+            one.rows(split)  # every mistake shows before anything else is loaded
+        tasks.register_files(name, one, vocabulary)
+    if not (names or files.splits):
         raise UserError(
             "no data: set MIXTURE_OR_TASK_NAME, or files of your own: TRAIN_FILE and "
             "VALIDATION_FILE to train, TEST_FILE to evaluate, INPUT_FILE to predict"
         )
     tasks.register_demo_tasks(vocabulary)
     catalogue.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
+    if len(names) > 1:
+        names = [mixtures.of_tasks(names)]
     data = TaskData(
-        task or FILES_TASK,
+        names[0] if names else FILES_TASK,
         lengths,
         batch_size,
         seed,

@@ -43,6 +43,7 @@ def evaluate(
 
     Writes `TASK-SPLIT-metrics.json` and, for each evaluation method, `TASK-SPLIT-METHOD.jsonl`
     with a line {"input", "target", "prediction"} an example; of a mixture for each of its tasks.
+    How many parameters the model has stands in `parameters.json`.
 
     Args:
       output_dir: where to write.
@@ -76,6 +77,7 @@ def evaluate(
         allow_other_backbone=allow_other_backbone,
     )
     on_start(folder)
+    report.write_parameters(folder, tuned.split)
     found = {one.task: _measured(tuned, one, eval_methods, data.batch_size, folder) for one in sets}
     for line in data.remarks():
         print(line)

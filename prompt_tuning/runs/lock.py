@@ -37,6 +37,18 @@ def only_run(folder: epath.Path) -> Iterator[None]:
             )
         yield
         return
+    with only_process(folder):
+        distributed.barrier(NAME)
+        yield
+
+
+@contextlib.contextmanager
+def only_process(folder: epath.Path) -> Iterator[None]:
+    """`only_run` for what is a single process and a folder on a disk; asks nothing of JAX.
+
+    Raises:
+      UserError: if another process holds the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / NAME, "a+") as file:
         try:
@@ -55,5 +67,4 @@ def only_run(folder: epath.Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        distributed.barrier(NAME)
         yield

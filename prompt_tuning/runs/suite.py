@@ -56,7 +56,7 @@ def suite(
         name: _result(folder, name, train, on_start=lambda _: on_start(folder))
         for name, train in tasks.items()
     }
-    found = {name: _by_task(result) for name, result in results.items()}
+    found = {name: by_task(result) for name, result in results.items()}
     scores = {
         row: dict(score({task: rows[row] for one in found.values() for task, rows in one.items()}))
         for row in ROWS
@@ -84,7 +84,7 @@ def _result(
     return train(model_dir=str(folder / name), on_start=on_start)
 
 
-def _by_task(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def by_task(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """A run's metrics by its first evaluation method: {SeqIO task: {row: {metric: value}}}."""
     one = isinstance(result["split"], str)
     splits = {result["task"]: result["split"]} if one else result["split"]
@@ -93,13 +93,14 @@ def _by_task(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         task: {
             "split": splits[task],
             "best_step": result["best_step"],
-            **dict(zip(ROWS, map(_of_first_method, table.values()), strict=True)),
+            **dict(zip(ROWS, map(of_first_method, table.values()), strict=True)),
         }
         for task, table in tables.items()
     }
 
 
-def _of_first_method(metrics: Metrics) -> dict[str, float]:
+def of_first_method(metrics: Metrics) -> dict[str, float]:
+    """The metrics of the evaluation method that comes first, without its name."""
     first = next(iter(metrics)).partition("/")[0] + "/"
     return {k.removeprefix(first): v for k, v in metrics.items() if k.startswith(first)}
 

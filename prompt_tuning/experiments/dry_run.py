@@ -1,0 +1,62 @@
+"""Looks at every cell of an experiment without running one: settings, shapes, shardings."""
+
+import copy
+import functools
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from prompt_tuning import cli, report
+from prompt_tuning.errors import UserError
+from prompt_tuning.experiments.grid import Cell, Experiment, Step
+from prompt_tuning.runs.ensemble import ensemble
+from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.train import train
+
+FUNCTIONS: Mapping[str, Callable] = {"train": train, "eval": evaluate, "ensemble": ensemble}
+_plan = functools.cache(report.plan)
+
+
+def check(experiment: Experiment, cells: Sequence[Cell], devices: int | None = None) -> None:
+    """Prints of each cell its digest and name, and of each step what it trains and its command.
+
+    Args:
+      experiment: whose cells they are.
+      cells: to look at.
+      devices: how many to simulate, before JAX has any; None for those that are here.
+
+    Raises:
+      UserError: naming the first cell whose settings are wrong.
+    """
+    if devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    for cell in cells:
+        print(f"{cell.digest} {cell.name}")
+        folder = str(experiment.cell_folder(cell))
+        for step in cell.steps:
+            try:
+                settings = parsed(step)
+                text = _plan(settings["config"], settings["method"], settings["layout"])
+            except ValueError as error:
+                raise UserError(f"cell {cell.name}, step {step.name}: {error}") from error
+            trained = next(line for line in text.splitlines() if line.startswith("trained "))
+            words = ["python", "-m", f"prompt_tuning.{step.command}", *step.arguments(folder)]
+            print(
+                f"  {step.name}: {' '.join(trained.split())}\n    {shlex.join(words)}", flush=True
+            )
+    print(f"{experiment.name}: {len(cells)} cells")
+
+
+def parsed(step: Step) -> dict:
+    """What the step's command gets from gin, without what shapes do not depend on.
+
+    Raises:
+      UserError: naming the file, parameter or macro that is wrong.
+    """
+    function, arguments = FUNCTIONS[step.command], step.arguments("CELL")
+    given = [flag.partition("=") for flag in cli.expand_gin_flags(arguments)]
+    files = [value for name, _, value in given if name == "--gin_file"]
+    bindings = [value for name, _, value in given if name == "--gin_bindings"]
+    return copy.deepcopy(cli.parse(function, files, bindings, cli.NOT_FOR_A_DRY_RUN))

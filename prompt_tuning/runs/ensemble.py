@@ -1,0 +1,93 @@
+"""Several prompts of one task on one frozen backbone: each row's answers are put to the vote."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etils import epath
+
+from prompt_tuning import report, serving
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import EvalSet, Predictions, measure, methods_for
+from prompt_tuning.methods.base import Method
+from prompt_tuning.runs import checks, predictions
+from prompt_tuning.runs.data import Data
+from prompt_tuning.runs.validation import Metrics
+from prompt_tuning.sharding import Layout
+from prompt_tuning.t5.config import T5Config
+
+
+def ensemble(
+    *,
+    output_dir: str,
+    config: T5Config,
+    method: Method,
+    layout: Layout,
+    data: Data,
+    vocabulary: Any,
+    initial_checkpoint: str,
+    prompt_files: Sequence[str],
+    allow_other_backbone: bool = False,
+    split: str = "test",
+    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
+    dry_run: bool = False,
+) -> dict[str, Metrics]:
+    """Measures the majority of several prompts (Lester et al., 2021, section 6), which answer in
+    one batch (`bank`): by label words where the task has some, else by generated text.
+
+    Writes `TASK-SPLIT-metrics.json` and `TASK-SPLIT-METHOD.jsonl`, as `runs.eval.evaluate`.
+
+    Args:
+      output_dir: where to write.
+      config, layout, data, initial_checkpoint: see `runs.train.train`.
+      method: the plain backbone's, for a dry run to show.
+      vocabulary: the model's, see `serving.load`.
+      prompt_files: see `bank.read`.
+      allow_other_backbone: take prompts whose card names another backbone.
+      split: which one.
+      on_start: called with the folder before anything is written.
+      dry_run: print parameters and shardings, allocate and write nothing.
+
+    Returns:
+      The metrics by task, named METHOD/METRIC.
+    """
+    if dry_run:
+        print(report.plan(config, method, layout))
+        return {}
+    folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
+    if not prompt_files:
+        raise UserError("PROMPT_FILES is empty: name the prompts that vote")
+    checks.split(split, data.splits)
+    model = serving.load(
+        config,
+        initial_checkpoint,
+        vocabulary,
+        layout=layout,
+        batch_size=data.batch_size,
+        tasks=len(prompt_files),
+        allow_other_backbone=allow_other_backbone,
+    )
+    sets = data.eval_sets(split)
+    for one in sets:
+        model.add_task(one.task, prompt=list(prompt_files), labels=one.labels)
+    on_start(folder)
+    return {one.task: _measured(model, one, folder) for one in sets}
+
+
+def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metrics:
+    [kind] = methods_for(data, ["auto"])
+    model.input_length = data.encoder_input_tokens.shape[1]
+    if kind == "rank":
+        texts = [answer.label for answer in model.classify(data.inputs, data.task)]
+    else:
+        made = model.generate(data.inputs, data.task, max_tokens=data.target_length)
+        texts = [answer.text for answer in made]
+    found = Predictions(texts)
+    name = f"{data.task}-{data.split}"
+    pairs = zip(data.inputs, data.targets, strict=True)
+    lines = ({"input": text, "target": target} for text, target in pairs)
+    predictions.write(folder / f"{name}-{kind}.jsonl", lines, found, data.labels)
+    metrics = {f"{kind}/{metric}": value for metric, value in measure(data, found).items()}
+    report.write_json(folder / f"{name}-metrics.json", metrics)
+    print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
+    print(report.table({f"{len(model.prompts(data.task))} prompts": metrics}))
+    return metrics
