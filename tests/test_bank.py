@@ -17,8 +17,6 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.trainer import initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
 D = CONFIG.d_model
 TARGETS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)

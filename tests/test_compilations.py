@@ -6,13 +6,10 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-import pytest
 
 from prompt_tuning import sharding, trainer
 from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.t5 import T5Config
-
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
 
 LENGTHS = (4, 8, 4, 4, 6, 8, 6)
 

@@ -19,8 +19,6 @@ from prompt_tuning.runs.ensemble import ensemble
 from prompt_tuning.t5 import T5Config
 from prompt_tuning.trainer import initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
 LABELS = ("5", "6 7", "9")
 ROWS, LENGTH = 24, 12

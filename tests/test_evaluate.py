@@ -12,8 +12,6 @@ from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.t5.config import preset
 from prompt_tuning.trainer import TunedModel, initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 LIMIT = 80
 LENGTHS = [3, 80, 31, 1, 40, 32, 33, 70, 64, 65, 2, 17, 5]
 LABEL_TOKENS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)

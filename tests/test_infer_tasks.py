@@ -16,8 +16,6 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.t5.config import preset
 from prompt_tuning.vocabulary import Bytes
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 ROWS = [{"text": f"row {i}", "task": "letters" if i % 3 else "free"} for i in range(300)]
 
 

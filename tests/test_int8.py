@@ -22,8 +22,6 @@ from prompt_tuning.t5.layers import Embed
 from prompt_tuning.t5.network import init_shapes
 from prompt_tuning.trainer import TunedModel, fit, initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 FLOAT = T5Config(64, 16, 4, 8, 32, 2, 2)
 INT8 = dataclasses.replace(FLOAT, frozen_dtype="int8")
 PROMPT = methods.PromptTuning(3, initializer=Uniform())

@@ -70,7 +70,13 @@ FOLDED = ["p_tuning", "p_tuning_lstm", "prefix_mlp", "prefix_gated_mlp"]
 
 VARIANTS = {"decoder_prompt", "p_tuning_lstm", "prefix_gated_mlp", "prefix_gated", "pfeiffer",
             "wayward", "prompt_and_lora"}  # fmt: skip
-SHARDED = [name for name in METHODS if name not in VARIANTS]  # the others take long to compile
+SLOW = pytest.mark.slow
+# The variants take long to compile.
+SHARDED = [
+    pytest.param(name, marks=() if name in ("prompt_tuning", "prefix_tuning", "lora") else SLOW)
+    for name in METHODS
+    if name not in VARIANTS
+]
 
 every_method = pytest.mark.parametrize("name", METHODS)
 

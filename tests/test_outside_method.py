@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 DOC = Path(__file__).parents[1] / "docs" / "add-a-method.md"
@@ -41,6 +42,7 @@ def run(command: str, folder: Path, *settings: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_files_and_commands_of_the_page(tmp_path):
     [method], [settings] = blocks("python"), blocks("gin")
     assert len((method + settings).splitlines()) < 60

@@ -16,8 +16,6 @@ from prompt_tuning.runs import plan as plan_run
 from prompt_tuning.runs.plan import MACHINES
 from prompt_tuning.t5 import T5Config
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 CONFIG = T5Config(512, 64, 4, 16, 128, 2, 2, dropout_rate=0.1, frozen_dtype="bfloat16")
 
 
@@ -76,6 +74,7 @@ def test_collectives_are_counted_by_kind():
     assert plan_run.collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
 
 
+@pytest.mark.slow
 def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
     """Of two, four and sixteen devices; eight are simulated."""
     alone = planned(CONFIG, 1)

@@ -23,8 +23,6 @@ from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.params import ParamSplit
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 GIN = """
 from __gin__ import dynamic_registration
 import process_run

@@ -28,8 +28,6 @@ from prompt_tuning.runs.lock import only_run
 from prompt_tuning.t5.config import preset
 from prompt_tuning.trainer import TunedModel, fit, initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 CONFIG = dataclasses.replace(
     preset("nano"), num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1
 )
@@ -93,7 +91,7 @@ def assert_same(folder: Path, found: TunedModel, whole) -> None:
     assert all(np.array_equal(leaves[path], leaf) for path, leaf in whole[1].items())
 
 
-@pytest.mark.parametrize("at", [2, 4])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_run_stopped_by_sigterm_saves_its_step(at, whole, tmp_path, monkeypatch):
     """Log lines at 3 and 6 are means over steps of both processes."""
     before, asked = signal.getsignal(signal.SIGTERM), preemption.Watch.stops

@@ -17,20 +17,18 @@ from prompt_tuning.t5.config import T5Config
 from prompt_tuning.train_step import loss_fn
 from prompt_tuning.trainer import TunedModel, initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
 METHODS = {
     "prompt_tuning": methods.PromptTuning(3, initializer=Uniform()),
     "prefix_tuning": methods.PrefixTuning(3),
     "lora": methods.LoRA(2),
-    "model_tuning": methods.ModelTuning(),
     "adapter": methods.Adapter(4),
     "ia3": methods.IA3(),
     "bitfit": methods.BitFit(),
+    "model_tuning": methods.ModelTuning(),
 }
-SLOW = ("adapter", "ia3", "bitfit")  # their leaves are made as LoRA's are
+SLOW = ("adapter", "ia3", "bitfit", "model_tuning")  # their leaves are made as LoRA's are
 # Two devices, for compiling for eight takes longer.
 LAYOUT = sharding.layout(2, devices=jax.devices()[:2])
 ROWS = np.random.default_rng(0).integers(2, 64, (4, 6))

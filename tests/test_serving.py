@@ -27,8 +27,6 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.trainer import initialize
 
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
 D = CONFIG.d_model
 LABELS = {"a": ("5 6", "7", "9"), "b": ("8", "4 4 4"), "c": ("7", "11", "12", "13", "14"), "d": ()}

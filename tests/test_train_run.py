@@ -26,8 +26,6 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import preset
 
 CONFIG = preset("demo")
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
-
 PROMPT = methods.PromptTuning(length=4)
 T5X_METRICS = {
     "step",

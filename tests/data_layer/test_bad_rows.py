@@ -155,6 +155,7 @@ def test_a_file_may_be_streamed(tmp_path):
     assert list(found) == [("yes", f"{path}, line 1"), ("yes", f"{path}, line 3")]
 
 
+@pytest.mark.slow
 def test_benchmark_files_in_the_padding_report(tmp_path):
     (tmp_path / "rte").mkdir()
     path = tmp_path / "rte" / "train.jsonl"
