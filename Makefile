@@ -28,7 +28,7 @@ demo: venv
 	$(BIN)/python -m prompt_tuning.demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist=loadfile
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none
