@@ -140,6 +140,8 @@ class PromptBank:
             as the backbone.
         """
         for task, several in prompts.items():
+            if not (isinstance(task, str) and task):
+                raise UserError(f"task {task!r}: a name is a text, and not empty")
             if task in self.slots:
                 raise UserError(f"task {task!r}: is there already; replace or remove it")
             if not several:
@@ -218,7 +220,9 @@ def _check(task: str, prompt: np.ndarray, width: int) -> None:
             f"task {task!r}: the prompt is {prompt.shape[1]} wide, the backbone {width}; use a "
             "prompt that was trained on a backbone of this size"
         )
-    if not np.isfinite(prompt).all():
+    with np.errstate(over="ignore"):
+        held = prompt.astype(np.float32)
+    if not np.isfinite(held).all():
         raise UserError(f"task {task!r}: the prompt holds values that are not finite")
 
 

@@ -36,7 +36,9 @@ if __name__ == "__main__":
     from prompt_tuning import cli
     from prompt_tuning.runs.plan import DEVICES, JSON, plan
 
-    flags.DEFINE_integer(DEVICES, None, "Devices to simulate; those here, if not given.")
+    flags.DEFINE_integer(
+        DEVICES, None, "Devices to simulate; those here, if not given.", lower_bound=1
+    )
     flags.DEFINE_string(JSON, None, "File to write the plan to.")
     sys.argv = with_defaults(sys.argv)
     cli.main(plan)

@@ -121,5 +121,5 @@ if __name__ == "__main__":
     # Here, not above: other commands of one process have flags of the same names.
     flags.DEFINE_string("json", None, "File to write the rows to.")
     flags.DEFINE_string("plot", None, "File of the paper's figure 4: .png, .pdf or .svg.")
-    flags.DEFINE_list("sizes", SIZES, "Sizes of T5 v1.1, and other presets.")
+    flags.DEFINE_list("sizes", list(SIZES), "Sizes of T5 v1.1, and other presets.")
     command.run_with_words(main)

@@ -249,9 +249,14 @@ class Model:
         search: Search = Search(0),
         seed: int = 0,
     ) -> list[Generation]:
-        limits = [max_tokens] * len(texts) if isinstance(max_tokens, int) else list(max_tokens)
-        if len(limits) != len(texts) or min(limits, default=1) < 1:
+        limits: list[Any] = [max_tokens] * len(texts)
+        if isinstance(max_tokens, Sequence | np.ndarray):
+            limits = list(max_tokens)
+        whole = all(isinstance(limit, int | np.integer) and limit > 0 for limit in limits)
+        if len(limits) != len(texts) or not whole:
             raise UserError(f"max_tokens = {max_tokens}: a number from 1, or one for each text")
+        if odd := [t for t in stop if t not in range(self.config.vocab_size)]:
+            raise UserError(f"stop holds {odd[0]!r}: give ids of tokens")
         search = dataclasses.replace(search, length=power(max(limits, default=1)))
         stops = np.tile(np.array([EOS, *stop], np.int32), (len(texts), 1))
         keys = np.array([(seed, i) for i in range(len(texts))], np.uint32)
@@ -304,6 +309,8 @@ class Model:
         served = self._served
         if isinstance(texts, str):
             raise UserError("texts is one string: give a list of texts")
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            raise UserError(f"texts holds {odd[0]!r}: give a list of texts")
         names = [task] * len(texts) if isinstance(task, str) else list(task)
         if len(names) != len(texts):
             raise UserError(f"{len(texts)} texts, but {len(names)} tasks: name one for each")
@@ -394,7 +401,8 @@ def load(
 
 
 def _words(task: str, labels: Sequence[str]) -> tuple[str, ...]:
-    words = [label for label in labels if isinstance(label, str) and label.strip()]
-    if isinstance(labels, str) or len(set(words)) != len(labels):
+    several = isinstance(labels, Sequence) and not isinstance(labels, str)
+    words = {word for word in labels if isinstance(word, str) and word.strip()} if several else None
+    if words is None or len(words) != len(labels):
         raise UserError(f"task {task!r}: labels = {labels!r} is no list of different words")
     return tuple(labels)

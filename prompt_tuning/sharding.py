@@ -96,6 +96,12 @@ def layout(
                 f"AXIS_RULES: {name!r} lies along {', '.join(sorted(unknown))}; the mesh has "
                 f"{', '.join(sizes)}"
             )
+    lies_along = {name for axes in rules.values() for name in _names(axes)}
+    if idle := set(sizes) - {"data", "model"} - lies_along:
+        raise ValueError(
+            f"MESH = {dict(sizes)}: nothing lies along {', '.join(sorted(idle))}; axes are data, "
+            "model and fsdp, and those that AXIS_RULES name"
+        )
     kinds = (AxisType.Auto,) * len(sizes)
     made = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
     return Layout(made, tuple(rules.items()))

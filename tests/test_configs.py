@@ -23,7 +23,8 @@ from prompt_tuning.t5.config import PRESETS
 
 CONFIGS = cli.configs_folder()
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.gin"))
-MODELS = [name for name in FILES if name.startswith("models/") and name != "models/t5.gin"]
+SHARED = {"models/t5.gin", "models/ladder.gin"}
+MODELS = [name for name in FILES if name.startswith("models/") and name not in SHARED]
 METHODS = ["methods/prompt_tuning.gin", "methods/model_tuning.gin"]
 
 # Parameters of the backbones.

@@ -71,14 +71,16 @@ FOLDED = ["p_tuning", "p_tuning_lstm", "prefix_mlp", "prefix_gated_mlp"]
 VARIANTS = {"decoder_prompt", "p_tuning_lstm", "prefix_gated_mlp", "prefix_gated", "pfeiffer",
             "wayward", "prompt_and_lora"}  # fmt: skip
 SLOW = pytest.mark.slow
-# The variants take long to compile.
+# The variants take long to compile, on eight devices most others too.
 SHARDED = [
     pytest.param(name, marks=() if name in ("prompt_tuning", "prefix_tuning", "lora") else SLOW)
     for name in METHODS
     if name not in VARIANTS
 ]
 
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if name in VARIANTS else ()) for name in METHODS]
+)
 
 
 def tokens(seed: int, shape: tuple[int, int]) -> np.ndarray:

@@ -130,6 +130,14 @@ def test_attention_without_dropout_says_so():
         dataclasses.replace(CONFIG, attention="cudnn", dropout_rate=0.1)
 
 
+def test_cudnn_needs_a_gpu(checkpoint):
+    if jax.default_backend() == "gpu":
+        pytest.skip("this is one")
+    config = dataclasses.replace(CONFIG, attention="cudnn")
+    with pytest.raises(ValueError, match="ATTENTION = 'cudnn': needs a GPU"):
+        loss_and_gradient(made(config, METHODS["prompt_tuning"], checkpoint))
+
+
 def test_frozen_matrices_in_bfloat16(checkpoint):
     """Products in bfloat16 read the same numbers, cast before or on the way."""
     config = dataclasses.replace(CONFIG, dtype="bfloat16")

@@ -361,14 +361,18 @@ def ask(name: str, *arguments, **options):
     ("call", "message"),
     [
         (ask("classify", "one text", "a"), "texts is one string"),
+        (ask("classify", ["4", 4], "a"), "texts holds 4"),
         (ask("classify", ["4"], ["a", "b"]), "1 texts, but 2 tasks"),
         (ask("classify", ["4"], "x"), "no task 'x'; there are: a, b, c, d"),
         (ask("classify", ["4"], "d"), "task 'd': has no labels"),
         (ask("generate", ["4"], "a", max_tokens=0), "max_tokens = 0"),
         (ask("generate", ["4"], "a", max_tokens=[1, 2]), "one for each text"),
+        (ask("generate", ["4"], "a", max_tokens=2.5), "max_tokens = 2.5"),
+        (ask("generate", ["4"], "a", stop=["x"]), "stop holds 'x'"),
         (ask("generate", ["4"], "a", sampling=Sampling(), beams=2), "beams = 2"),
         (ask("add_task", "a", None), "task 'a': is there already"),
         (ask("add_task", "e", None, "xy"), "labels = 'xy' is no list"),
+        (ask("add_task", "e", None, None), "labels = None is no list"),
         (ask("remove_task", "x"), "no task 'x'"),
     ],
 )

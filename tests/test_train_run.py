@@ -327,6 +327,7 @@ def test_a_mixture(mixture, data, tmp_path, capsys):
         "demo_reviews-validation-rank.jsonl",
         "numbers-validation-metrics.json",
         "numbers-validation-generate.jsonl",
+        "parameters.json",
     }
 
 

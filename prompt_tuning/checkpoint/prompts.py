@@ -46,9 +46,11 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
             f"{path}: the prompt has {prompt.shape[0]} vectors, not {shape[0]}; "
             f"set PROMPT_LENGTH = {prompt.shape[0]}"
         )
+    with np.errstate(over="ignore"):
+        prompt = prompt.astype(np.float32)
     if not np.isfinite(prompt).all():
         raise CheckpointError(f"{path}: the prompt holds values that are not finite")
-    return prompt.astype(np.float32)
+    return prompt
 
 
 def length(path: epath.PathLike) -> int:

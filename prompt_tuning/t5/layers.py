@@ -257,6 +257,8 @@ def _fused(
     query: Array, key: Array, value: Array, bias: Array | None, implementation: Any
 ) -> Array:
     """Attention by `jax.nn.dot_product_attention`, which wants the bias in four dimensions."""
+    if implementation == "cudnn" and (backend := jax.default_backend()) != "gpu":
+        raise ValueError(f"ATTENTION = 'cudnn': needs a GPU, this is a {backend}; set 'einsum'")
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape).astype(query.dtype)
     return jax.nn.dot_product_attention(
