@@ -121,7 +121,7 @@ def _common(runs: Sequence[Mapping[int, float]]) -> list[int]:
 
 def _label(metric: str) -> str:
     if metric == LOSS:
-        return "training loss (nats per target token)"
+        return "training loss\n(nats per target token)"
     log, _, name = metric.partition("/")
     return f"{log} {name.replace('_', ' ')}"
 
