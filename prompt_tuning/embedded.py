@@ -4,8 +4,6 @@ from pathlib import Path
 
 from prompt_tuning.errors import UserError
 
-STAGES = ("span", "lm10", "lm50", "lm100")
-
 _ASSETS = Path(__file__).parent / "assets"
 _FOLDER = _ASSETS / "backbone"
 

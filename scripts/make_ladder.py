@@ -10,12 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import app, flags
-
-from prompt_tuning.checkpoint import backbone
-from prompt_tuning.checkpoint.run import load_trained
-from prompt_tuning.embedded import STAGES
 
 SIZES = ("ladder_xs", "ladder_s", "ladder_m", "ladder_l")
 ADAPTED = {"span": 0.0, "lm10": 0.1, "lm50": 0.5, "lm100": 1.0}  # share of the adaptation's steps
@@ -47,17 +42,14 @@ def make(size: str, stage: str) -> None:
     command += [f"--gin_file={file}.gin" for file in (f"models/{size}", "runs/ladder")]
     command += [f"--gin.{name}={value}" for name, value in settings.items()]
     subprocess.run(command, check=True)
-    step, leaves = load_trained(run)
-    assert step == steps, (step, steps)
-    backbone.save(output, leaves, "bfloat16")
-    count = sum(np.size(leaf) for leaf in leaves.values())
-    print(f"{output}: step {step}, {count:,} parameters", flush=True)
+    export = [sys.executable, Path(__file__).with_name("export_backbone.py")]
+    subprocess.run([*export, f"--model_dir={run}", f"--output={output}"], check=True)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     for size in _SIZES.value:
-        for stage in STAGES:
+        for stage in ADAPTED:
             make(size, stage)
 
 

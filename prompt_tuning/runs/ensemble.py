@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning import report, serving
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import EvalSet, Predictions, measure, methods_for
+from prompt_tuning.evaluate import EvalSet, Predictions, methods_for
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, predictions
 from prompt_tuning.runs.data import Data
@@ -34,18 +34,15 @@ def ensemble(
     """Measures the majority of several prompts (Lester et al., 2021, section 6), which answer in
     one batch (`bank`): by label words where the task has some, else by generated text.
 
-    Writes `TASK-SPLIT-metrics.json` and `TASK-SPLIT-METHOD.jsonl`, as `runs.eval.evaluate`.
+    Writes `predictions.write`'s files.
 
     Args:
-      output_dir: where to write.
+      output_dir, split, on_start, dry_run: see `runs.eval.evaluate`.
       config, layout, data, initial_checkpoint: see `runs.train.train`.
       method: the plain backbone's, for a dry run to show.
       vocabulary: the model's, see `serving.load`.
       prompt_files: see `bank.read`.
       allow_other_backbone: take prompts whose card names another backbone.
-      split: which one.
-      on_start: called with the folder before anything is written.
-      dry_run: print parameters and shardings, allocate and write nothing.
 
     Returns:
       The metrics by task, named METHOD/METRIC.
@@ -81,13 +78,7 @@ def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metric
     else:
         made = model.generate(data.inputs, data.task, max_tokens=data.target_length)
         texts = [answer.text for answer in made]
-    found = Predictions(texts)
-    name = f"{data.task}-{data.split}"
-    pairs = zip(data.inputs, data.targets, strict=True)
-    lines = ({"input": text, "target": target} for text, target in pairs)
-    predictions.write(folder / f"{name}-{kind}.jsonl", lines, found, data.labels)
-    metrics = {f"{kind}/{metric}": value for metric, value in measure(data, found).items()}
-    report.write_json(folder / f"{name}-metrics.json", metrics)
+    metrics = predictions.write(folder, data, {kind: Predictions(texts)})
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(report.table({f"{len(model.prompts(data.task))} prompts": metrics}))
     return metrics

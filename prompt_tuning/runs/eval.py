@@ -8,7 +8,6 @@ from prompt_tuning import report, sharding
 from prompt_tuning.evaluate import (
     METHODS,
     EvalSet,
-    measure,
     methods_for,
     most_frequent_name,
     score,
@@ -41,9 +40,8 @@ def evaluate(
     """Measures a tuned model; the prompt comes from the method's initialiser (a prompt file) or,
     with every other trained leaf, from `trained_file`.
 
-    Writes `TASK-SPLIT-metrics.json` and, for each evaluation method, `TASK-SPLIT-METHOD.jsonl`
-    with a line {"input", "target", "prediction"} an example; of a mixture for each of its tasks.
-    How many parameters the model has stands in `parameters.json`.
+    Writes `predictions.write`'s files, of a mixture for each of its tasks, and `parameters.json`:
+    how many the model has.
 
     Args:
       output_dir: where to write.
@@ -88,15 +86,8 @@ def _measured(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
 ) -> Metrics:
     """Writes a task's predictions and metrics, and prints the metrics."""
-    name = f"{data.task}-{data.split}"
-    metrics: dict[str, float] = {}
-    for kind in methods_for(data, methods):
-        found = METHODS[kind](tuned, data, batch_size)
-        texts = zip(data.inputs, data.targets, strict=True)
-        lines = ({"input": text, "target": target} for text, target in texts)
-        predictions.write(folder / f"{name}-{kind}.jsonl", lines, found, data.labels)
-        metrics |= {f"{kind}/{metric}": value for metric, value in measure(data, found).items()}
-    report.write_json(folder / f"{name}-metrics.json", metrics)
+    found = {kind: METHODS[kind](tuned, data, batch_size) for kind in methods_for(data, methods)}
+    metrics = predictions.write(folder, data, found)
     base = score(None, data, methods, batch_size)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(report.table({most_frequent_name(data): base, "this model": metrics}))

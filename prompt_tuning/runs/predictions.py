@@ -1,13 +1,15 @@
-"""Predictions as JSON lines."""
+"""What a model predicts, as JSON lines, and its metrics."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from prompt_tuning import report
 from prompt_tuning.checkpoint.files import renamed_when_done
-from prompt_tuning.evaluate import Predictions
+from prompt_tuning.evaluate import EvalSet, Predictions, measure
+from prompt_tuning.runs.validation import Metrics
 
 
 def lines(
@@ -22,13 +24,27 @@ def lines(
         yield line
 
 
-def write(
-    path: epath.Path,
-    examples: Iterable[dict[str, Any]],
-    predictions: Predictions,
-    labels: Sequence[str],
-) -> None:
-    """Writes `lines`, a JSON object each."""
-    with renamed_when_done(path) as temporary, temporary.open("w") as file:
-        for line in lines(examples, predictions, labels):
-            file.write(json.dumps(line) + "\n")
+def write(folder: epath.Path, data: EvalSet, found: Mapping[str, Predictions]) -> Metrics:
+    """Writes a split's predictions and metrics.
+
+    Args:
+      folder: for `TASK-SPLIT-METHOD.jsonl`, a line {"input", "target", "prediction"} an example, of
+        each evaluation method, and `TASK-SPLIT-metrics.json`.
+      data: the split.
+      found: predictions by evaluation method.
+
+    Returns:
+      The metrics, named METHOD/METRIC.
+    """
+    name = f"{data.task}-{data.split}"
+    metrics: dict[str, float] = {}
+    for kind, own in found.items():
+        texts = zip(data.inputs, data.targets, strict=True)
+        examples = ({"input": text, "target": target} for text, target in texts)
+        path = folder / f"{name}-{kind}.jsonl"
+        with renamed_when_done(path) as temporary, temporary.open("w") as file:
+            for line in lines(examples, own, data.labels):
+                file.write(json.dumps(line) + "\n")
+        metrics |= {f"{kind}/{metric}": value for metric, value in measure(data, own).items()}
+    report.write_json(folder / f"{name}-metrics.json", metrics)
+    return metrics
