@@ -170,6 +170,10 @@ MISTAKES = {
     "fraction of a step": (on_files("--gin.TRAIN_STEPS=1.5"), "TRAIN_STEPS = 1.5: must be a whole"),
     "no steps": (on_files("--gin.TRAIN_STEPS=0"), "TRAIN_STEPS = 0: must be at least 1"),
     "batch of 0": (on_files("--gin.BATCH_SIZE=0"), "BATCH_SIZE = 0"),
+    "no evaluation examples": (
+        on_files("--gin.EVAL_EXAMPLES=0"),
+        "EVAL_EXAMPLES = 0: must be positive, or None for all",
+    ),
     "learning rate": (on_files("--gin.LEARNING_RATE=abc"), "LEARNING_RATE = 'abc': must be a num"),
     "prompt length": (on_files("--gin.PROMPT_LENGTH=abc"), "PROMPT_LENGTH = 'abc': must be a whol"),
     "dropout": (on_files("--gin.DROPOUT_RATE=1.0"), "dropout_rate = 1.0"),

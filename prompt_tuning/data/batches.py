@@ -45,6 +45,8 @@ class TaskData:
       tokens_per_batch: input positions of a bucketed batch, whose rows then follow from its length;
         None for `batch_size` rows.
       cache_dir: a folder that keeps the tokens of training examples for the next run; "" for none.
+      eval_examples: of a larger split so many examples are measured, the same ones each time; None
+        for all.
       bad_rows: which malformed rows of its files are skipped; counts them.
 
     Raises:
@@ -62,6 +64,7 @@ class TaskData:
     packed_lengths: Mapping[str, int] | None = None
     tokens_per_batch: int | None = None
     cache_dir: str = ""
+    eval_examples: int | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class TaskData:
             )
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
+        if self.eval_examples is not None and self.eval_examples < 1:
+            raise UserError(f"EVAL_EXAMPLES = {self.eval_examples}: must be positive, or None for all")
         if self.module:
             _import(self.module)
         _check_name(self.task)
@@ -230,7 +235,7 @@ class TaskData:
         return [dataclasses.replace(self, task=name).eval_set(split) for name in measured]
 
     def eval_set(self, split: str) -> EvalSet:
-        """The whole of a split, in its order.
+        """A split, or `eval_examples` drawn from it, in its order.
 
         Raises:
           UserError: if there is no such split or it is empty, a target or label word is too long,
@@ -282,7 +287,10 @@ class TaskData:
         examples = list(dataset.as_numpy_iterator())
         if not examples:
             raise _empty(task.name, split)
-        return examples
+        if self.eval_examples is None or len(examples) <= self.eval_examples:
+            return examples
+        drawn = np.random.default_rng(0).permutation(len(examples))[: self.eval_examples]
+        return [examples[i] for i in sorted(drawn)]
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]

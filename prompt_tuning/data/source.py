@@ -33,6 +33,7 @@ def task_data(
     packed_lengths: Mapping[str, int] | None = None,
     tokens_per_batch: int | None = None,
     cache_dir: str = "",
+    eval_examples: int | None = None,
     few_shot: int | None = None,
     few_shot_seed: int = 0,
     skip_bad_rows: int = 0,
@@ -49,7 +50,7 @@ def task_data(
       benchmarks_dir: a folder of local data sets that the tasks of `catalogue` are read from; ""
         for TensorFlow Datasets.
       lengths, batch_size, seed, module, use_cached, batching, bucket_bounds, packed_lengths,
-        tokens_per_batch, cache_dir: see `TaskData`.
+        tokens_per_batch, cache_dir, eval_examples: see `TaskData`.
       few_shot, few_shot_seed: training examples a class, and the seed of their choice (see
         `few_shot.register`); None for all.
       skip_bad_rows: most malformed rows, of all files together, that are skipped.
@@ -91,6 +92,7 @@ def task_data(
         packed_lengths,
         tokens_per_batch,
         cache_dir,
+        eval_examples,
         bad_rows,
     )
     _check_vocabulary(data.task, vocabulary)

@@ -155,6 +155,17 @@ def test_eval_set(register, vocabulary):
     assert [fn(found.targets, ["positive"] * 12) for fn in found.metric_fns] == [{"accuracy": 0.5}]
 
 
+def test_eval_set_of_some_examples(register):
+    register()
+    whole, some = data().eval_set("validation"), data(eval_examples=5).eval_set("validation")
+    at = [whole.inputs.index(text) for text in some.inputs]
+    assert len(at) == 5 and at == sorted(set(at)) != [0, 1, 2, 3, 4]
+    assert some.targets == [whole.targets[i] for i in at]
+    np.testing.assert_array_equal(some.encoder_input_tokens, whole.encoder_input_tokens[at])
+    assert data(eval_examples=5).eval_set("validation").inputs == some.inputs
+    assert data(eval_examples=12).eval_set("validation").inputs == whole.inputs
+
+
 def test_what_it_tells_of_the_task(register, vocabulary):
     register()
     assert data().splits == ("train", "validation")
