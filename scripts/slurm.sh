@@ -20,7 +20,7 @@ set -euo pipefail
 nodes=1 gpus=1 cpus=8 time='' array=''
 parse "nodes gpus cpus time array" "$@"
 for flag in nodes gpus cpus; do is_count "$flag"; done
-[[ ! $array || $array =~ ^[0-9][0-9,%:-]*$ ]] || mistake "--array=$array: give numbers, as in 0-35"
+[[ ! $array || $array =~ ^[0-9]+(-[0-9]+)?(%[0-9]+)?$ ]] || mistake "--array=$array: give a range, as in 0-35"
 [[ ! $array || $nodes == 1 ]] || mistake "--nodes=$nodes: a job of --array is on one node"
 
 step="srun --cpus-per-task=$cpus $(quoted "${command[@]}")"

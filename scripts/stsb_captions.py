@@ -9,12 +9,14 @@ STS-B's news pairs are in part MRPC's own.
 
 import json
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from prompt_tuning import command
 from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.errors import UserError
 
 GENRE = "main-captions"
 EQUIVALENT = 4.0
@@ -33,10 +35,12 @@ def captions(path: Path) -> Iterator[dict[str, str | int]]:
                 yield {**pair, "label": int(row["score"] >= EQUIVALENT)}
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     for split in SPLITS:
-        rows = list(captions(next(Path(_DATA.value, "stsb").glob(f"{split}.jsonl*"))))
+        files = sorted(Path(_DATA.value, "stsb").glob(f"{split}.jsonl*"))
+        if not files:
+            raise UserError(f"--data={_DATA.value}: there is no stsb/{split}.jsonl in it")
+        rows = list(captions(files[0]))
         path = Path(_OUTPUT.value, "stsb_captions", f"{split}.jsonl")
         with renamed_when_done(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -44,4 +48,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

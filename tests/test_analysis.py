@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import embedded, transfer
-from prompt_tuning.analysis import curves, neighbours, similarity, style
+from prompt_tuning.analysis import curves, neighbours, similarity, sources, style
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.vocabulary import SentencePiece
@@ -123,7 +123,9 @@ def test_words_of_the_vocabulary():
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """A prompt beside the tokens of two labels, a sentinel and an unused row, and its backbone."""
+    """A prompt beside the tokens of two labels, a sentinel and an unused row, its backbone, and an
+    experiment with it.
+    """
     folder = tmp_path_factory.mktemp("planted")
     vocabulary, table = SentencePiece(embedded.vocabulary()), random(8_192, 48)
     [good], [bad] = vocabulary.encode("good"), vocabulary.encode("bad")
@@ -135,12 +137,6 @@ def planted(tmp_path_factory):
     told = {"backbone": str(folder / "backbone.safetensors"), "initialisation": "ClassLabels()"}
     about = card.Card(**words | numbers | told | {"metric": {}})
     card.save(folder / "cell/train/prompt_best.npy", about)
-    (folder / "table.jsonl").write_text("")
-    return folder
-
-
-def test_neighbours_command(planted):
-    """The prompt of the one finished cell of its task, and the backbone that its card names."""
     cell = {"status": "done", "axes": {"task": "reviews", "seed": "0"}, "cell": "ours"}
     cells = [
         {**cell, "config": "cell/train/config.gin"},
@@ -148,7 +144,12 @@ def test_neighbours_command(planted):
         {**cell, "config": "cell/train/config.gin", "axes": {"task": "other"}, "cell": "other"},
         {"status": "failed", "axes": cell["axes"], "cell": "failed", "config": None},
     ]
-    (planted / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in cells))
+    (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in cells))
+    return folder
+
+
+def test_neighbours_command(planted):
+    """The prompt of the one finished cell of its task, and the backbone that its card names."""
     done = run(
         "analysis.neighbours",
         f"--experiment={planted}",
@@ -185,7 +186,11 @@ def test_all_rows_may_be_neighbours(planted):
 
 def test_no_prompts_in_an_experiment(planted):
     with pytest.raises(UserError, match=r"--where=task:none: no finished cell with a prompt"):
-        neighbours.prompts_of(planted, {"task": "none"})
+        sources.prompts_of(planted, {"task": "none"})
+    with pytest.raises(UserError, match=r"--where: there is no axis 'tusk'; there are .*task"):
+        sources.prompts_of(planted, {"tusk": "none"})
+    with pytest.raises(UserError, match=r"no table.jsonl; `experiments table` writes it"):
+        sources.prompts_of(planted / "cell", {})
 
 
 def test_similarity_matrix():
@@ -229,12 +234,18 @@ def test_similarity_command(tmp_path):
     prompts.save(tmp_path / "prompts/a.npy", a)
     prompts.save(tmp_path / "prompts/b.npy", b)
     flags = (f"--plot={tmp_path / 'map.pdf'}", f"--json={tmp_path / 'map.json'}")
-    sources = f"--sources={tmp_path / 'prompts'}"
-    done = run("analysis.similarity", sources, "--measure=per_token", *flags)
+    given = f"--sources={tmp_path / 'prompts'}"
+    done = run("analysis.similarity", given, "--measure=per_token", *flags)
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "map.json").read_text())
     assert written["similarities"][0][1] == pytest.approx(transfer.per_token_average(a, b))
     assert (tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_similarity_of_cells(planted):
+    done = run("analysis.similarity", f"--experiment={planted}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["ours", "other"]
 
 
 def write_run(folder, log: str, name: str, values: dict[int, float]) -> None:

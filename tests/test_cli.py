@@ -172,7 +172,7 @@ MISTAKES = {
     "batch of 0": (on_files("--gin.BATCH_SIZE=0"), "BATCH_SIZE = 0"),
     "no evaluation examples": (
         on_files("--gin.EVAL_EXAMPLES=0"),
-        "EVAL_EXAMPLES = 0: must be positive, or None for all",
+        "EVAL_EXAMPLES = 0: must be positive, or None",
     ),
     "learning rate": (on_files("--gin.LEARNING_RATE=abc"), "LEARNING_RATE = 'abc': must be a num"),
     "prompt length": (on_files("--gin.PROMPT_LENGTH=abc"), "PROMPT_LENGTH = 'abc': must be a whol"),

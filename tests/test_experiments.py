@@ -150,11 +150,14 @@ def test_gin_files_belong_to_a_cell(small, tmp_path, monkeypatch):
         ({"output": "gs://b/c"}, "must be a folder"),
         ({"steps": {"train": {"command": "fly"}}}, "command = 'fly'; choose from train, eval"),
         ({"axes": {"seed": ()}}, "axis 'seed' = (): has no values"),
+        ({"axes": {"seed": 0}}, "axis 'seed' = 0: give a list or a mapping"),
+        ({"axes": {"seed": "12"}}, "axis 'seed' = '12': give a list or a mapping"),
+        ({"axes": {"seed": ("a b",)}}, "axis 'seed': 'a b' is part of names"),
         ({"axes": {"seed": ("a-b",)}}, "'a-b' is part of names"),
         ({"exclude": ({"size": "1"},)}, "exclude: there is no axis 'size'"),
         ({"axes": {"seed": (0,), "task": {"x": {"steps": ("fly",)}}}}, "there is no 'fly'"),
         ({"axes": {"seed": (0,)}}, "there is no $task; there are DIR, cell, seed, step"),
-        ({"axes": {"seed": (0, 1), "task": "a"}, "steps": {}}, "have the same settings"),
+        ({"axes": {"seed": (0, 1), "task": ("a",)}, "steps": {}}, "have the same settings"),
     ],
 )
 def test_mistakes(experiment, change, said):
@@ -185,6 +188,15 @@ def test_parts_are_all_cells_once(count):
                 "SLURM_ARRAY_TASK_COUNT": "4",
             },
             (2, 4, "SLURM_ARRAY_TASK_ID"),
+        ),
+        (  # an array of some of the parts
+            (None, 16),
+            {
+                "SLURM_ARRAY_TASK_ID": "7",
+                "SLURM_ARRAY_TASK_MIN": "7",
+                "SLURM_ARRAY_TASK_COUNT": "1",
+            },
+            (7, 16, "SLURM_ARRAY_TASK_ID"),
         ),
         ((None, 4), {"JOB_COMPLETION_INDEX": "3"}, (3, 4, "JOB_COMPLETION_INDEX")),
         ((None, None), {"JOB_COMPLETION_INDEX": "3"}, (0, 1, "")),

@@ -7,19 +7,18 @@ like words, and class labels that a prompt started from stay near.
 import collections
 import dataclasses
 import functools
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from prompt_tuning import command, report
+from prompt_tuning.analysis import sources
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.network import EMBEDDING
-from prompt_tuning.transfer import source_files, units
+from prompt_tuning.transfer import units
 from prompt_tuning.vocabulary import SentencePiece
 
 COUNT = 5  # the paper's
@@ -276,37 +275,9 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"{name:{width}}  {clustered:>18}  {cosine:>15}  {len(own['duplicates']):13}  {kept}"
 
 
-def prompts_of(folder: epath.PathLike, where: Mapping[str, str]) -> dict[str, str]:
-    """The best prompts of an experiment's cells, by their names.
-
-    Args:
-      folder: of the experiment, where its `table.jsonl` is.
-      where: values of axes that the cells must have.
-
-    Raises:
-      UserError: if there are none.
-    """
-    lines = (epath.Path(folder) / "table.jsonl").read_text().splitlines()
-    records = [record for record in map(json.loads, lines) if record["status"] == "done"]
-    chosen = [record for record in records if where.items() <= record["axes"].items()]
-    places = {r["cell"]: (epath.Path(folder) / r["config"]).parent for r in chosen}
-    found = {name: str(place / "prompt_best.npy") for name, place in places.items()}
-    found = {name: path for name, path in found.items() if epath.Path(path).exists()}
-    if not found:
-        said = ",".join(f"{axis}:{value}" for axis, value in where.items())
-        raise UserError(f"--experiment={folder} --where={said}: no finished cell with a prompt")
-    return found
-
-
 def main() -> None:
     given = flags.FLAGS
-    if (given.sources is None) == (given.experiment is None):
-        raise UserError("give either --sources or --experiment")
-    if given.experiment:
-        pairs = [word.partition(":") for word in given.where]
-        paths = prompts_of(given.experiment, {axis: value for axis, _, value in pairs})
-    else:
-        paths = {path: path for path in source_files(given.sources)}
+    paths = sources.chosen()
     vocabulary = SentencePiece(given.vocabulary)
     labels = {label: vocabulary.encode(label) for label in given.labels}
 
@@ -331,10 +302,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Not at import: a flag's name can be taken once in a process, and every command has some.
-    flags.DEFINE_list("sources", None, "Trained prompts: files, folders and globs.")
-    flags.DEFINE_string("experiment", None, "Folder of an experiment, in place of --sources.")
-    flags.DEFINE_list("where", [], "AXIS:VALUE, of the experiment's cells to read.")
+    sources.define_flags()
     flags.DEFINE_string("backbone", None, "Backbone of the prompts, if not that of their cards.")
     flags.DEFINE_string("vocabulary", None, "The backbone's SentencePiece model.", required=True)
     flags.DEFINE_list("labels", [], "The task's label words, in the order they started vectors.")

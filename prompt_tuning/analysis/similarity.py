@@ -12,10 +12,10 @@ import numpy as np
 from absl import flags
 
 from prompt_tuning import command, report
-from prompt_tuning.analysis import style
+from prompt_tuning.analysis import sources, style
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.errors import UserError
-from prompt_tuning.transfer import MEASURES, Measure, rank, source_files
+from prompt_tuning.transfer import MEASURES, Measure, rank
 
 _LABELS = {
     "average": "cosine of the mean vectors",
@@ -80,10 +80,11 @@ def ranking(similarities: Mapping[str, float], weights: Mapping[str, float], mea
 
 def main() -> None:
     given = flags.FLAGS
-    paths = source_files(given.sources)
+    chosen = sources.chosen()
+    paths = list(chosen.values())
     if len(paths) < 2:
-        raise UserError(f"--sources={','.join(given.sources)}: one prompt; give two or more")
-    labels = names(paths)
+        raise UserError(f"{paths[0]}: is one prompt; give two or more")
+    labels = list(chosen) if given.experiment else names(paths)
     found = {name: prompts.load(path) for name, path in zip(labels, paths, strict=True)}
     similarities = matrix(found, MEASURES[given.measure])
     width = max(map(len, labels))
@@ -100,7 +101,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Not at import: a flag's name can be taken once in a process, and every command has some.
-    flags.DEFINE_list("sources", None, "Trained prompts: files, folders and globs.", required=True)
+    sources.define_flags()
     flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
     flags.DEFINE_string("json", None, "File to write the similarities to.")
     flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")

@@ -87,7 +87,7 @@ class TaskData:
         if self.batch_size < 1:
             raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
         if self.eval_examples is not None and self.eval_examples < 1:
-            raise UserError(f"EVAL_EXAMPLES = {self.eval_examples}: must be positive, or None for all")
+            raise UserError(f"EVAL_EXAMPLES = {self.eval_examples}: must be positive, or None")
         if self.module:
             _import(self.module)
         _check_name(self.task)

@@ -93,7 +93,8 @@ def table(experiment: Experiment, cells: list[Cell]) -> None:
 def plot(experiment: Experiment, cells: list[Cell]) -> None:
     from prompt_tuning.experiments import plot, records
 
-    for path in plot.write(records.write_table(experiment, cells), experiment.folder):
+    found, _ = records.collect(experiment, cells)
+    for path in plot.write(found, experiment.folder):
         print(path)
 
 

@@ -96,7 +96,10 @@ def shift(records: Sequence[Record]) -> Any:
         for method in sorted({method for _, method, _ in spreads} - {TUNED})
         for size in scores.backbones(records) or [""]
     ]
-    figure, [[axis]] = style.figure(height=0.9 + 0.16 * len(rows) * max(2, len(lines)))
+    figure, [[axis]] = style.figure(
+        width=min(max(style.COLUMN, 2 + 0.055 * max(map(len, rows))), _FULL),
+        height=0.9 + 0.16 * len(rows) * max(2, len(lines)),
+    )
     for i, (method, size) in enumerate(lines):
         pairs = {
             row: (spreads[row, method, size], spreads[row, TUNED, size])

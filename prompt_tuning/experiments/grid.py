@@ -126,6 +126,10 @@ class Experiment:
                     f"{', '.join(COMMANDS)}"
                 )
         for axis, values in self.axes.items():
+            if isinstance(values, str) or not isinstance(values, Mapping | Sequence):
+                raise UserError(
+                    f"{self.name}: axis {axis!r} = {values!r}: give a list or a mapping of values"
+                )
             found = _by_value(values)
             if not found:
                 raise UserError(f"{self.name}: axis {axis!r} = {values!r}: has no values")
@@ -225,7 +229,8 @@ def _by_value(values: Axis) -> dict[str, Setting]:
         return {str(value): setting for value, setting in values.items()}
     found: dict[str, Setting] = {}
     for value in values:
-        found |= {str(value): {}} if isinstance(value, str | int) else _by_value(value)
+        several = isinstance(value, Mapping | list | tuple)
+        found |= _by_value(value) if several else {str(value): {}}
     return found
 
 

@@ -26,9 +26,11 @@ def part(
         source = "--cell_index"
     elif "SLURM_ARRAY_TASK_ID" in environ:
         source = "SLURM_ARRAY_TASK_ID"
-        first = _number(environ, "SLURM_ARRAY_TASK_MIN", "0")
-        index = (_number(environ, source) - first) // _number(environ, "SLURM_ARRAY_TASK_STEP", "1")
-        count = count or _number(environ, "SLURM_ARRAY_TASK_COUNT")
+        index = _number(environ, source)
+        if count is None:  # with a count the number is the part's, also of an array of some parts
+            first = _number(environ, "SLURM_ARRAY_TASK_MIN", "0")
+            index = (index - first) // _number(environ, "SLURM_ARRAY_TASK_STEP", "1")
+            count = _number(environ, "SLURM_ARRAY_TASK_COUNT")
     elif count is not None and "JOB_COMPLETION_INDEX" in environ:
         source = "JOB_COMPLETION_INDEX"
         index = _number(environ, source)
