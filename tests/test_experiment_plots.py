@@ -166,7 +166,7 @@ def test_lengths_are_an_axis_and_lines():
     assert "frozen backbone" not in lines(by_length)
 
 
-@pytest.mark.parametrize("axis", ["pretraining", "adaptation_steps"])
+@pytest.mark.parametrize("axis", ["pretraining", "adaptation_steps", "adaptation_percent"])
 def test_no_one_frozen_backbone_where_backbones_differ(axis):
     found = plot.drawn(grid(axis, ["0", "10"]))
     assert "frozen backbone" not in lines(found[""].axes[0])

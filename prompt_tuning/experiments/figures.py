@@ -13,6 +13,7 @@ from prompt_tuning.experiments import scores, tables
 from prompt_tuning.experiments.scores import MEAN, Record, Score, Spread
 
 _TITLES = {
+    "adaptation_percent": "LM adaptation (% of its steps)",
     "adaptation_steps": "LM-adaptation steps",
     "initializer": "initialisation",
     "length": "prompt length (vectors)",
@@ -22,7 +23,6 @@ _TITLES = {
 # Axes that name no line of a figure: averaged over, panels, or along x.
 _NO_LINE = ("seed", "size", "source", "target", "task")
 _LEVELS = {"majority": "majority class", "frozen": "frozen backbone"}
-_BACKBONE = {"adaptation_steps", "pretraining"}  # axes that change what a frozen backbone scores
 _FULL, _PANELS = 6.6, 3  # inches, and panels side by side
 TUNED = "model_tuning"
 _BARS = {"capsize": 2, "elinewidth": 0.8}
@@ -127,7 +127,7 @@ def _figures(
     records: Sequence[Record], axis: str, x: Mapping[str, float], names: Names
 ) -> dict[str, Any]:
     rows = dict(_LEVELS)
-    if axis != "size" or _BACKBONE & set(scores.varying(records)):
+    if axis != "size" or set(tables.OF_BACKBONE[1:]) & set(scores.varying(records)):
         del rows["frozen"]
     levels = {label: _panels(records, row) for row, label in rows.items()}
     panels = {

@@ -10,7 +10,8 @@ from prompt_tuning.experiments.scores import MEAN, Record, Score, Spread
 
 ENSEMBLE = "ensemble"
 _OVER = {"seed", "task"}  # axes that are averaged over, or columns
-_OF_BACKBONE = ("size", "pretraining", "adaptation_steps")  # what a frozen backbone depends on
+# Axes that a frozen backbone depends on.
+OF_BACKBONE = ("size", "pretraining", "adaptation_steps", "adaptation_percent")
 _BASELINES = {"frozen": "frozen backbone", "majority": "majority class"}
 
 Cells = dict[str, dict[str, Spread]]  # by task and metric
@@ -115,7 +116,7 @@ def _scores(records: Sequence[Record], each_metric: bool) -> Iterator[Score]:
         # Seeds and methods have them in common; those of the first will do.
         first: dict[Any, Score] = {}
         for score in scores.scores(records, row, each_metric):
-            kept = {axis: score.axes[axis] for axis in _OF_BACKBONE if axis in score.axes}
+            kept = {axis: score.axes[axis] for axis in OF_BACKBONE if axis in score.axes}
             axes = {axis: kept.get(axis, "") for axis in score.axes if axis not in _OVER}
             axes |= {"method": name}
             first.setdefault(
