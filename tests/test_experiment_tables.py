@@ -137,3 +137,16 @@ def test_as_json(scaling):
         "sd": pytest.approx(statistics.stdev([50, 70])),
         "n": 2,
     }
+
+
+def test_sizes_come_by_their_parameters():
+    sizes = {"xxl": 11_000, "small": 77, "base": 247}
+    records = [
+        {
+            **record({"size": size, "task": "rte"}, [result("rte", accuracy=0.5)]),
+            "total_parameters": n,
+        }
+        for size, n in sizes.items()
+    ]
+    found = [labels["size"] for labels, _ in tables.of(records).rows]
+    assert found == ["small", "base", "xxl"]

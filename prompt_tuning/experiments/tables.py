@@ -52,7 +52,8 @@ def of(records: Sequence[Record]) -> Table:
     for (label, task, metric), group in groups.items():
         spread = scores.spread([score.value for score in group])
         rows.setdefault(label, {}).setdefault(task, {})[metric] = spread
-    in_order = sorted(rows, key=lambda label: [_rank(word) for word in label])
+    sizes = scores.backbones(records)
+    in_order = sorted(rows, key=lambda label: [_rank(word, sizes) for word in label])
     named = tuple((dict(zip(labels, label, strict=True)), rows[label]) for label in in_order)
     return Table(labels, tasks, named, tuple(_parameters(records, labels, in_order)))
 
@@ -125,9 +126,10 @@ def _scores(records: Sequence[Record], each_metric: bool) -> Iterator[Score]:
         yield from first.values()
 
 
-def _rank(word: str) -> tuple[bool, tuple]:
-    """The order of rows: what methods are compared with comes behind them."""
-    return word in _BASELINES.values(), scores.natural(word)
+def _rank(word: str, sizes: Mapping[str, int]) -> tuple[bool, tuple]:
+    """The order of rows: sizes by their parameters; what methods are compared with comes behind."""
+    rank = ((True, sizes[word]),) if word in sizes else scores.natural(word)
+    return word in _BASELINES.values(), rank
 
 
 def _parameters(
