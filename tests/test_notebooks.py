@@ -10,7 +10,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # What each has found, in the names of its last cell.
-SLOW = {"scaling_curve", "your_own_csv"}
+SLOW = {"quickstart", "scaling_curve", "your_own_csv"}
 FOUND = {
     "quickstart": "curve[-1][1] > curve[0][1]",
     "load_checkpoints": "len({model.fingerprint for model in models.values()}) == 1",
