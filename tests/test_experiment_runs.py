@@ -265,6 +265,7 @@ def test_a_cell_that_fails(folder, call):
         ),
         (("run", NOTHING, "--gin_file=a.gin"), "--gin_file: not for experiments"),
         (("run", "run.gin"), "OUTPUT = 'run.gin': cannot be made a folder (File exists)"),
+        (("table", "run.gin"), "OUTPUT = 'run.gin': cannot be made a folder (File exists)"),
         (("plot", NOTHING), "no cell is done: nothing to draw"),
         (("walk", NOTHING), "walk grid.gin: say run, table, plot and one gin file"),
     ],

@@ -83,7 +83,7 @@ def main() -> None:
     chosen = sources.chosen()
     paths = list(chosen.values())
     if len(paths) < 2:
-        raise UserError(f"{paths[0]}: is one prompt; give two or more")
+        raise UserError(f"--sources or --experiment: one prompt ({paths[0]}); give two or more")
     labels = list(chosen) if given.experiment else names(paths)
     found = {name: prompts.load(path) for name, path in zip(labels, paths, strict=True)}
     similarities = matrix(found, MEASURES[given.measure])

@@ -127,7 +127,7 @@ def _figures(
     records: Sequence[Record], axis: str, x: Mapping[str, float], names: Names
 ) -> dict[str, Any]:
     rows = dict(_LEVELS)
-    if axis != "size" or set(tables.OF_BACKBONE[1:]) & set(scores.varying(records)):
+    if axis != "size" or (set(tables.OF_BACKBONE) - {"size"}) & set(scores.varying(records)):
         del rows["frozen"]
     levels = {label: _panels(records, row) for row, label in rows.items()}
     panels = {

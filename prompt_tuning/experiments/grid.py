@@ -146,6 +146,15 @@ class Experiment:
     def root(self) -> Path:
         return Path(self.output).expanduser()
 
+    def make_root(self) -> None:
+        """Before anything is written to it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"OUTPUT = {self.output!r}: cannot be made a folder ({error.strerror})"
+            ) from error
+
     @property
     def folder(self) -> Path:
         """Where its tables and figures lie."""

@@ -74,6 +74,7 @@ def collect(experiment: Experiment, cells: Sequence[Cell]) -> tuple[list[Record]
 def write_table(experiment: Experiment, cells: Sequence[Cell]) -> list[Record]:
     """Writes `table.jsonl` and `timings.jsonl` to the experiment's folder; returns the former."""
     table, timings = collect(experiment, cells)
+    experiment.make_root()
     for name, lines in ((TABLE, table), (TIMINGS, timings)):
         with renamed_when_done(experiment.folder / name) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -8,7 +8,6 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
 from prompt_tuning import preemption
-from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import cell as cell_process
 from prompt_tuning.experiments import records
 from prompt_tuning.experiments.devices import Share
@@ -56,7 +55,7 @@ class Runner:
         Raises:
           KeyboardInterrupt, Preempted: after the cells that were running have saved and ended.
         """
-        self._make_root()
+        self._experiment.make_root()
         _FORK.set_forkserver_preload([cell_process.__name__, *self._modules])
         print(f"{self._experiment.name}: {self._state()}", flush=True)
         try:
@@ -134,14 +133,6 @@ class Runner:
             mean = sum(self._seconds) / len(self._seconds)
             parts.append(f"about {mean * left / self._workers / 60:.0f} minutes left")
         return ", ".join(parts)
-
-    def _make_root(self) -> None:
-        try:
-            self._experiment.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"OUTPUT = {self._experiment.output!r}: cannot be made a folder ({error.strerror})"
-            ) from error
 
     def _stop(self) -> None:
         for process, *_ in self._running.values():
