@@ -21,11 +21,11 @@ import jax
 import steps
 
 from prompt_tuning import sharding
-from prompt_tuning.loss import Loss
 from prompt_tuning.methods import PromptTuning
-from prompt_tuning.optim import adafactor
 from prompt_tuning.runs.plan import lowered_step
 from prompt_tuning.t5.config import T5Config, preset
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor
 
 FEW, MANY = 4, 24
 

@@ -25,15 +25,17 @@ import peer
 import steps
 from absl import app, flags
 
-from prompt_tuning import report
-from prompt_tuning.data import catalogue, padding_report
-from prompt_tuning.data.bucketing import bucket_of, bucketed, default_bounds, pad
-from prompt_tuning.data.packing import Example, Rows, pack, packed
+from prompt_tuning.data import padding_report
+from prompt_tuning.data.batching.bucketing import bucket_of, bucketed, default_bounds, pad
+from prompt_tuning.data.batching.packing import Example, Rows, pack, packed
+from prompt_tuning.data.batching.tokens import Tokens, in_memory
+from prompt_tuning.data.catalogue import all_tasks
 from prompt_tuning.data.padding_report import FIXED
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.tokens import Tokens, in_memory
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation import table as the_table
 from prompt_tuning.methods import PromptTuning
+from prompt_tuning.runtime import files
 from prompt_tuning.t5.config import preset
 
 # Flags of padding_report: task, data_dir, vocabulary, json, batch_size, packed_length, and
@@ -165,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     machine = steps.load()
     names = steps.register(flags.FLAGS.data_dir, flags.FLAGS.vocabulary)
-    wanted = [catalogue.full_name(task, names) for task in _TASK.value]
+    wanted = [all_tasks.full_name(task, names) for task in _TASK.value]
     found = [row for task in wanted for row in measure(task, [int(p) for p in _PROMPTS.value])]
     table = {
         f"{row['task']}, P = {row['prompt_length']}": {
@@ -175,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
         }
         for row in found
     }
-    print(report.table(table))
+    print(the_table.table(table))
     means = {
         f"{kind}_{what}, P = {prompt}": statistics.geometric_mean(
             float(row[f"{kind}_{what}"]) for row in found if row["prompt_length"] == int(prompt)
@@ -188,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"geometric mean, {name}: {mean:.4f}")
     if flags.FLAGS.json:
         settings = {"model": _MODEL.value, "batch_size": flags.FLAGS.batch_size}
-        report.write_json(
+        files.write_json(
             flags.FLAGS.json, machine | settings | {"tasks": found, "geometric_mean": means}
         )
 

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import app, flags
 
-from prompt_tuning import report
 from prompt_tuning.checkpoint import backbone, manifest, run
-from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods import ModelTuning
-from prompt_tuning.params import ParamSplit
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runtime.files import write_json
 from prompt_tuning.t5.config import preset
 
 PHASES = ("start", "steps", "evaluation", "saving", "end")
@@ -143,9 +143,11 @@ def _train(argv: Sequence[str], out: str, phase: Any, saving: Any, before: Any) 
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{out}/{name}", os.O_WRONLY | os.O_CREAT, 0o666), number)
     sys.stdout.reconfigure(line_buffering=True)
-    from prompt_tuning import cli, trainer
     from prompt_tuning.checkpoint.run import RunCheckpoints
-    from prompt_tuning.runs import train, validation
+    from prompt_tuning.cli import gin_command
+    from prompt_tuning.evaluation import validation
+    from prompt_tuning.runs import train
+    from prompt_tuning.training import loop
 
     def noted(function: Callable, value: Any, during: int, after: int) -> Callable:
         def noting(*arguments: Any, **named: Any) -> Any:
@@ -159,11 +161,11 @@ def _train(argv: Sequence[str], out: str, phase: Any, saving: Any, before: Any) 
 
     RunCheckpoints._commit = noted(RunCheckpoints._commit, saving, 1, 0)
     validation.Validation.__call__ = noted(validation.Validation.__call__, phase, 2, 1)
-    train.fit = noted(trainer.fit, phase, 1, PHASES.index("end"))
+    train.fit = noted(loop.fit, phase, 1, PHASES.index("end"))
     if before:
         before()
     sys.argv = list(argv)
-    cli.main(train.train)
+    gin_command.main(train.train)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -397,7 +399,7 @@ def main(argv: Sequence[str]) -> None:
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
     _FORK.set_forkserver_preload(
-        ["prompt_tuning.cli", "prompt_tuning.runs.train", "prompt_tuning.data.source"]
+        ["prompt_tuning.cli.gin_command", "prompt_tuning.runs.train", "prompt_tuning.data.source"]
     )
     bench = Bench(folder)
     finished = folder / "reference"
@@ -429,7 +431,7 @@ def main(argv: Sequence[str]) -> None:
     if flags.FLAGS.json:
         cases_json = {name: {"told": what, "good": good} for name, (what, good) in rows.items()}
         seconds = round(time.perf_counter() - began)
-        report.write_json(flags.FLAGS.json, found | {"cases": cases_json, "seconds": seconds})
+        write_json(flags.FLAGS.json, found | {"cases": cases_json, "seconds": seconds})
     shutil.rmtree(folder)
     if not all(good for _, good in rows.values()) or found["lost"] or not found["identical"]:
         sys.exit(1)

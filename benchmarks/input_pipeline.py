@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import steps
 from absl import app, flags
 
-from prompt_tuning import report
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
+from prompt_tuning.evaluation import table
 from prompt_tuning.methods import PromptTuning
-from prompt_tuning.prefetch import prefetch
+from prompt_tuning.runtime import files
+from prompt_tuning.training.prefetch import prefetch
 
 _MODELS = flags.DEFINE_list("models", ["demo", "t5_1_1_small"], "Presets.")
 _TASK = flags.DEFINE_string("task", "demo_reviews", "A registered task.")
@@ -67,11 +68,11 @@ def main(argv: Sequence[str]) -> None:
     lengths = {"inputs": _INPUTS.value, "targets": _TARGETS.value}
     data = TaskData(_TASK.value, lengths, _BATCH_SIZE.value, batching=_BATCHING.value)
     found = {model: measure(model, data).summary() for model in _MODELS.value}
-    print(report.table(found))
+    print(table.table(found))
     print(f"ratio: at most {TARGET} is the target")
     if _JSON.value:
         settings = {"task": _TASK.value, "batching": _BATCHING.value, "target": TARGET}
-        report.write_json(_JSON.value, machine | settings | {"models": found})
+        files.write_json(_JSON.value, machine | settings | {"models": found})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import steps
 from absl import app, flags
 
-from prompt_tuning import methods, report
+from prompt_tuning import methods
+from prompt_tuning.evaluation import table
 from prompt_tuning.methods import Method
+from prompt_tuning.runtime import files
 from prompt_tuning.t5.config import preset
 
 _MODEL = flags.DEFINE_string("model", "demo", "Preset.")
@@ -64,9 +66,9 @@ def main(argv: Sequence[str]) -> None:
         name: {"step_ms": 1e3 * value, "over_model_tuning": value / medians[BASE]}
         for name, value in medians.items()
     }
-    print(report.table(rows))
+    print(table.table(rows))
     if _JSON.value:
-        report.write_json(_JSON.value, {**about, "methods": rows})
+        files.write_json(_JSON.value, {**about, "methods": rows})
 
 
 if __name__ == "__main__":

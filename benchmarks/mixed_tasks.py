@@ -17,11 +17,11 @@ import peer
 import steps
 
 from prompt_tuning import Model, sharding
-from prompt_tuning.bank import PromptBank
-from prompt_tuning.checkpoint import huggingface
+from prompt_tuning.checkpoint.formats import huggingface
 from prompt_tuning.methods import Method
+from prompt_tuning.model.tuned import initialize
+from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.t5.config import T5Config, preset
-from prompt_tuning.trainer import initialize
 
 Timed = dict[str, Callable[[], float]]
 PEER_WORDS = ("batch", "sequential")  # what mixed_tasks_torch.py can be asked for

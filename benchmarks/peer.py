@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.checkpoint import huggingface
+from prompt_tuning.checkpoint.formats import huggingface
 from prompt_tuning.t5.config import T5Config
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0")

@@ -15,13 +15,14 @@ import numpy as np
 import peer
 from safetensors.numpy import load_file
 
-from prompt_tuning import adapters
-from prompt_tuning.checkpoint import backbone, huggingface, peft, peft_layers
-from prompt_tuning.convert import convert
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.formats import huggingface, peft
+from prompt_tuning.exchange import adapters, peft_layers
+from prompt_tuning.exchange.conversion import convert
 from prompt_tuning.methods import IA3, LoRA, Method, PromptTuning
-from prompt_tuning.params import flatten, unflatten
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.t5.network import init_shapes
+from prompt_tuning.t5.paths import flatten, unflatten
 
 # num_heads * head_dim is not d_model, the stacks differ in depth.
 MODELS = {

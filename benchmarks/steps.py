@@ -14,13 +14,15 @@ import jax
 import numpy as np
 
 from prompt_tuning import embedded, sharding
-from prompt_tuning.data import benchmarks, tasks
-from prompt_tuning.loss import Loss
+from prompt_tuning.data import tasks
+from prompt_tuning.data.catalogue import glue
 from prompt_tuning.methods import Method
-from prompt_tuning.optim import adafactor, only_trained
+from prompt_tuning.model.tuned import initialize
 from prompt_tuning.t5.config import T5Config, preset
-from prompt_tuning.train_step import make_train_step
-from prompt_tuning.trainer import create_state, initialize
+from prompt_tuning.training.loop import create_state
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor, only_trained
+from prompt_tuning.training.step import make_train_step
 
 Batch = Mapping[str, np.ndarray | jax.Array]
 Name = TypeVar("Name", bound=Hashable)
@@ -81,7 +83,7 @@ def register(data_dir: str | None, vocabulary: str) -> tuple[str, ...]:
     """Registers the demo tasks, and those of a folder of local data sets; returns their names."""
     found = tasks.vocabulary(vocabulary)
     tasks.register_demo_tasks(found)
-    return benchmarks.register_benchmarks(found, data_dir) if data_dir else ()
+    return glue.register_benchmarks(found, data_dir) if data_dir else ()
 
 
 def load() -> dict[str, float]:

@@ -1,7 +1,8 @@
 """python -m prompt_tuning.eval: measures a trained prompt on a split of a task."""
 
-from prompt_tuning import cli
+from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.runs.eval import evaluate
 
 if __name__ == "__main__":
-    cli.main(evaluate)
+    gin_command.main(evaluate, setup=data_flags.setup)

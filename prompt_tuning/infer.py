@@ -1,7 +1,8 @@
 """python -m prompt_tuning.infer: a trained prompt's predictions for texts."""
 
-from prompt_tuning import cli
+from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.runs.infer import infer
 
 if __name__ == "__main__":
-    cli.main(infer)
+    gin_command.main(infer, setup=data_flags.setup)

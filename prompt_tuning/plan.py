@@ -33,7 +33,8 @@ if __name__ == "__main__":
     simulate(sys.argv)
     from absl import flags
 
-    from prompt_tuning import cli
+    from prompt_tuning.cli import gin_command
+    from prompt_tuning.data import flags as data_flags
     from prompt_tuning.runs.plan import DEVICES, JSON, plan
 
     flags.DEFINE_integer(
@@ -41,4 +42,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string(JSON, None, "File to write the plan to.")
     sys.argv = with_defaults(sys.argv)
-    cli.main(plan)
+    gin_command.main(plan, setup=data_flags.setup)

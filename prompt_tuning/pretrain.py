@@ -1,7 +1,8 @@
 """python -m prompt_tuning.pretrain: trains a backbone from scratch or adapts one further."""
 
-from prompt_tuning import cli
+from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.runs.pretrain import pretrain
 
 if __name__ == "__main__":
-    cli.main(pretrain)
+    gin_command.main(pretrain, setup=data_flags.setup)

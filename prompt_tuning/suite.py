@@ -1,7 +1,8 @@
 """python -m prompt_tuning.suite: trains and scores every task of a benchmark."""
 
-from prompt_tuning import cli
+from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.runs.suite import suite
 
 if __name__ == "__main__":
-    cli.main(suite)
+    gin_command.main(suite, setup=data_flags.setup)

@@ -1,7 +1,8 @@
 """python -m prompt_tuning.train: trains a prompt (or another method) on a task."""
 
-from prompt_tuning import cli
+from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.runs.train import train
 
 if __name__ == "__main__":
-    cli.main(train)
+    gin_command.main(train, setup=data_flags.setup)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from absl import flags
 
-from prompt_tuning import command
-from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.files import renamed_when_done
 
 GENRE = "main-captions"
 EQUIVALENT = 4.0
@@ -48,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    plain_command.run(main)

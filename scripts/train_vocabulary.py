@@ -12,7 +12,7 @@ from pathlib import Path
 import sentencepiece
 from absl import app, flags
 
-from prompt_tuning.data.corpus import documents
+from prompt_tuning.pretraining.corpus import documents
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of .jsonl files.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The model file to write.", required=True)

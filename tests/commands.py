@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from prompt_tuning import cli
+from prompt_tuning.cli import gin_command
 
 
 class Result(NamedTuple):
@@ -28,7 +28,7 @@ def run(command: str | Callable, arguments: list[str], capsys, monkeypatch) -> R
     capsys.readouterr()
     try:
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            (cli.main if callable(command) else _as_main)(command)
+            (gin_command.main if callable(command) else _as_main)(command)
     finally:
         gin.clear_config()
         for name in set(flags.FLAGS) - known:

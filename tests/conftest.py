@@ -11,8 +11,16 @@ import pytest
 # Only takes effect before JAX starts its backends, so not in a fixture.
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests, and the commands that they start, compile more than they compute.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-jax.config.update("jax_disable_most_optimizations", True)
+# What one test has compiled, the other workers, child processes and later runs read from here.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+for name, value in {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(COMPILED)),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from prompt_tuning import distributed, methods, sharding
-from prompt_tuning.evaluate import EvalSet
+from prompt_tuning import methods, sharding
+from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.train import train
+from prompt_tuning.runtime import distributed
 from prompt_tuning.t5.config import preset
 
 CONFIG = dataclasses.replace(preset("nano"), num_encoder_layers=1, num_decoder_layers=1)
@@ -135,8 +136,8 @@ def run(
 if __name__ == "__main__":
     import process_run
 
-    from prompt_tuning import cli
+    from prompt_tuning.cli import gin_command
 
     distributed.HEARTBEAT_SECONDS = 10
     distributed.CONNECT_SECONDS = 60
-    cli.main(process_run.run)
+    gin_command.main(process_run.run)

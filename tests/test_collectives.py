@@ -6,11 +6,11 @@ import re
 import pytest
 
 from prompt_tuning import sharding
-from prompt_tuning.loss import Loss
 from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.optim import adafactor
 from prompt_tuning.runs import plan as plan_run
 from prompt_tuning.t5 import T5Config
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor
 
 
 def compiled(mesh: dict[str, int]) -> str:

@@ -16,21 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from prompt_tuning import adapters, inspect
-from prompt_tuning.checkpoint import (
-    backbone,
-    card,
-    huggingface,
-    peft,
-    peft_layers,
-    prompts,
-    t5x,
-    t5x_orbax,
-)
-from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.checkpoint import backbone, card, prompts
+from prompt_tuning.checkpoint.formats import huggingface, peft, t5x, t5x_orbax
 from prompt_tuning.data.files import TextFiles
-from prompt_tuning.data.records import BadRows
-from prompt_tuning.errors import UserError
+from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.exchange import adapters, inspection, peft_layers
 from prompt_tuning.methods import LoRA
 from prompt_tuning.t5 import T5Config
 
@@ -203,7 +194,7 @@ def test_mutated_file(folder, name, read, argument):
 
 
 def looked_at(path: Path) -> None:
-    found = inspect.found_at(path)
-    inspect.lines(found)
+    found = inspection.found_at(path)
+    inspection.lines(found)
     if found.prompt:
-        inspect.prompt_lines(found.prompt())
+        inspection.prompt_lines(found.prompt())

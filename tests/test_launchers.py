@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from prompt_tuning import distributed
+from prompt_tuning.runtime import distributed
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TRAIN = (

@@ -13,10 +13,11 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from prompt_tuning import command, report
 from prompt_tuning.analysis import style
+from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
-from prompt_tuning.runs.validation import read_metrics
+from prompt_tuning.runtime.files import write_json
+from prompt_tuning.training.metrics_writer import read_metrics
 
 LOGS = {"train": "train", "validation": "inference_eval/*"}
 LOSS = "train/loss_per_nonpadding_target_token"
@@ -110,7 +111,7 @@ def main(words: Sequence[str]) -> None:
         print(f"{name}: {last}, {curve.runs} runs")
     if given.json:
         content = {name: dataclasses.asdict(curve) for name, curve in curves.items()}
-        report.write_json(given.json, {"metric": given.metric, "curves": content})
+        write_json(given.json, {"metric": given.metric, "curves": content})
     if given.plot:
         style.save(figure(curves, given.metric), given.plot)
 
@@ -131,4 +132,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("metric", LOSS, "LOG/NAME, such as validation/rank/accuracy.")
     flags.DEFINE_string("json", None, "File to write the curves to.")
     flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
-    command.run_with_words(main)
+    plain_command.run_with_words(main)

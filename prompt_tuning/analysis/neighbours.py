@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from prompt_tuning import command, report
 from prompt_tuning.analysis import sources
+from prompt_tuning.analysis.similarity import units
 from prompt_tuning.checkpoint import backbone, card, prompts
+from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
+from prompt_tuning.runtime import files
 from prompt_tuning.t5.network import EMBEDDING
-from prompt_tuning.transfer import units
-from prompt_tuning.vocabulary import SentencePiece
+from prompt_tuning.t5.vocabulary import SentencePiece
 
 COUNT = 5  # the paper's
 _LETTERS, _SHARE = 3, 0.6  # of a common beginning, and of the longer word
@@ -298,7 +299,7 @@ def main() -> None:
         print("\n".join(lines(found[name])), end="\n\n")
     print("\n".join(summary(found)))
     if given.json:
-        report.write_json(given.json, found)
+        files.write_json(given.json, found)
 
 
 if __name__ == "__main__":
@@ -309,4 +310,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("count", COUNT, "Neighbours of each vector.", 2)
     flags.DEFINE_bool("all_rows", False, "Count sentinels, special tokens and unused rows too.")
     flags.DEFINE_string("json", None, "File to write the reports to.")
-    command.run(main)
+    plain_command.run(main)

@@ -4,18 +4,101 @@ The measures, and ranking sources for a new task (SPoT, Vu et al. 2022), are `tr
 are drawn.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from prompt_tuning import command, report
 from prompt_tuning.analysis import sources, style
 from prompt_tuning.checkpoint import prompts
+from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
-from prompt_tuning.transfer import MEASURES, Measure, rank
+from prompt_tuning.runtime import files
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
+
+
+def units(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., D] at length 1; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def average_tokens(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of the mean vectors of two prompts [P, D] and [P', D]; 0 where one is zero."""
+    a, b = a.mean(axis=0, dtype=np.float64), b.mean(axis=0, dtype=np.float64)
+    return float(units(a) @ units(b))
+
+
+def per_token_average(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean cosine of all P * P' pairs of vectors of two prompts [P, D] and [P', D]."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(units(a).mean(axis=0) @ units(b).mean(axis=0))
+
+
+MEASURES: Mapping[str, Measure] = {"average": average_tokens, "per_token": per_token_average}
+
+
+def rank(
+    target: np.ndarray, sources: Mapping[str, np.ndarray], measure: Measure = average_tokens
+) -> dict[str, float]:
+    """The similarity of each source to the target, highest first.
+
+    Args:
+      target: the new task's prompt [P, D].
+      sources: prompts [P', D] by name.
+      measure: `average_tokens` or `per_token_average`.
+
+    Raises:
+      UserError: if a source is of another width.
+    """
+    for name, source in sources.items():
+        if source.shape[1] != target.shape[1]:
+            raise UserError(
+                f"{name}: the prompt is {source.shape[1]} wide, not {target.shape[1]}; "
+                "only prompts of one backbone can be compared"
+            )
+    found = {name: measure(target, source) for name, source in sources.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def top_k_weights(similarities: Mapping[str, float], k: int) -> dict[str, float]:
+    """Weights of the first `k` similarities, in proportion to them; their sum is 1.
+
+    Raises:
+      UserError: if there are fewer, or one of them is not positive.
+    """
+    if k > len(similarities):
+        raise UserError(f"--top_k={k}: there are {len(similarities)} source prompts; lower it")
+    top = dict(list(similarities.items())[:k])
+    for place, (name, similarity) in enumerate(top.items()):
+        if similarity <= 0:
+            raise UserError(
+                f"--top_k={k}: the similarity of {name} is {similarity:.4f}, and weights are above "
+                f"0; {place} of the source prompts can be averaged"
+            )
+    total = math.fsum(top.values())
+    return {name: similarity / total for name, similarity in top.items()}
+
+
+def weighted_average(sources: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The sum [P, D] of the prompts that have a weight, times it.
+
+    Raises:
+      UserError: if these prompts differ in length.
+    """
+    length = len(sources[next(iter(weights))])
+    for name in weights:
+        if len(sources[name]) != length:
+            raise UserError(
+                f"{name}: the prompt has {len(sources[name])} vectors, the most similar one "
+                f"{length}; only prompts of one length can be averaged"
+            )
+    return np.sum([weight * sources[name] for name, weight in weights.items()], axis=0)
+
 
 _LABELS = {
     "average": "cosine of the mean vectors",
@@ -94,7 +177,7 @@ def main() -> None:
         print(f"{name:{width}}", *(f"{value:{max(7, len(other))}.4f}" for other, value in values))
     if given.json:
         content = {"measure": given.measure, "prompts": dict(zip(labels, paths, strict=True))}
-        report.write_json(given.json, content | {"similarities": similarities.tolist()})
+        files.write_json(given.json, content | {"similarities": similarities.tolist()})
     if given.plot:
         style.save(heatmap(similarities, labels, given.measure), given.plot)
 
@@ -105,4 +188,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
     flags.DEFINE_string("json", None, "File to write the similarities to.")
     flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
-    command.run(main)
+    plain_command.run(main)

@@ -1,13 +1,50 @@
 """Which prompts a command of `analysis` reads: files, or those of an experiment's cells."""
 
+import glob
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from absl import flags
 from etils import epath
 
+from prompt_tuning.checkpoint.formats import peft
 from prompt_tuning.errors import UserError
-from prompt_tuning.transfer import source_files
+
+SUFFIXES = (".npy", ".safetensors")
+
+
+def source_files(patterns: Sequence[str], prompt: str | None = None) -> list[str]:
+    """The files that `patterns` name, each once, without the file `prompt` itself.
+
+    Args:
+      patterns: files, PEFT adapters, folders of `.npy` and `.safetensors` files, and globs.
+      prompt: the one that they are compared with, which would be the most similar.
+
+    Raises:
+      UserError: if a pattern names nothing.
+    """
+    found: dict[Path, str] = {}
+    for pattern in patterns:
+        paths = list(_expanded(pattern))
+        if not paths:
+            raise UserError(f"--sources={pattern}: no such file, and no folder with prompts in it")
+        found |= {Path(path).resolve(): path for path in paths}
+    if prompt is not None:
+        found.pop(Path(prompt).expanduser().resolve(), None)
+    if not found:
+        raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
+    return list(found.values())
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    for path in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
+        if os.path.isdir(path) and not peft.is_adapter(path):
+            names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES))
+            yield from (os.path.join(path, name) for name in names)
+        else:
+            yield path
 
 
 def prompts_of(folder: epath.PathLike, where: Mapping[str, str]) -> dict[str, str]:

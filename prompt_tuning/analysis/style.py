@@ -8,8 +8,8 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.files import renamed_when_done
 
 COLUMN = 3.3  # inches
 FORMATS = ("png", "pdf", "svg")

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from prompt_tuning.checkpoint import huggingface, t5x, t5x_orbax, tensors
-from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import Shape, check_fits
-from prompt_tuning.checkpoint.tensors import Array, Stored
+from prompt_tuning.checkpoint.formats import huggingface, safetensors_file, t5x, t5x_orbax
+from prompt_tuning.checkpoint.formats.safetensors_file import Array, Stored
+from prompt_tuning.errors import CheckpointError
 from prompt_tuning.sharding import place
 
 SCHEMES = ("gs", "s3")
@@ -110,14 +110,14 @@ def open_t5x(path: epath.PathLike) -> t5x.Checkpoint:
 
 def save(path: epath.PathLike, params: Mapping[str, Array], dtype: str = "bfloat16") -> None:
     """Writes a backbone (flat paths) as one `.safetensors` file in `dtype`, leaf by leaf."""
-    tensors.write(path, params, np.dtype(dtype))
+    safetensors_file.write(path, params, np.dtype(dtype))
 
 
 def load_safetensors(
     path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
     """Reads exactly the leaves of `wanted` from a `.safetensors` file of our paths."""
-    found = tensors.stored(path)
+    found = safetensors_file.stored(path)
     check_fits(_shapes(found), _shapes(wanted), path=path)
     return _onto_devices(found, wanted)
 
@@ -132,7 +132,7 @@ def _place(path: epath.PathLike) -> epath.Path:
 def _in_safetensors(path: epath.Path) -> bool:
     """Whether the format is ours or Hugging Face's; else it is T5X's."""
     huggingface.refuse_pickle(path)
-    named = path.suffix == tensors.SUFFIX or path.name.endswith(huggingface.INDEX)
+    named = path.suffix == safetensors_file.SUFFIX or path.name.endswith(huggingface.INDEX)
     return named or huggingface.is_folder(path)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.runtime.files import renamed_when_done
 
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20

@@ -13,8 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import Array, lax
 
-from prompt_tuning import distributed, scanned
-from prompt_tuning.t5 import int8
+from prompt_tuning.runtime import distributed
+from prompt_tuning.t5 import int8, stacked_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def sum_of(leaf: Array) -> np.ndarray:
 
 def _names(path: str, leaf: Array) -> list[str]:
     """The leaf's names in files: scanned layers are one leaf in memory."""
-    return list(scanned.unstack({path: range(leaf.shape[0] if leaf.shape else 0)}))
+    return list(stacked_leaves.unstack({path: range(leaf.shape[0] if leaf.shape else 0)}))
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.errors import CheckpointError
 
 Shape = Sequence[int]
 _SHOWN = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.errors import CheckpointError
 
 NAME = "manifest.json"
 MAX_BYTES = 2**24

@@ -5,9 +5,9 @@ from etils import epath
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from prompt_tuning.checkpoint import peft
-from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.checkpoint.files import renamed_when_done
+from prompt_tuning.checkpoint.formats import peft
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.runtime.files import renamed_when_done
 
 TENSOR = "prompt"
 

@@ -17,10 +17,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from prompt_tuning import distributed
 from prompt_tuning.checkpoint import manifest
-from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fingerprint import Identity
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.runtime import distributed
 
 _NAME = "train_state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.data.benchmarks import hidden_splits
-from prompt_tuning.data.bucketing import bucketed, constant_tokens, default_bounds, pad
-from prompt_tuning.data.memory_source import MemorySource
+from prompt_tuning.data.batching.bucketing import bucketed, constant_tokens, default_bounds, pad
+from prompt_tuning.data.batching.packing import Example, pack, packed
+from prompt_tuning.data.batching.tokens import chunks, in_memory, mixed
 from prompt_tuning.data.metrics import MetricFn
-from prompt_tuning.data.packing import Example, pack, packed
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.records import BadRows
-from prompt_tuning.data.tasks import RowSource, decode, labels_of, text_of
-from prompt_tuning.data.tfds_source import check_prepared
-from prompt_tuning.data.tokens import chunks, in_memory, mixed
+from prompt_tuning.data.readers.memory_source import MemorySource
+from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.data.readers.tfds_source import check_prepared
+from prompt_tuning.data.tasks import RowSource, decode, hidden_splits, labels_of, text_of
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import EvalSet
+from prompt_tuning.evaluation.sets import EvalSet
 
 FEATURES = ("inputs", "targets")
 BATCHINGS = ("padded", "bucketed", "packed")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.data import records, saved_datasets
-from prompt_tuning.data.records import BadRows, shown
+from prompt_tuning.data.readers import records, saved_datasets
+from prompt_tuning.data.readers.records import BadRows, shown
 from prompt_tuning.errors import UserError
 
 # Split to the macro that names its file.

@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from prompt_tuning import command, report
-from prompt_tuning.data import catalogue, tasks
-from prompt_tuning.data.bucketing import bucket_of, default_bounds
-from prompt_tuning.data.packing import WINDOW, assign_rows
+from prompt_tuning.cli import plain_command
+from prompt_tuning.data import tasks
+from prompt_tuning.data.batching.bucketing import bucket_of, default_bounds
+from prompt_tuning.data.batching.packing import WINDOW, assign_rows
+from prompt_tuning.data.catalogue import all_tasks
+from prompt_tuning.data.catalogue.text_task import TFDS
+from prompt_tuning.data.flags import SKIP_BAD_ROWS
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.records import BadRows
-from prompt_tuning.data.skip_flag import SKIP_BAD_ROWS
-from prompt_tuning.data.text_task import TFDS
-from prompt_tuning.data.tfds_source import check_prepared
+from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.data.readers.tfds_source import check_prepared
+from prompt_tuning.evaluation import table as the_table
+from prompt_tuning.runtime import files
 
 _TASK = flags.DEFINE_list("task", None, "Task names, or benchmark names such as boolq.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of local data sets, instead of TFDS.")
@@ -103,10 +106,10 @@ def measure(task: str) -> dict[str, str | float]:
 
 def main() -> None:
     bad_rows = BadRows(SKIP_BAD_ROWS.value or 0)
-    registered = catalogue.register(
+    registered = all_tasks.register(
         tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or TFDS, bad_rows
     )
-    names = [catalogue.full_name(name, registered) for name in _TASK.value or ()]
+    names = [all_tasks.full_name(name, registered) for name in _TASK.value or ()]
     found = [measure(name) for name in names]
     means = {
         name: math.exp(statistics.fmean(math.log(float(row[name])) for row in found))
@@ -115,13 +118,13 @@ def main() -> None:
     table = {
         str(row["task"]): {k: float(v) for k, v in row.items() if k != "task"} for row in found
     }
-    print(report.table(table | {"geometric mean": means}))
+    print(the_table.table(table | {"geometric mean": means}))
     if skipped := bad_rows.summary():
         print(skipped)
     if _JSON.value:
-        report.write_json(_JSON.value, {"tasks": found, "geometric_mean": means})
+        files.write_json(_JSON.value, {"tasks": found, "geometric_mean": means})
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("task")
-    command.run(main)
+    plain_command.run(main)

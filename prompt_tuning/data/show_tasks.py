@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from prompt_tuning import command
-from prompt_tuning.data import catalogue, local_files, tasks
+from prompt_tuning.cli import plain_command
+from prompt_tuning.data import tasks
+from prompt_tuning.data.catalogue import all_tasks
+from prompt_tuning.data.catalogue.text_task import TFDS
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.text_task import TFDS
+from prompt_tuning.data.readers import local_files
 from prompt_tuning.errors import UserError
 
 HEAD = ("task", "source", "splits", "metrics", "labels")
@@ -65,7 +67,7 @@ def _source(source: seqio.DataSource) -> str:
 def main() -> None:
     given = flags.FLAGS
     vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
-    catalogue.register(vocabulary, given.data_dir or TFDS)
+    all_tasks.register(vocabulary, given.data_dir or TFDS)
     if given.module:
         try:
             importlib.import_module(given.module)
@@ -80,4 +82,4 @@ if __name__ == "__main__":
         "data_dir", None, "A folder of local data sets to list the tasks of, instead of TFDS's."
     )
     flags.DEFINE_string("module", None, "A module that registers more tasks.")
-    command.run(main)
+    plain_command.run(main)

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from prompt_tuning.data import catalogue, mixtures, sentinel, tasks
-from prompt_tuning.data import few_shot as few_shot_tasks
+from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.catalogue import all_tasks, mixtures
+from prompt_tuning.data.catalogue.text_task import TFDS
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.records import BadRows
-from prompt_tuning.data.text_task import TFDS
+from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.data.variants import few_shot as few_shot_tasks
+from prompt_tuning.data.variants import sentinel
 from prompt_tuning.errors import UserError
 
 FILES_TASK = "files"
@@ -77,7 +79,7 @@ def task_data(
             "VALIDATION_FILE to train, TEST_FILE to evaluate, INPUT_FILE to predict"
         )
     tasks.register_demo_tasks(vocabulary)
-    catalogue.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
+    all_tasks.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
     if len(names) > 1:
         names = [mixtures.of_tasks(names)]
     data = TaskData(

@@ -6,11 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.data import tasks
 from prompt_tuning.data.files import MACROS, Row, TextFiles
-from prompt_tuning.data.memory_source import MemorySource
 from prompt_tuning.data.metrics import MetricFn, accuracy
 from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.errors import UserError
+
+
+def hidden_splits(task: str) -> tuple[str, ...]:
+    """Splits of a registered task that can be predicted on but not measured."""
+    return tasks.HIDDEN_SPLITS.get(task, ())
+
 
 ASSETS = Path(__file__).parents[1] / "assets"
 EMBEDDED_VOCABULARY = ASSETS / "backbone" / "vocabulary.model"

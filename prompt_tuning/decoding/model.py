@@ -9,9 +9,9 @@ from jax import Array
 
 from prompt_tuning.decoding.sample import decode
 from prompt_tuning.decoding.step import StepFn
-from prompt_tuning.loss import Loss
-from prompt_tuning.params import Params
 from prompt_tuning.t5.network import T5, Cache
+from prompt_tuning.t5.paths import Params
+from prompt_tuning.training.loss import Loss
 
 
 def start(

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from prompt_tuning import cli, command, preemption, report
+from prompt_tuning.cli import gin_command, gin_parsing, plain_command
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import schedulers
 from prompt_tuning.experiments.grid import Cell, Experiment
+from prompt_tuning.runtime import files, preemption
 
 FAILED = 1
 _NOT_HERE = ("gin_file", "multiprocess", "coordinator_address", "process_count", "process_index")
@@ -30,9 +31,9 @@ def main(words: Sequence[str]) -> None:
         )
     if wrong := [name for name in _NOT_HERE if flags.FLAGS[name].present]:
         raise UserError(f"--{wrong[0]}: not for experiments: one gin file, and a host a cell")
-    bound = cli.parse(Experiment, [words[1]], flags.FLAGS.gin_bindings, kind="experiments")
+    bound = gin_parsing.parse(Experiment, [words[1]], flags.FLAGS.gin_bindings, kind="experiments")
     experiment = Experiment(**copy.deepcopy(bound))
-    cells = experiment.cells(cli.gin_folders())
+    cells = experiment.cells(gin_parsing.gin_folders())
     COMMANDS[words[0]](experiment, cells)
 
 
@@ -56,14 +57,18 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
         devices.shares(given.workers),
         _passed_on(),
         given.retry_failed,
-        experiment.modules(cli.gin_folders()),
+        experiment.modules(gin_parsing.gin_folders()),
     )
     signal.signal(signal.SIGTERM, preemption.stop)
     try:
         found = runner.run()
     except (KeyboardInterrupt, preemption.Preempted) as stop:
         print("stopped: the same command goes on with what is missing", file=sys.stderr)
-        sys.exit(command.INTERRUPTED if isinstance(stop, KeyboardInterrupt) else cli.RESUME_ME)
+        sys.exit(
+            plain_command.INTERRUPTED
+            if isinstance(stop, KeyboardInterrupt)
+            else gin_command.RESUME_ME
+        )
     if found["failed"]:
         print(
             f"error: {found['failed']} cells failed; --retry_failed runs them again",
@@ -71,11 +76,12 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
         )
         sys.exit(FAILED)
     if found["missing"]:
-        sys.exit(cli.RESUME_ME)
+        sys.exit(gin_command.RESUME_ME)
 
 
 def table(experiment: Experiment, cells: list[Cell]) -> None:
-    from prompt_tuning.experiments import records, tables
+    from prompt_tuning.experiments import records
+    from prompt_tuning.experiments.results import tables
 
     found = records.write_table(experiment, cells)
     made = tables.of(found)
@@ -87,11 +93,12 @@ def table(experiment: Experiment, cells: list[Cell]) -> None:
         f"in {experiment.folder / records.TABLE}"
     )
     if flags.FLAGS.json:
-        report.write_json(flags.FLAGS.json, tables.as_json(made))
+        files.write_json(flags.FLAGS.json, tables.as_json(made))
 
 
 def plot(experiment: Experiment, cells: list[Cell]) -> None:
-    from prompt_tuning.experiments import plot, records
+    from prompt_tuning.experiments import records
+    from prompt_tuning.experiments.results import plot
 
     found, _ = records.collect(experiment, cells)
     for path in plot.write(found, experiment.folder):
@@ -115,5 +122,5 @@ if __name__ == "__main__":
     flags.DEFINE_bool("retry_failed", False, "Run cells again that have failed.")
     flags.DEFINE_integer("devices", None, "Devices to simulate in a dry run.", 1)
     flags.DEFINE_string("json", None, "File to write the printed table to.")
-    sys.argv = cli.expand_gin_flags(sys.argv)
-    command.run_with_words(main)
+    sys.argv = gin_parsing.expand_gin_flags(sys.argv)
+    plain_command.run_with_words(main)

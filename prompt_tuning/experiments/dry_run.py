@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from prompt_tuning import cli, report
+from prompt_tuning.cli import gin_command, gin_parsing
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments.grid import Cell, Experiment, Step
+from prompt_tuning.model import summary
 from prompt_tuning.runs.ensemble import ensemble
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
 
 FUNCTIONS: Mapping[str, Callable] = {"train": train, "eval": evaluate, "ensemble": ensemble}
-_plan = functools.cache(report.plan)
+_plan = functools.cache(summary.plan)
 
 
 def check(experiment: Experiment, cells: Sequence[Cell], devices: int | None = None) -> None:
@@ -56,7 +57,9 @@ def parsed(step: Step) -> dict:
       UserError: naming the file, parameter or macro that is wrong.
     """
     function, arguments = FUNCTIONS[step.command], step.arguments("CELL")
-    given = [flag.partition("=") for flag in cli.expand_gin_flags(arguments)]
+    given = [flag.partition("=") for flag in gin_parsing.expand_gin_flags(arguments)]
     files = [value for name, _, value in given if name == "--gin_file"]
     bindings = [value for name, _, value in given if name == "--gin_bindings"]
-    return copy.deepcopy(cli.parse(function, files, bindings, cli.NOT_FOR_A_DRY_RUN))
+    return copy.deepcopy(
+        gin_parsing.parse(function, files, bindings, gin_command.NOT_FOR_A_DRY_RUN)
+    )

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning import __version__, report
+from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card
-from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.experiments.grid import Cell, Experiment, Step
-from prompt_tuning.runs.suite import ROWS, by_task, of_first_method
+from prompt_tuning.runs.result_file import ROWS, by_task, of_first_method
+from prompt_tuning.runtime import files
+from prompt_tuning.runtime.files import renamed_when_done
 
 RECORD = "record.json"
 STEP_DONE = "done.json"
@@ -31,12 +32,12 @@ def step_is_done(folder: Path, step: Step) -> bool:
 
 def end_step(folder: Path, step: Step, seconds: float) -> None:
     if not step_is_done(folder, step):
-        report.write_json(_end(folder, step), {"seconds": seconds})
+        files.write_json(_end(folder, step), {"seconds": seconds})
 
 
 def fail(folder: Path, error: str) -> None:
     """Records that a cell has failed, and why."""
-    report.write_json(folder / RECORD, {"status": "failed", "error": error, **_numbers(folder, ())})
+    files.write_json(folder / RECORD, {"status": "failed", "error": error, **_numbers(folder, ())})
 
 
 def finish(folder: Path, steps: Sequence[Step], keep_weights: bool) -> None:
@@ -45,7 +46,7 @@ def finish(folder: Path, steps: Sequence[Step], keep_weights: bool) -> None:
     for step in steps:
         if step.command == "train":
             _drop(folder / step.name, keep_weights)
-    report.write_json(folder / RECORD, record)
+    files.write_json(folder / RECORD, record)
 
 
 def collect(experiment: Experiment, cells: Sequence[Cell]) -> tuple[list[Record], list[Record]]:

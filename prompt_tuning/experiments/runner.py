@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
-from prompt_tuning import preemption
-from prompt_tuning.experiments import cell as cell_process
+from prompt_tuning.experiments import cell_process as cell_process
 from prompt_tuning.experiments import records
 from prompt_tuning.experiments.devices import Share
 from prompt_tuning.experiments.grid import Cell, Experiment
+from prompt_tuning.runtime import preemption
 
 _FORK = multiprocessing.get_context("forkserver")
 _ASK_AGAIN = 2.0  # seconds until a cell that another process has is looked at again

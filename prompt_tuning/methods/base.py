@@ -33,7 +33,7 @@ class Method(Sites):
     """A tuning method: what it does at the backbone's sites, and which leaves it trains.
 
     Nothing outside a method's own file names the method: the trainer asks `trains`, and
-    `prompt_tuning.params.ParamSplit` derives the rest by comparing shapes.
+    `prompt_tuning.model.params.ParamSplit` derives the rest by comparing shapes.
     """
 
     @property

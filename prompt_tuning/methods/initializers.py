@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from prompt_tuning import distributed
 from prompt_tuning.methods.base import Backbone
+from prompt_tuning.runtime import distributed
 from prompt_tuning.t5 import int8
 
 SPECIAL_IDS = 3  # padding, end of sequence, unknown: no words to start from

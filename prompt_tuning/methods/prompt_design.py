@@ -9,5 +9,5 @@ from prompt_tuning.methods.base import Method
 class PromptDesign(Method):
     """Adds nothing to the backbone and trains nothing of it: 0 parameters.
 
-    `prompt_tuning.data.prompt_design` puts the text in front of what is evaluated.
+    `prompt_tuning.data.variants.prompt_design` puts the text in front of what is evaluated.
     """

@@ -7,7 +7,8 @@ from etils import epath
 
 from prompt_tuning.data.files import MACROS
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import AUTO, METHODS, EvalSet
+from prompt_tuning.evaluation.predict import AUTO, METHODS
+from prompt_tuning.evaluation.sets import EvalSet
 
 
 def output_folder(setting: str, path: epath.PathLike) -> epath.Path:

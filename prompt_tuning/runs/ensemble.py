@@ -5,13 +5,16 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning import report, serving
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import EvalSet, Predictions, methods_for
+from prompt_tuning.evaluation import predictions, table
+from prompt_tuning.evaluation.predict import methods_for
+from prompt_tuning.evaluation.sets import EvalSet, Predictions
+from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs import checks, predictions
-from prompt_tuning.runs.data import Data
-from prompt_tuning.runs.validation import Metrics
+from prompt_tuning.model import summary
+from prompt_tuning.runs import checks
+from prompt_tuning.runs.data_protocol import Data
+from prompt_tuning.serving import model as serving
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
@@ -48,7 +51,7 @@ def ensemble(
       The metrics by task, named METHOD/METRIC.
     """
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(summary.plan(config, method, layout))
         return {}
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     if not prompt_files:
@@ -80,5 +83,5 @@ def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metric
         texts = [answer.text for answer in made]
     metrics = predictions.write(folder, data, {kind: Predictions(texts)})
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
-    print(report.table({f"{len(model.prompts(data.task))} prompts": metrics}))
+    print(table.table({f"{len(model.prompts(data.task))} prompts": metrics}))
     return metrics

@@ -4,21 +4,19 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from prompt_tuning import report, sharding
-from prompt_tuning.evaluate import (
-    METHODS,
-    EvalSet,
-    methods_for,
-    most_frequent_name,
-    score,
-)
+from prompt_tuning import sharding
+from prompt_tuning.evaluation import predictions, table
+from prompt_tuning.evaluation.predict import METHODS, methods_for
+from prompt_tuning.evaluation.scores import most_frequent_name, score
+from prompt_tuning.evaluation.sets import EvalSet
+from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs import checks, model, predictions
-from prompt_tuning.runs.data import Data
-from prompt_tuning.runs.validation import Metrics
+from prompt_tuning.model import summary
+from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.runs import checks, loading
+from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.trainer import TunedModel
 
 
 def evaluate(
@@ -57,14 +55,14 @@ def evaluate(
       The metrics by task, named METHOD/METRIC.
     """
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(summary.plan(config, method, layout))
         return {}
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, layout)
     checks.split(split, data.splits)
     sets = data.eval_sets(split)
     checks.eval_methods(eval_methods, sets, "EVAL_METHODS")
-    tuned = model.load(
+    tuned = loading.load(
         config,
         method,
         data,
@@ -75,7 +73,7 @@ def evaluate(
         allow_other_backbone=allow_other_backbone,
     )
     on_start(folder)
-    report.write_parameters(folder, tuned.split)
+    summary.write_parameters(folder, tuned.split)
     found = {one.task: _measured(tuned, one, eval_methods, data.batch_size, folder) for one in sets}
     for line in data.remarks():
         print(line)
@@ -90,5 +88,5 @@ def _measured(
     metrics = predictions.write(folder, data, found)
     base = score(None, data, methods, batch_size)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
-    print(report.table({most_frequent_name(data): base, "this model": metrics}))
+    print(table.table({most_frequent_name(data): base, "this model": metrics}))
     return metrics

@@ -6,14 +6,18 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning import report, sharding
+from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
-from prompt_tuning.data.task_rows import TaskRows
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import METHODS, EvalSet, methods_for
+from prompt_tuning.evaluation import predictions
+from prompt_tuning.evaluation.predict import METHODS, methods_for
+from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Method
-from prompt_tuning.runs import checks, infer_tasks, model, predictions, resumable
-from prompt_tuning.runs.data import Data
+from prompt_tuning.model import summary
+from prompt_tuning.runs import checks, infer_tasks, loading
+from prompt_tuning.runs.data_protocol import Data
+from prompt_tuning.runtime import resumable_lines
+from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
@@ -53,7 +57,7 @@ def infer(
       The file written.
     """
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(summary.plan(config, method, layout))
         return None
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
     if "://" in str(folder):
@@ -73,7 +77,7 @@ def infer(
     texts = data.eval_set(split)
     checks.eval_methods([mode], [texts], "MODE")
     [mode] = methods_for(texts, [mode])
-    tuned = model.load(
+    tuned = loading.load(
         config,
         method,
         data,
@@ -85,7 +89,7 @@ def infer(
     )
     on_start(folder)
     path = folder / f"{texts.task}-{mode}.jsonl"
-    key = resumable.digest(
+    key = resumable_lines.digest(
         texts.inputs,
         texts.encoder_input_tokens.tolist(),
         texts.labels,
@@ -102,7 +106,7 @@ def infer(
         examples = ({"inputs": {"inputs_pretokenized": text}} for text in part.inputs)
         return predictions.lines(examples, found, texts.labels)
 
-    resumable.write(path, key, len(texts.inputs), BATCHES * data.batch_size, lines)
+    resumable_lines.write(path, key, len(texts.inputs), BATCHES * data.batch_size, lines)
     print(f"{len(texts.inputs)} predictions in {path}")
     for line in data.remarks():
         print(line)

@@ -5,13 +5,13 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning import serving
-from prompt_tuning.answers import Classification
 from prompt_tuning.checkpoint import fingerprint
-from prompt_tuning.data.task_rows import TaskRows
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import AUTO
-from prompt_tuning.runs import resumable
+from prompt_tuning.evaluation.predict import AUTO
+from prompt_tuning.runtime import resumable_lines
+from prompt_tuning.serving import model as serving
+from prompt_tuning.serving.answers import Classification
+from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
@@ -65,7 +65,7 @@ def infer(
     on_start(folder)
     path = folder / f"tasks-{mode}.jsonl"
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
-    key = resumable.digest(
+    key = resumable_lines.digest(
         rows,
         [data.vocabulary.encode(text) for text, _ in rows],
         (data.batch_size, data.input_length, data.target_length),
@@ -82,7 +82,7 @@ def infer(
         for (text, task), answer in zip(part, found, strict=True):
             yield {"inputs": {"inputs_pretokenized": text}, "task": task, **answer}
 
-    resumable.write(path, key, len(rows), BATCHES * data.batch_size, lines)
+    resumable_lines.write(path, key, len(rows), BATCHES * data.batch_size, lines)
     print(f"{len(rows)} predictions of {len({task for _, task in rows})} tasks in {path}")
     return path
 

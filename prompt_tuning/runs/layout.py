@@ -7,7 +7,7 @@ import jax
 from prompt_tuning import sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
-from prompt_tuning.params import ParamSplit
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.sharding import Layout, Rule
 from prompt_tuning.t5.config import T5Config
 

@@ -14,16 +14,19 @@ import optax
 from absl import flags
 from etils import epath
 
-from prompt_tuning import report, sharding
-from prompt_tuning.loss import Loss
+from prompt_tuning import sharding
 from prompt_tuning.methods.base import Method
-from prompt_tuning.optim import only_trained
-from prompt_tuning.params import ParamSplit, flatten, unflatten
+from prompt_tuning.model import summary
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs.layout import GIB, possible_partitions
+from prompt_tuning.runtime import files
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5, init_shapes
-from prompt_tuning.train_step import TrainState, make_train_step
+from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import only_trained
+from prompt_tuning.training.step import TrainState, make_train_step
 
 JSON, DEVICES = "json", "devices"  # the command's flags
 # Devices, and the memory of one (JAX counts the two cores of a TPU v3 chip apart).
@@ -74,7 +77,7 @@ def plan(
       What `--json` is given. Bytes are of one device, but for `weight_bytes_total`.
     """
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(summary.plan(config, method, layout))
         return {}
     sharding.check_batch_size(batch_size, layout, parts=num_microbatches)
     lowered = functools.partial(
@@ -108,7 +111,7 @@ def plan(
     }
     print(shown(found))
     if path := flags.FLAGS[JSON].value:
-        report.write_json(epath.Path(path).expanduser(), found)
+        files.write_json(epath.Path(path).expanduser(), found)
     return found
 
 

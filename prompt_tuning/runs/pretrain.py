@@ -5,16 +5,18 @@ from collections.abc import Callable
 import optax
 from etils import epath
 
-from prompt_tuning import report, sharding
-from prompt_tuning.data.pretraining import Mixture
-from prompt_tuning.loss import Loss
+from prompt_tuning import sharding
 from prompt_tuning.methods.full import ModelTuning
-from prompt_tuning.optim import adafactor
+from prompt_tuning.model import summary
+from prompt_tuning.model.tuned import TunedModel, initialize
+from prompt_tuning.pretraining.mixture import Mixture
 from prompt_tuning.runs import checks
-from prompt_tuning.runs.lock import only_run
+from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.trainer import TunedModel, fit, initialize
+from prompt_tuning.training.loop import fit
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor
 
 
 def pretrain(
@@ -51,7 +53,7 @@ def pretrain(
     """
     method = ModelTuning()
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(summary.plan(config, method, layout))
         return None
     folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(mixture.batch_size, layout)

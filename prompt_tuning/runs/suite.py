@@ -6,17 +6,14 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning import report
-from prompt_tuning.checkpoint.files import renamed_when_done
 from prompt_tuning.methods.base import Method
+from prompt_tuning.model.summary import plan
 from prompt_tuning.runs import checks
-from prompt_tuning.runs.validation import Metrics
+from prompt_tuning.runs.result_file import ROWS, Results, by_task
+from prompt_tuning.runtime import files
+from prompt_tuning.runtime.files import renamed_when_done
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
-
-ROWS = ("majority", "frozen", "trained")
-
-Results = Mapping[str, Metrics]
 
 
 def suite(
@@ -49,7 +46,7 @@ def suite(
       The content of `suite.json`.
     """
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(plan(config, method, layout))
         return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
     results = {
@@ -62,7 +59,7 @@ def suite(
         for row in ROWS
     }
     summary = {"tasks": found, "scores": scores}
-    report.write_json(folder / "suite.json", summary)
+    files.write_json(folder / "suite.json", summary)
     table = _table(found, scores)
     with renamed_when_done(folder / "suite.md") as temporary:
         temporary.write_text(table + "\n")
@@ -82,27 +79,6 @@ def _result(
         return json.loads(finished.read_text())
     print(f"\n{name}", flush=True)
     return train(model_dir=str(folder / name), on_start=on_start)
-
-
-def by_task(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A run's metrics by its first evaluation method: {SeqIO task: {row: {metric: value}}}."""
-    one = isinstance(result["split"], str)
-    splits = {result["task"]: result["split"]} if one else result["split"]
-    tables = {result["task"]: result["scores"]} if one else result["scores"]
-    return {
-        task: {
-            "split": splits[task],
-            "best_step": result["best_step"],
-            **dict(zip(ROWS, map(of_first_method, table.values()), strict=True)),
-        }
-        for task, table in tables.items()
-    }
-
-
-def of_first_method(metrics: Metrics) -> dict[str, float]:
-    """The metrics of the evaluation method that comes first, without its name."""
-    first = next(iter(metrics)).partition("/")[0] + "/"
-    return {k.removeprefix(first): v for k, v in metrics.items() if k.startswith(first)}
 
 
 def _table(

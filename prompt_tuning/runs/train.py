@@ -10,35 +10,37 @@ import jax
 import optax
 from etils import epath
 
-from prompt_tuning import __version__, distributed, report, sharding
-from prompt_tuning.checkpoint import card as cards
-from prompt_tuning.checkpoint import fingerprint, prompts
-from prompt_tuning.checkpoint import trained as trained_file
+from prompt_tuning import __version__, sharding
+from prompt_tuning.analysis import learning_curve
+from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import EvalSet, most_frequent_name, score
-from prompt_tuning.loss import Loss
+from prompt_tuning.evaluation import table as the_table
+from prompt_tuning.evaluation.scores import most_frequent_name, score
+from prompt_tuning.evaluation.sets import EvalSet
+from prompt_tuning.evaluation.validation import Metrics, Validation, check_goes_on, one_row
 from prompt_tuning.methods.base import Method
-from prompt_tuning.optim import adafactor, only_trained
-from prompt_tuning.params import Params, ParamSplit, flatten, unflatten
-from prompt_tuning.runs import checks, model
-from prompt_tuning.runs.data import Data
-from prompt_tuning.runs.lock import only_run
-from prompt_tuning.runs.validation import (
-    Metrics,
-    Validation,
-    check_goes_on,
-    one_row,
-    read_metrics,
-)
+from prompt_tuning.model import summary
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.runs import checks, loading
+from prompt_tuning.runs.data_protocol import Data
+from prompt_tuning.runs.result_file import _flat, _table
+from prompt_tuning.runs.saving import save_trained
+from prompt_tuning.runtime import files
+from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
-from prompt_tuning.train_log import rate_at
-from prompt_tuning.train_step import TrainState
-from prompt_tuning.trainer import TunedModel, fit
+from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.training.log import rate_at
+from prompt_tuning.training.loop import fit
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.metrics_writer import read_metrics
+from prompt_tuning.training.optim import adafactor, only_trained
+from prompt_tuning.training.step import TrainState
 
 
 def train(
@@ -97,7 +99,7 @@ def train(
     """
     began = time.perf_counter()
     if dry_run:
-        print(report.plan(config, method, layout))
+        print(summary.plan(config, method, layout))
         return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
     checks.positive(
@@ -125,7 +127,7 @@ def train(
         multiple=layout.row_shards * num_microbatches,
     )
     batches(0)  # raises for targets that are too long
-    tuned = model.load(config, method, data, layout, checkpoint=initial_checkpoint, seed=seed)
+    tuned = loading.load(config, method, data, layout, checkpoint=initial_checkpoint, seed=seed)
     if not tuned.split.trained:
         raise UserError(f"METHOD = {method}: trains no parameter; measure it with `eval`")
     scored = functools.partial(_scores, sets=sets, methods=eval_methods, size=eval_batch_size)
@@ -137,7 +139,7 @@ def train(
             raise UserError(
                 f"TRAIN_STEPS = {total_steps}: {folder} is at step {resumed_from} already"
             )
-        print(report.parameters(tuned.split), flush=True)
+        print(summary.parameters(tuned.split), flush=True)
         settings = on_start(folder)
         for one in sets:
             print(f"measured on {one.task}, {one.split}: {len(one.targets)} examples", flush=True)
@@ -200,10 +202,10 @@ def train(
             about = card(learning_rate=rate, steps=step, metric=validated[step])
             save_trained(folder, which, method, leaves, about)
         _draw(folder, validation, rows, most_frequent_name(sets[0]))
-        report.write_json(folder / "result.json", result)
+        files.write_json(folder / "result.json", result)
     for task, table in tables.items():
         print(f"\n{task}, {splits[task]} split, step {best_step} (best on validation):")
-        print(report.table(table))
+        print(the_table.table(table))
     print(f"\nThe prompt, the learning curve and result.json are in {folder}", flush=True)
     for line in data.remarks():
         print(line, flush=True)
@@ -217,21 +219,6 @@ def untuned(tuned: TunedModel) -> TunedModel:
     frozen = unflatten({path: leaves[path] for path in shapes})
     split = ParamSplit(shapes, frozenset(), frozenset())
     return TunedModel(T5(tuned.model.config), split, {}, frozen, tuned.layout)
-
-
-def save_trained(
-    folder: epath.Path, which: str, method: Method, trained: Params, card: Card
-) -> None:
-    """Writes the trained leaves by path, and what the method exports on its own (the prompt), each
-    with its card.
-    """
-    leaves = {path: distributed.to_host(leaf) for path, leaf in flatten(trained).items()}
-    cards.save(folder / f"trained_{which}.safetensors", card)
-    trained_file.save(folder / f"trained_{which}.safetensors", leaves)
-    for name, array in method.exports(leaves).items():
-        cards.save(folder / f"{name}_{which}.npy", dataclasses.replace(card, length=len(array)))
-        for suffix in (".npy", ".safetensors"):
-            prompts.save(folder / f"{name}_{which}{suffix}", array)
 
 
 def _step_of(
@@ -260,29 +247,6 @@ def _scores(
     return {data.task: score(tuned, data, methods, size) for data in sets}
 
 
-def _table(
-    data: EvalSet, rows: Mapping[str, Mapping[str, Metrics]], method: Method
-) -> dict[str, Metrics]:
-    """A task's rows of metrics by the names that they have in a table."""
-    trained = f"{type(method).__name__}, best step"
-    names = (most_frequent_name(data), "frozen backbone, no prompt", trained)
-    return {name: row[data.task] for name, row in zip(names, rows.values(), strict=True)}
-
-
-def _flat(rows: Mapping[str, Mapping[str, Metrics]]) -> dict[str, float]:
-    """{"majority_accuracy", "frozen_accuracy", "prompt_accuracy", ...} by the first method; of
-    several tasks {"majority_mean", ...}.
-    """
-    flat = {}
-    for who, scores in rows.items():
-        row = one_row(scores)
-        first = next(iter(row)).partition("/")[0]
-        for name, value in row.items():
-            if name.partition("/")[0] == first:
-                flat[f"{who}_{name.removeprefix(f'{first}/')}"] = value
-    return flat
-
-
 def _draw(
     folder: epath.Path,
     validation: Validation,
@@ -292,7 +256,7 @@ def _draw(
     base, frozen = one_row(rows["majority"]), one_row(rows["frozen"])
     levels = {base_name: next(iter(base.values()))}
     levels |= {f"frozen backbone, {name}": value for name, value in frozen.items()}
-    report.learning_curve(
+    learning_curve.learning_curve(
         folder / "learning_curve.png",
         read_metrics(folder / "train" / "metrics.jsonl"),
         validation.history,

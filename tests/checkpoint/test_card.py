@@ -8,7 +8,7 @@ import pytest
 
 from prompt_tuning.checkpoint import card, fingerprint, prompts
 from prompt_tuning.checkpoint.card import Card
-from prompt_tuning.checkpoint.errors import CheckpointError
+from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Backbone
 

@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompt_tuning import embedded, sharding
-from prompt_tuning.checkpoint import backbone, fingerprint, tensors
+from prompt_tuning.checkpoint import backbone, fingerprint
+from prompt_tuning.checkpoint.formats import safetensors_file
 
 RNG = np.random.default_rng(0)
 LEAVES = {
@@ -109,12 +110,12 @@ def test_each_swap_of_neighbours_and_each_bit_counts():
 
 
 def test_a_checkpoint_and_its_copy_in_another_dtype(tmp_path):
-    stored = tensors.stored(backbone.epath.Path(embedded.backbone()))
+    stored = safetensors_file.stored(backbone.epath.Path(embedded.backbone()))
     name = "decoder/decoder_norm/scale"
     leaves = {name: np.asarray(stored[name]), "x": np.asarray(stored["encoder/encoder_norm/scale"])}
     copies = []
     for dtype in ("float32", "bfloat16"):
         backbone.save(tmp_path / f"{dtype}.safetensors", leaves, dtype)
-        read = tensors.stored(backbone.epath.Path(tmp_path / f"{dtype}.safetensors"))
+        read = safetensors_file.stored(backbone.epath.Path(tmp_path / f"{dtype}.safetensors"))
         copies.append({path: np.asarray(leaf) for path, leaf in read.items()})
     assert fingerprint.of(copies[0]) == fingerprint.of(copies[1]) == fingerprint.of(leaves)

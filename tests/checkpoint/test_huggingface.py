@@ -20,13 +20,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from prompt_tuning import sharding
-from prompt_tuning.checkpoint import backbone, huggingface, t5x
-from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.convert import FORMATS, convert
-from prompt_tuning.errors import UserError
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.formats import huggingface, t5x
+from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.exchange.conversion import FORMATS, convert
 from prompt_tuning.t5 import T5Config, preset
 
-WRITTEN_BY_TRANSFORMERS = Path(__file__).parents[1] / "data" / "peft_example"
+WRITTEN_BY_TRANSFORMERS = Path(__file__).parents[1] / "fixtures" / "peft_example"
 EXAMPLE = T5Config(128, 32, 4, 8, 64, 2, 2, dropout_rate=0.1)
 NANO = preset("nano")  # T5 v1.1
 # T5 v1.0, with a decoder of another depth and num_heads * head_dim unequal to d_model.

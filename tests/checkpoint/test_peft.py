@@ -15,18 +15,19 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from prompt_tuning import adapters, transfer
-from prompt_tuning.checkpoint import huggingface, peft, peft_layers, prompts
-from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.errors import UserError
+from prompt_tuning.analysis import sources
+from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint.formats import huggingface, peft
+from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.exchange import adapters, peft_layers
 from prompt_tuning.methods import IA3, Backbone, FromFile, LoRA, PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
-from prompt_tuning.params import flatten, unflatten
 from prompt_tuning.t5 import T5
 from prompt_tuning.t5.config import PRESETS, T5Config
 from prompt_tuning.t5.network import init_shapes
+from prompt_tuning.t5.paths import flatten, unflatten
 
-EXAMPLE = Path(__file__).parents[1] / "data" / "peft_example"
+EXAMPLE = Path(__file__).parents[1] / "fixtures" / "peft_example"
 CONFIG = PRESETS["nano"]
 TOKENS = np.array([[5, 9, 3, 1]])
 BASE = "base_model.model."
@@ -169,7 +170,7 @@ def test_prompt_goes_there_and_back(tmp_path):
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    assert transfer.source_files([str(tmp_path / "adapter")], "") == [str(tmp_path / "adapter")]
+    assert sources.source_files([str(tmp_path / "adapter")], "") == [str(tmp_path / "adapter")]
     with pytest.raises(CheckpointError, match="exists"):
         peft.save_prompt(tmp_path / "adapter", prompt)
 

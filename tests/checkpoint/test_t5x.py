@@ -14,12 +14,12 @@ from etils.epath.testing import mock_epath
 from flax import serialization
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning.checkpoint import t5x
-from prompt_tuning.checkpoint.errors import CheckpointError
 from prompt_tuning.checkpoint.fit import check_fits
-from prompt_tuning.checkpoint.t5x import open_checkpoint, read_leaves, write_checkpoint
+from prompt_tuning.checkpoint.formats import t5x
+from prompt_tuning.checkpoint.formats.t5x import open_checkpoint, read_leaves, write_checkpoint
+from prompt_tuning.errors import CheckpointError
 
-MINI_BFLOAT16 = Path(__file__).parents[1] / "data" / "t5x_mini_bfloat16"
+MINI_BFLOAT16 = Path(__file__).parents[1] / "fixtures" / "t5x_mini_bfloat16"
 BFLOAT16 = np.dtype(jnp.bfloat16)
 
 # Folder or file, file of expected arrays, the prefix that its keys lack, step, number of leaves.

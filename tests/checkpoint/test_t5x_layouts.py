@@ -12,10 +12,11 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning import inspect
-from prompt_tuning.checkpoint import backbone, huggingface, t5x, t5x_orbax
-from prompt_tuning.checkpoint.errors import CheckpointError
-from prompt_tuning.convert import convert
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.formats import huggingface, t5x, t5x_orbax
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.exchange import inspection
+from prompt_tuning.exchange.conversion import convert
 from prompt_tuning.t5 import T5Config, preset
 
 NANO = preset("nano")
@@ -92,7 +93,7 @@ def test_item_folder_and_inspect(shared_data):
     assert backbone.open_t5x(path / "state").target_shapes == (
         backbone.open_t5x(path).target_shapes
     )
-    found = inspect.found_at(path)
+    found = inspection.found_at(path)
     assert (found.kind, found.step) == ("T5X checkpoint, Orbax", 2)
 
 

@@ -1,0 +1,161 @@
+"""Parameters that each tuning method costs, against model size (Lester et al. 2021, figure 4).
+
+From shapes alone: nothing is allocated, so the largest sizes take no memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning import methods
+from prompt_tuning.analysis import style
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods.base import Method
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.t5.config import PRESETS, preset
+
+SIZES = ("small", "base", "large", "xl", "xxl")
+# Lengths and ranks of methods/*.gin; the prompt of 100 vectors and the prefix network are the
+# paper's figure's, WARP and multitask prompts for two labels and one task.
+METHODS: Mapping[str, Method] = {
+    "prompt_design": methods.PromptDesign(),
+    "prompt_tuning": methods.PromptTuning(100),
+    "p_tuning": methods.PTuning(20),
+    "prefix_tuning": methods.PrefixTuning(20, hidden=512),
+    "deep_prompt": methods.DeepPrompt(20),
+    "warp": methods.Warp(20, label_ids=(3, 4)),
+    "lora": methods.LoRA(),
+    "adapter": methods.Adapter(),
+    "ia3": methods.IA3(),
+    "bitfit": methods.BitFit(),
+    "multitask_prompt": methods.MultitaskPrompt(100),
+    "model_tuning": methods.ModelTuning(),
+}
+LENGTHS = (1, 100)  # that the paper's figure spans
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Parameters of a method at a size.
+
+    Attributes:
+      method: as its gin file is called.
+      size: of `SIZES`, T5 v1.1, or another preset.
+      trained_parameters: while training.
+      inference_parameters: that a task brings to the frozen backbone, networks folded away.
+      total_parameters: of the whole model while training.
+    """
+
+    method: str
+    size: str
+    trained_parameters: int
+    inference_parameters: int
+    total_parameters: int
+
+
+def rows(sizes: Sequence[str] = SIZES) -> tuple[Row, ...]:
+    """Every method at every size.
+
+    Raises:
+      UserError: if there is no such size.
+    """
+    return tuple(_row(name, METHODS[name], size) for name in METHODS for size in sizes)
+
+
+def paper_rows(sizes: Sequence[str], length: int) -> tuple[Row, ...]:
+    """The methods of the paper's figure at every size, with prompts and prefixes of a length."""
+    chosen = {
+        "model_tuning": methods.ModelTuning(),
+        "prefix_tuning": methods.PrefixTuning(length, hidden=512),
+        "warp": methods.Warp(length, label_ids=(3, 4)),
+        "prompt_tuning": methods.PromptTuning(length),
+        "prompt_design": methods.PromptDesign(),
+    }
+    # Scanned layers have as many parameters, and one of a stack is traced.
+    return tuple(_row(name, chosen[name], size, True) for name in chosen for size in sizes)
+
+
+# By its name in the figure: the method, and which of its counts.
+_LINES = {
+    "model tuning": ("model_tuning", "trained_parameters"),
+    "prefix tuning, training": ("prefix_tuning", "trained_parameters"),
+    "prefix tuning, inference": ("prefix_tuning", "inference_parameters"),
+    "prompt tuning": ("prompt_tuning", "trained_parameters"),
+    "WARP": ("warp", "trained_parameters"),
+}
+
+
+@functools.cache
+def _row(name: str, method: Method, size: str, scan_layers: bool = False) -> Row:
+    known = f"t5_1_1_{size}" if size in SIZES else size
+    if known not in PRESETS:
+        raise UserError(f"--sizes={size}: choose from {', '.join((*SIZES, *sorted(PRESETS)))}")
+    config = preset(known, scan_layers=scan_layers)
+    split = ParamSplit.of(config, method)
+    folded = ParamSplit.of(config, kept) if (kept := method.folded()) != method else split
+    return Row(
+        name,
+        size,
+        split.count(split.trained),
+        folded.count(folded.trained),
+        split.count(frozenset(split.shapes)),
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line for each row; shares are of the whole model."""
+    head = (
+        f"{'method':18} {'size':9} {'trained':>15} {'share':>10} {'at inference':>15} {'share':>10}"
+    )
+    lines = [
+        f"{row.method:18} {row.size:9} "
+        f"{row.trained_parameters:15,} {row.trained_parameters / row.total_parameters:10.4%} "
+        f"{row.inference_parameters:15,} {row.inference_parameters / row.total_parameters:10.4%}"
+        for row in rows
+    ]
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+def content(sizes: Sequence[str] = SIZES) -> dict[str, Any]:
+    """What `--json` writes: every method, and by length those of the paper's figure."""
+    lengths = {str(length): paper_rows(sizes, length) for length in LENGTHS}
+    return {
+        "rows": [dataclasses.asdict(row) for row in rows(sizes)],
+        "lengths": {
+            length: [dataclasses.asdict(row) for row in own] for length, own in lengths.items()
+        },
+    }
+
+
+@style.styled
+def figure(sizes: Sequence[str] = SIZES) -> Any:
+    """The paper's figure 4: a task's parameters, and their share of the backbone, against the
+    backbone's parameters; a matplotlib Figure.
+
+    Lines are of prompts and prefixes of 100 vectors; bands reach down to one vector.
+    """
+    made, [[above], [below]] = style.figure(height=4.6, rows=2, sharex=True)
+    short, long = (
+        {(row.method, row.size): row for row in paper_rows(sizes, length)} for length in LENGTHS
+    )
+    backbones = {size: long["model_tuning", size].total_parameters for size in sizes}
+    order = sorted(backbones, key=backbones.__getitem__)
+    x = np.array([backbones[size] for size in order])
+    for i, (label, (method, count)) in enumerate(_LINES.items()):
+        low, high = (
+            np.array([getattr(of[method, size], count) for size in order]) for of in (short, long)
+        )
+        look = style.line(i)
+        for axis, whole in ((above, 1), (below, x / 100)):
+            axis.fill_between(x, low / whole, high / whole, color=look["color"], alpha=0.15, lw=0)
+            axis.plot(x, high / whole, label=label, **look)
+    designed = max(long["prompt_design", size].trained_parameters for size in order)
+    above.plot([], [], " ", label=f"prompt design: {designed}")
+    above.set(yscale="log", ylabel="parameters of a task")
+    below.set(xscale="log", yscale="log", ylabel="share of the backbone (%)")
+    below.set_xlabel("parameters of the backbone")
+    style.legend(made, title="prompts and prefixes of 100 vectors; bands down to 1")
+    return made

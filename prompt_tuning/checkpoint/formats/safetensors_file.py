@@ -1,0 +1,117 @@
+"""`.safetensors` files, tensor by tensor: neither reading nor writing holds all of them at once."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError, safe_open
+
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.runtime.files import renamed_when_done
+
+SUFFIX = ".safetensors"
+_DTYPES = {
+    "BF16": np.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+
+
+class Array(Protocol):
+    """A NumPy or JAX array, or a `Stored` one; `np.asarray` gives its values."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """An array on disk, read each time that `np.asarray` asks for it.
+
+    Attributes:
+      shape: its shape.
+      dtype: its floating-point dtype.
+      read: returns it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype)
+
+
+def stored(path: epath.Path) -> dict[str, Stored]:
+    """The tensors of a file by name; nothing but its header is read.
+
+    Raises:
+      CheckpointError: if there is no such file, it is damaged, or holds other than floats.
+    """
+    found = {}
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            part = file.get_slice(name)
+            if part.get_dtype() not in _DTYPES:
+                raise CheckpointError(
+                    f"{path}: {name} is stored as {part.get_dtype()}; give a checkpoint of "
+                    f"floating-point parameters ({', '.join(_DTYPES)})"
+                )
+            dtype, read = _DTYPES[part.get_dtype()], functools.partial(_read, path, name)
+            found[name] = Stored(tuple(part.get_shape()), dtype, read)
+    return found
+
+
+def write(
+    path: epath.PathLike,
+    arrays: Mapping[str, Array],
+    dtype: np.dtype,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a file in `dtype`, one array at a time; it gets its name when it is complete."""
+    names = {stored: name for name, stored in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + math.prod(array.shape) * dtype.itemsize
+        shape, offsets = list(array.shape), [start, end]
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": offsets}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format asks for aligned data
+    with renamed_when_done(path) as temporary, temporary.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for array in arrays.values():
+            file.write(np.asarray(array).astype(dtype, copy=False).tobytes())
+
+
+def common_dtype(arrays: Mapping[str, Array]) -> np.dtype:
+    """The narrowest dtype that holds all values of float16, bfloat16 and float32 arrays."""
+    return np.dtype(jnp.result_type(*{array.dtype for array in arrays.values()}))
+
+
+def _read(path: epath.Path, name: str) -> np.ndarray:
+    with _opened(path) as file:
+        return file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[Any]:
+    if "://" in str(path):
+        raise CheckpointError(f"{path}: safetensors are read from a local disk; copy it there")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error

@@ -1,0 +1,157 @@
+"""T5X's Orbax checkpoints (its `use_orbax`), read and written through tensorstore.
+
+`checkpoint_STEP/state/_METADATA` is JSON: for each leaf of {target: parameters, state: optimiser
+state} its path and what kind of value it is. The arrays lie in one OCDBT store or each in a folder;
+an array's key is its path with dots.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from prompt_tuning.checkpoint.formats import t5x
+from prompt_tuning.checkpoint.formats.safetensors_file import Array
+from prompt_tuning.checkpoint.formats.t5x_leaves import Leaf, read
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.runtime.files import folder_when_done
+
+_ITEM = "state"
+_METADATA = "_METADATA"
+_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+_DICT_KEY = 2  # Orbax's number for a key of a dict
+_ARRAYS = ("jax.Array", "np.ndarray", "scalar")
+
+
+def is_folder(path: epath.PathLike) -> bool:
+    """Whether a folder is such a checkpoint, be it damaged, or the item `state` of one."""
+    metadata = _item(epath.Path(path)) / _METADATA
+    # Other Orbax checkpoints, those of our runs too, have an item `state`.
+    return metadata.exists() and b"('target'" in metadata.read_bytes()
+
+
+def open_checkpoint(path: epath.PathLike) -> t5x.Checkpoint:
+    """Opens an Orbax checkpoint of T5X; parameters are read by `t5x.read_leaves`.
+
+    Args:
+      path: a `checkpoint_STEP` folder or its `state`, local or `gs://`.
+
+    Raises:
+      CheckpointError: if it is damaged, or holds no parameters of T5X.
+    """
+    path = epath.Path(path)
+    with t5x.explained(path, f"its {_METADATA} is damaged, or not that of a T5X checkpoint"):
+        metadata = json.loads((_item(path) / _METADATA).read_text())
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        names = [_path(entry) for entry in metadata["tree_metadata"].values() if _is_array(entry)]
+    if not any(name[0] == "target" for name in names):
+        raise CheckpointError(f"{path}: holds no parameters; give a checkpoint of a T5X model")
+    in_one = (_item(path) / "manifest.ocdbt").exists()  # older writers do not say it
+    specs = {
+        "/".join(name): {"driver": driver, "kvstore": _kvstore(_item(path), name, in_one)}
+        for name in names
+    }
+    with t5x.explained(path, "its arrays are missing or damaged"):
+        # All are asked for before the first is awaited: the time is latency.
+        stores = {name: ts.open(spec, read=True) for name, spec in specs.items()}
+        leaves = {name: _leaf(specs[name], store.result()) for name, store in stores.items()}
+        step = leaves.get("state/step")
+        return t5x.made(path, step and read(step), leaves)
+
+
+def write_checkpoint(
+    path: epath.PathLike, params: Mapping[str, Array], *, step: int, dtype: Any = np.float32
+) -> None:
+    """Writes parameters as T5X with `use_orbax` does, one array at a time.
+
+    The folder gets its name only when it is complete. To be called in one process, which must be
+    able to address the arrays whole.
+
+    Args:
+      path: the folder to make, `.../checkpoint_STEP`, local; its parents are made too.
+      params: arrays of any shape, by flat name without `target/`; cast to `dtype`.
+      step: training steps done.
+      dtype: the dtype to save in.
+
+    Raises:
+      CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
+    """
+    shapes = {f"target/{name}": list(array.shape) for name, array in params.items()}
+    metadata = {
+        "tree_metadata": dict(_entry(*each) for each in (shapes | {"state/step": []}).items()),
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    with t5x.explained(epath.Path(path), *t5x.UNWRITTEN), folder_when_done(path) as temporary:
+        item = temporary / _ITEM
+        item.mkdir()
+        for name, array in params.items():
+            _write(item, f"target/{name}", np.asarray(array), np.dtype(dtype))
+        _write(item, "state/step", np.asarray(step), np.dtype(np.int32))
+        (item / _METADATA).write_text(json.dumps(metadata))
+        handlers = {"item_handlers": {_ITEM: _HANDLER}}
+        (temporary / "_CHECKPOINT_METADATA").write_text(json.dumps(handlers))
+        # On buckets, which cannot rename, Orbax takes a folder without it for half-written.
+        for folder in (item, temporary):
+            (folder / "commit_success.txt").write_text("commit was successful")
+
+
+def _item(path: epath.Path) -> epath.Path:
+    return path / _ITEM if (path / _ITEM).exists() else path
+
+
+def _is_array(entry: Mapping[str, Any]) -> bool:
+    """Whether a leaf has data; the optimiser state of a frozen parameter has none."""
+    return entry["value_metadata"]["value_type"] in _ARRAYS
+
+
+def _path(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(key["key"]) for key in entry["key_metadata"])
+
+
+def _kvstore(folder: epath.Path, name: tuple[str, ...], in_one: bool) -> dict[str, Any]:
+    """Where an array is: in the folder's OCDBT store, or in a folder of its own there."""
+    key = ".".join(name)
+    if "/" in key or key.strip(".") == "":
+        raise CheckpointError(f"{folder}: {key!r} names no array of it; copy the checkpoint again")
+    if not in_one:
+        return t5x.kvstore(folder, key)
+    return {"driver": "ocdbt", "base": t5x.kvstore(folder.parent, folder.name), "path": key + "/"}
+
+
+def _leaf(spec: Mapping[str, Any], store: Any) -> Leaf:
+    dtype = np.dtype(store.dtype.numpy_dtype)
+    return Leaf(tuple(store.shape), dtype, {**spec, "dtype": dtype.name})
+
+
+def _entry(name: str, shape: list[int]) -> tuple[str, dict[str, Any]]:
+    keys = name.split("/")
+    return str(tuple(keys)), {
+        "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
+        "value_metadata": {
+            "value_type": "np.ndarray",  # a jax.Array would need a file of shardings too
+            "skip_deserialize": False,
+            "write_shape": shape,
+        },
+    }
+
+
+def _write(folder: epath.Path, name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    chunks = t5x.chunks_of(array.shape, dtype)
+    spec = {
+        "driver": "zarr",
+        "dtype": dtype.name,
+        "kvstore": _kvstore(folder, tuple(name.split("/")), in_one=True),
+        "metadata": {
+            "shape": list(array.shape),
+            "chunks": chunks,
+            "compressor": {"id": "zstd", "level": 1},
+        },
+        "store_data_equal_to_fill_value": True,
+    }
+    ts.open(spec, create=True).result().write(array.astype(dtype, copy=False)).result()

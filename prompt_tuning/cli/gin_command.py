@@ -1,0 +1,120 @@
+"""The command line: T5X's flags, gin, and errors of one line."""
+
+import copy
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import gin
+from absl import app, flags, logging
+
+from prompt_tuning.cli.gin_parsing import (
+    expand_gin_flags,
+    one_line,
+    parse,
+    write_config,
+)
+from prompt_tuning.errors import UserError
+from prompt_tuning.runtime import distributed, preemption
+
+_GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", [], "A gin file; repeatable, later ones win. Found below the search paths."
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "A gin binding, applied after the files; --gin.NAME=VALUE is short for it."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the configuration, parameters and shardings; run nothing."
+)
+_MULTIPROCESS = flags.DEFINE_bool(
+    "multiprocess",
+    False,
+    "This is one of several processes; which, the cluster tells, or the three flags below.",
+)
+flags.DEFINE_alias("multiprocess_gpu", "multiprocess")
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, of several processes."
+)
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are.")
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+RESUME_ME = os.EX_TEMPFAIL  # 75
+# Arguments of what a command runs that shapes do not depend on.
+NOT_FOR_A_DRY_RUN = (
+    "model_dir",
+    "output_dir",
+    "data",
+    "mixture",
+    "tasks",
+    "vocabulary",
+    "initial_checkpoint",
+)
+
+
+def main(function: Callable, setup: Callable[[], Sequence[str]] = tuple) -> None:
+    """Runs `function` with the parameters that gin gives it; the body of an entry point.
+
+    Args:
+      function: what gin configures.
+      setup: called once the flags are parsed; returns the gin bindings that its own flags stand
+        for.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before seqio brings TensorFlow in
+    argv = expand_gin_flags(sys.argv)
+    with distributed.ends_for_all():
+        app.run(lambda rest: _run(function, setup, rest), argv=argv, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _exit(error)
+
+
+def _run(function: Callable, setup: Callable[[], Sequence[str]], argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    before = signal.signal(signal.SIGTERM, preemption.stop)
+    try:
+        if argv[1:]:
+            raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
+        _join_processes()
+        unneeded = NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ()
+        bound = parse(function, _GIN_FILE.value, [*_GIN_BINDINGS.value, *setup()], unneeded)
+        if _DRY_RUN.value:
+            print(gin.config_str())
+        with distributed.deaths_first():
+            arguments = copy.deepcopy(bound)  # gin makes what they refer to
+            function(**arguments, on_start=write_config, dry_run=_DRY_RUN.value)
+    except (ValueError, OSError, FloatingPointError) as error:
+        _exit(error)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except preemption.Preempted:
+        print("stopped: the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(RESUME_ME)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _join_processes() -> None:
+    """Makes this process one of several, if the flags say so; the first alone prints."""
+    given = (_COORDINATOR_ADDRESS.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+    if _MULTIPROCESS.value or given != (None, None, None):
+        distributed.initialize(*given)
+
+
+def _exit(error: Exception) -> NoReturn:
+    if flags.FLAGS.is_parsed() and _DEBUG.value:
+        traceback.print_exc()
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)

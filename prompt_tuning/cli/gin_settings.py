@@ -1,0 +1,201 @@
+"""What gin parsed, looked at before a run starts: nothing missing, misspelt, mistyped, unreachable.
+
+With `cli.py` the only module that imports gin.
+"""
+
+import collections.abc
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gin
+from gin import config as gin_config
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.connectivity import no_storage
+
+_HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
+
+
+def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = ()) -> None:
+    """Checks what a call of a configurable function would use.
+
+    Args:
+      function: the configurable.
+      names: what the command line sets: macros, and parameters, perhaps in a scope.
+      unneeded: arguments of `function` that need not be set.
+
+    Raises:
+      UserError: naming the macro or parameter that is wrong.
+    """
+    _check_scopes(names)
+    unknown = _unknown([name for name in names if name.isidentifier()])
+    # A macro that looks misspelt explains why another is missing, any other does not.
+    if unknown and unknown[0].close:
+        raise UserError(str(unknown[0]))
+    for setting in _settings_of(function, function, unneeded):
+        setting.check()
+    if unknown:
+        raise UserError(str(unknown[0]))
+
+
+def _check_scopes(names: Sequence[str]) -> None:
+    """Raises UserError for a parameter in a scope that no reference has; gin would let it pass."""
+    used = set(re.findall(r"@([\w/]+)/[\w.]+", gin.config_str()))
+    for name in names:
+        scope = name.rpartition("/")[0]
+        if scope and scope not in used:
+            known = ", ".join(sorted(used)) or "none"
+            raise UserError(f"gin: {name}: there is no scope {scope}; there are: {known}")
+
+
+class _Unknown(NamedTuple):
+    """A macro on the command line that nothing refers to, and those of a similar name."""
+
+    name: str
+    close: Sequence[str]
+
+    def __str__(self) -> str:
+        hint = (
+            f"did you mean {', '.join(self.close)}?" if self.close else "no gin file here uses it"
+        )
+        return f"gin: there is no setting {self.name}; {hint}"
+
+
+def _unknown(names: Sequence[str]) -> list[_Unknown]:
+    """Those of `names` that nothing refers to, the ones that look misspelt first."""
+    used = set(re.findall(r"%(\w+)", gin.config_str()))
+    unknown = [
+        _Unknown(name, difflib.get_close_matches(name, used, n=3))
+        for name in names
+        if name not in used
+    ]
+    return sorted(unknown, key=lambda one: not one.close)
+
+
+class _Setting(NamedTuple):
+    """A value that the run uses.
+
+    Attributes:
+      name: of the macro, or CONFIGURABLE.PARAMETER.
+      value: what gin parsed, perhaps a reference.
+      kind: the annotation of the parameter that takes it.
+    """
+
+    name: str
+    value: Any
+    kind: Any
+
+    def check(self) -> None:
+        """Raises UserError for a value of a wrong kind, or in a storage that does not answer."""
+        value = self.value
+        if isinstance(value, gin_config.ConfigurableReference):
+            function = value.configurable.wrapped
+            if inspect.isclass(function) and not value.evaluate:
+                raise UserError(f"{self.name} = {value}: write {value}()")
+            if typing.get_origin(self.kind) is collections.abc.Callable and value.evaluate:
+                raise UserError(f"{self.name} = {value}: write {str(value)[:-2]}, without ()")
+        elif not _fits(value, self.kind):
+            raise UserError(f"{self.name} = {value!r}: must be {_described(self.kind)}")
+        elif isinstance(value, str) and value.startswith("gs://"):
+            _check_storage_answers(f"{self.name} = {value!r}")
+
+
+def _settings_of(
+    key: Any, function: Callable, given: Collection[str] | None = ()
+) -> Iterator[_Setting]:
+    """The settings that a call of a configurable uses, references followed.
+
+    Args:
+      key: the configurable, as gin finds it.
+      function: the same, for its signature.
+      given: its arguments that the caller gives; None where the caller is not known.
+
+    Raises:
+      UserError: for a setting that nobody gave.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # not written in Python
+        return
+    bound = gin.get_bindings(key, resolve_references=False)
+    scopes = key.split("/")[:-1] if isinstance(key, str) else []
+    for name, parameter in parameters.items():
+        setting = f"{function.__name__}.{name}"
+        if given is not None and name in given:
+            continue
+        if name in bound:
+            yield from _followed(setting, bound[name], parameter.annotation, scopes)
+        elif given is not None and _is_needed(parameter):
+            raise UserError(f"{setting} is not set: {_HOW_TO_SET.format(setting)}")
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    various = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not various
+
+
+def _followed(name: str, value: Any, kind: Any, scopes: Sequence[str] = ()) -> Iterator[_Setting]:
+    """A setting by the name of the macro that it comes from, and those that it refers to; `scopes`
+    are those that it is used in, which a reference stays in unless it has scopes of its own.
+    """
+    if not isinstance(value, gin_config.ConfigurableReference):
+        yield _Setting(name, value, kind)
+        for reference in gin_config.iterate_references(value):
+            yield from _followed(name, reference, Any, scopes)
+    elif value.configurable.wrapped is gin_config.macro:
+        macro = "/".join(value.scopes)
+        bound = gin.get_bindings(f"{macro}/gin.macro", resolve_references=False)
+        if "value" not in bound:
+            raise UserError(f"{macro} is not set: {_HOW_TO_SET.format(macro)}")
+        yield from _followed(macro, bound["value"], kind)
+    elif value.scoped_selector == "gin.REQUIRED/gin.constant":
+        raise UserError(f"{name} is not set: {_HOW_TO_SET.format(name)}")
+    else:
+        yield _Setting(name, value, kind)
+        function = value.configurable
+        key = "/".join([*(value.scopes or scopes), function.selector])
+        yield from _settings_of(key, function.wrapped, () if value.evaluate else None)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a literal can be an argument annotated as `kind`."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, gin_config.ConfigurableReference) or isinstance(kind, str) or kind is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind in (int, float):
+        return type(value) is int or type(value) is kind
+    if origin is tuple and inner[-1] is not Ellipsis:
+        fits = isinstance(value, (list, tuple)) and len(value) == len(inner)
+        return fits and all(map(_fits, value, inner))
+    if origin in (collections.abc.Sequence, tuple, list):
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+    if origin in (collections.abc.Mapping, dict):
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if origin is collections.abc.Callable or getattr(kind, "_is_protocol", False):
+        return False
+    return not inspect.isclass(kind) or kind is inspect.Parameter.empty or isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:
+    known = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+    if typing.get_origin(kind) is collections.abc.Callable:
+        return "a reference to a function (@NAME)"
+    if inspect.isclass(kind) and kind not in known:
+        return f"a reference (@NAME()) to {kind.__name__}"
+    return known.get(kind) or "of type " + re.sub(r"\b(\w+\.)+", "", inspect.formatannotation(kind))
+
+
+def _check_storage_answers(what: str) -> None:
+    """Raises UserError where Google Cloud Storage cannot be reached: its clients retry for long."""
+    if reason := no_storage():
+        raise UserError(
+            f"{what}: Google Cloud Storage cannot be reached ({reason}); give a local path, or "
+            "check the network"
+        )

@@ -1,0 +1,130 @@
+"""A cache on disk of tokenised examples, so that a second run does not tokenise again.
+
+The key is made of all that decides the examples: the source with the sizes and times of its files,
+the preprocessors with their arguments, vocabulary and lengths, the versions of SeqIO and of this
+package's own code. What cannot be told from outside, as functions of other packages, is not cached.
+"""
+
+import functools
+import hashlib
+import io
+import os
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.runtime.files import renamed_when_done
+
+_KNOWN = ("prompt_tuning.data.", "seqio.")
+_DIGEST = hashlib.sha256().digest_size
+
+
+def default_folder() -> str:
+    """`prompt_tuning` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return os.path.join(root, "prompt_tuning")
+
+
+def path(folder: str, task: seqio.Task, split: str, lengths: Mapping[str, int]) -> Path | None:
+    """The file of a task's examples; None without a folder, or if they cannot be cached."""
+    if not folder:
+        return None
+    parts = (task.source, task.preprocessors, task.output_features, split, dict(lengths))
+    try:
+        key = _described([*parts, _code()])
+    except _UnknownError:
+        return None
+    name = f"{task.name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.tokens"
+    return Path(folder).expanduser() / name
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays for `load`; a file of that name is replaced at once, or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    content = buffer.getvalue()
+    try:
+        with renamed_when_done(path, everywhere=True) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        logging.warning("CACHE_DIR: %s cannot be written (%s): nothing is cached", path, error)
+
+
+def load(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of `save`; None if there is no such file, or, with a warning, a damaged one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logging.warning("CACHE_DIR: %s cannot be read (%s): tokenising again", path, error)
+        return None
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        logging.warning("CACHE_DIR: %s is damaged: tokenising again", path)
+        return None
+    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+class _UnknownError(Exception):
+    """Something that cannot be described so that two that differ are told apart."""
+
+
+@functools.cache
+def _code() -> str:
+    """Changes with every change of this package's preprocessing."""
+    code = hashlib.sha256(seqio.__version__.encode())
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()
+
+
+def _described(value: Any) -> str:
+    """A text that is another one whenever `value` acts in another way."""
+    match value:
+        case None | bool() | int() | float():
+            return repr(value)
+        case str():
+            return repr(value) + (_stats(value) if value else "")
+        case Path():  # of a data set, whose files may refer to others beside them
+            return repr(str(value)) + _stats(str(value if value.is_dir() else value.parent))
+        case BadRows() if not value.summary():  # the others are counted as they are read
+            return ""
+        case Mapping():
+            return f"{{{','.join(_described(pair) for pair in value.items())}}}"
+        case list() | tuple():
+            return f"[{','.join(map(_described, value))}]"
+        case functools.partial():
+            return _described([value.func, value.args, value.keywords])
+        case types.MethodType():
+            return _described([value.__self__, value.__func__])
+        case type() | types.FunctionType() if _is_known(value) or value.__module__ == "builtins":
+            return f"{value.__module__}.{value.__qualname__}"
+        case tf.DType():
+            return value.name
+        case seqio.SentencePieceVocabulary():
+            return hashlib.sha256(value.sp_model).hexdigest()
+        case seqio.utils.LazyTfdsLoader():  # the first look at its folder leaves it changed
+            return _described({**vars(value), "_data_dir_override": value.data_dir})
+    if _is_known(type(value)) and not isinstance(value, BadRows):
+        return _described([type(value), vars(value)])
+    raise _UnknownError
+
+
+def _is_known(value: Any) -> bool:
+    """Whether it is a class or function, under a name of its own, of code that `_code` knows."""
+    return value.__module__.startswith(_KNOWN) and "<" not in value.__qualname__
+
+
+def _stats(path: str) -> str:
+    """Place, size and time of a file or of each in a folder; of what is neither, none."""
+    full = os.path.abspath(os.path.expanduser(path))
+    files = [entry.path for entry in os.scandir(full)] if os.path.isdir(full) else [full]
+    statuses = [(file, os.stat(file)) for file in sorted(files) if os.path.isfile(file)]
+    return repr([(file, status.st_size, status.st_mtime_ns) for file, status in statuses])

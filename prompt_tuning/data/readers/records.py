@@ -1,0 +1,247 @@
+"""Rows of JSON-lines, CSV and TSV files; a malformed one is an error, or skipped and counted."""
+
+import collections
+import csv
+import dataclasses
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TextIO, TypeVar, cast
+
+from prompt_tuning.data.readers import saved_datasets
+from prompt_tuning.data.readers.compressed import open_text
+from prompt_tuning.errors import UserError
+
+LONGEST = 2**20  # bytes of a line, characters of a cell: what is longer is no example for a T5
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """Why a row or line cannot be read."""
+
+    why: str
+
+
+Lines = Iterator[tuple[int, str | Bad]]  # numbered from 1
+Records = Iterator[tuple[str, dict[str, Any] | Bad]]  # place such as "line 3", fields by name
+
+
+class BadRows:
+    """The malformed rows that a run skips: at most `most`, of all its files together.
+
+    A file may be read several times; its rows count once.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        if most < 0:
+            raise UserError(f"--skip_bad_rows={most}: must be 0 or more")
+        self._most = most
+        self._skipped: dict[tuple[Path, str], None] = {}
+
+    def skip(self, path: Path, place: str, error: UserError) -> None:
+        """Counts a row as skipped.
+
+        Raises:
+          UserError: `error`, if as many rows as may be were skipped before.
+        """
+        if (path, place) not in self._skipped:
+            if len(self._skipped) == self._most:
+                raise UserError(f"{error}{self._before()}") from None
+            self._skipped[path, place] = None
+
+    def summary(self) -> str:
+        """One line of the files and how many of their rows were skipped; "" if none may be."""
+        if not self._most:
+            return ""
+        files = collections.Counter(path for path, _ in self._skipped)
+        named = ", ".join(f"{path} {count}" for path, count in files.items())
+        return f"bad rows skipped: {len(self._skipped)}{f' ({named})' if named else ''}"
+
+    def _before(self) -> str:
+        skipped = len(self._skipped)
+        return f" (skipped before it: {skipped}, as --skip_bad_rows allows)" if skipped else ""
+
+
+def read(path: Path, row: Callable[[dict[str, Any], str], T], bad_rows: BadRows) -> list[T]:
+    """`row` of each row's fields and of what to call it in an error, in the file's order.
+
+    Raises:
+      UserError: naming file and line, for a row that is malformed or that `row` refuses and
+        that `bad_rows` does not skip; if the file cannot be read or has no good row.
+    """
+    if not (rows := list(stream(path, row, bad_rows))):
+        raise UserError(f"{path}: no rows in it; {bad_rows.summary()}".removesuffix("; "))
+    return rows
+
+
+def stream(path: Path, row: Callable[[dict[str, Any], str], T], bad_rows: BadRows) -> Iterator[T]:
+    """`read` of a file that does not fit in memory, or that may be empty."""
+    for place, fields in _records(path):
+        where = f"{path}, {place}"
+        try:
+            if isinstance(fields, Bad):
+                raise UserError(f"{where}: {fields.why}")
+            found = row(fields, where)
+        except UserError as error:
+            bad_rows.skip(path, place, error)
+        else:
+            yield found
+
+
+def field(fields: dict[str, Any], name: str, where: str) -> Any:
+    """The value of a field; UserError if there is none."""
+    if name not in fields:
+        raise UserError(
+            f"{where}: no field {name!r}; there are: {shortened(', '.join(sorted(fields)))}"
+        )
+    return fields[name]
+
+
+def check_text(value: str, name: str, where: str) -> str:
+    """`value`; UserError if it holds what is no text."""
+    if "\0" in value:
+        raise UserError(f"{where}: {name!r} has a NUL character in it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {name!r} has half a surrogate pair in it") from None
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: at most a line of it."""
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _records(path: Path) -> Records:
+    if path.is_dir():
+        return ((f"row {n}", fields) for n, fields in saved_datasets.rows(path))
+    plain = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
+    if plain.suffix not in _PARSERS:
+        formats = ", ".join(_PARSERS)
+        raise UserError(
+            f"{path}: unknown format; must end in {formats}, or these with .gz or .xz, or be a "
+            "folder of Dataset.save_to_disk"
+        )
+    return _PARSERS[plain.suffix](path, _lines(path))
+
+
+def _lines(path: Path) -> Lines:
+    number = 0
+    try:
+        with cast(TextIO, open_text(path)) as file:
+            # Decoded line by line: the text layer decodes in blocks, and could not tell the line.
+            for number, line in enumerate(_decoded(file.buffer), 1):
+                yield number, line
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        behind = f" behind line {number}" if number else ""
+        raise UserError(f"{path}: cannot be read{behind} ({error})") from error
+
+
+def _decoded(file: IO[bytes]) -> Iterator[str | Bad]:
+    encoding = "utf-8-sig"  # spreadsheet programs put a byte order mark in front
+    while line := file.readline(LONGEST + 1):
+        if len(line) > LONGEST and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST)
+            yield Bad(f"a line of more than {LONGEST} bytes")
+        elif b"\0" in line:
+            yield Bad("not UTF-8 text: a NUL character in it")
+        else:
+            try:
+                yield line.decode(encoding)
+            except UnicodeDecodeError:
+                yield Bad("not UTF-8 text")
+        encoding = "utf-8"
+
+
+def _json_records(path: Path, lines: Lines) -> Records:
+    for number, line in lines:
+        if isinstance(line, Bad) or line.strip():
+            yield f"line {number}", line if isinstance(line, Bad) else _json_object(line)
+
+
+def _json_object(line: str) -> dict[str, Any] | Bad:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Bad(f"not JSON ({error.msg})")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep brackets
+        return Bad(f"not JSON that can be read ({error})")
+    if not isinstance(fields, dict):
+        return Bad(f"not a JSON object but {line.strip()[:60]}")
+    return fields
+
+
+def _csv_records(path: Path, lines: Lines, delimiter: str = ",") -> Records:
+    header: list[str] | None = None
+    for number, cells in _csv_cells(lines, delimiter):
+        place = f"line {number}"
+        if isinstance(cells, Bad):
+            if header is None:  # without it no row can be read
+                raise UserError(f"{path}, {place}: {cells.why}")
+            yield place, cells
+        elif header is None:
+            header = cells
+            if len(set(header)) != len(header):
+                raise UserError(f"{path}, {place}: two columns of one name in the header")
+        elif len(cells) == len(header):
+            yield place, dict(zip(header, cells, strict=True))
+        else:
+            yield place, Bad(f"{len(cells)} columns, but {len(header)} in the header")
+
+
+def _tsv_records(path: Path, lines: Lines) -> Records:
+    return _csv_records(path, lines, "\t")
+
+
+def _csv_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+    """Each row's first line and cells.
+
+    Behind a malformed row reading goes on with the next line: a quote that is never closed takes
+    up all the lines that follow it, and they are rows of their own.
+    """
+    csv.field_size_limit(LONGEST)
+    again: collections.deque[tuple[int, str | Bad]] = collections.deque()
+    taken: list[tuple[int, str | Bad]] = []  # lines of the row that is being read
+
+    def texts() -> Iterator[str]:
+        while line := again.popleft() if again else next(lines, None):
+            taken.append(line)
+            if isinstance(line[1], Bad):
+                raise csv.Error(line[1].why)
+            yield line[1]
+
+    # Strict: a stray quote is an error, where it would swallow the rows up to the next one.
+    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+    while True:
+        taken.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            (number, first), *rest = taken
+            yield number, first if isinstance(first, Bad) else Bad(f"malformed row ({error})")
+            again.extendleft(reversed(rest))
+            reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+        else:
+            if cells:
+                yield taken[0][0], cells
+
+
+_PARSERS: dict[str, Callable[[Path, Lines], Records]] = {
+    ".jsonl": _json_records,
+    ".csv": _csv_records,
+    ".tsv": _tsv_records,
+}

@@ -1,0 +1,30 @@
+"""TensorFlow Datasets that are not there, told at once: its own client tries for minutes."""
+
+from pathlib import Path
+
+from prompt_tuning.data.quiet import seqio, tfds
+from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.connectivity import no_storage
+
+
+def check_prepared(task: seqio.Task, split: str, use_cached: bool = False) -> None:
+    """Raises UserError if TensorFlow Datasets has the task's data neither prepared nor in reach."""
+    from_cache = use_cached and task.supports_caching
+    if from_cache or not isinstance(task.source, seqio.TfdsDataSource):
+        return
+    dataset, data_dir = task.source.tfds_dataset.get_split_params(split)
+    folder = str(data_dir or tfds.core.constants.DATA_DIR)
+    if "://" in folder or _is_prepared(Path(folder).expanduser(), dataset):
+        return
+    if reason := no_storage():
+        raise UserError(
+            f"{task.name}: {dataset} of TensorFlow Datasets is not prepared in {folder}, and the "
+            f"network cannot be reached ({reason}); give --tfds_data_dir, or local files by "
+            "BENCHMARKS_DIR"
+        )
+
+
+def _is_prepared(folder: Path, dataset: str) -> bool:
+    name, _, version = dataset.partition(":")
+    patterns = (f"{name}/{version}", f"{name}/*/{version}")  # the second: its default config
+    return any(any(folder.glob(f"{pattern}/dataset_info.json")) for pattern in patterns)

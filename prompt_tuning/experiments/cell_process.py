@@ -1,0 +1,142 @@
+"""A cell's process: its steps one after the other, each in a child of its own."""
+
+import contextlib
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from etils import epath
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.experiments import records
+from prompt_tuning.experiments.devices import Share
+from prompt_tuning.experiments.grid import Step
+from prompt_tuning.runtime.lock import only_process
+
+DONE, FAILED, BUSY, STOPPED = 0, 1, os.EX_UNAVAILABLE, os.EX_TEMPFAIL
+LOG = "log.txt"
+_WAITED = {signal.SIGTERM, signal.SIGCHLD}
+
+
+def run(
+    folder: Path,
+    steps: Sequence[Step],
+    share: Share,
+    flags: Sequence[str],
+    *,
+    cache: Path,
+    keep_weights: bool,
+    retry_failed: bool,
+) -> None:
+    """Runs what is missing of a cell; ends the process with `DONE`, `FAILED`, `STOPPED` (there is
+    no record, the next run goes on), or `BUSY` if another process has the cell.
+
+    SIGTERM is passed on to the step, which saves and ends. SIGINT is ignored: who started this
+    process has it too, and sends SIGTERM.
+
+    Args:
+      folder: of the cell.
+      steps: see `Step`.
+      share: of the host.
+      flags: of every command, beside the steps' own.
+      cache: folder of what XLA has compiled, for all cells.
+      keep_weights: see `Experiment`.
+      retry_failed: run it again if it has failed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
+    share.take()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_process(epath.Path(folder)))
+        except UserError:
+            sys.exit(BUSY)
+        record = records.read(folder)
+        if record and not (retry_failed and record["status"] == "failed"):
+            sys.exit(DONE if record["status"] == "done" else FAILED)
+        (folder / records.RECORD).unlink(missing_ok=True)
+        _output_to(folder / LOG)
+        for step in steps:
+            if status := _run_step(folder, step, flags):
+                sys.exit(status)
+        records.finish(folder, steps, keep_weights)
+
+
+def _run_step(folder: Path, step: Step, flags: Sequence[str]) -> int:
+    if records.step_is_done(folder, step):
+        return DONE
+    log, began = folder / LOG, time.perf_counter()
+    start = log.stat().st_size
+    status, stopped = _in_child(step.command, [*step.arguments(str(folder)), *flags])
+    if stopped or status in (STOPPED, os.EX_TEMPFAIL, 130):
+        return STOPPED
+    if status:
+        records.fail(folder, f"{step.name}: {_reason(status, log, start)}")
+        return FAILED
+    records.end_step(folder, step, round(time.perf_counter() - began, 1))
+    return DONE
+
+
+def _in_child(command: str, arguments: Sequence[str]) -> tuple[int, bool]:
+    """The exit status of a command, negative for a signal, and whether it was told to stop.
+
+    This process has no JAX devices, so that it can fork.
+    """
+    stopped = False
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+    if not (child := os.fork()):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
+        _become(command, arguments)
+    while True:
+        if signal.sigwait(_WAITED) == signal.SIGTERM:
+            stopped = True
+            os.kill(child, signal.SIGTERM)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), stopped
+
+
+def _become(command: str, arguments: Sequence[str]) -> NoReturn:
+    """`python -m prompt_tuning.COMMAND`, in this process."""
+    status = 1
+    try:
+        sys.argv = [command, *arguments]
+        runpy.run_module(f"prompt_tuning.{command}", run_name="__main__", alter_sys=False)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _output_to(log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _reason(status: int, log: Path, start: int) -> str:
+    """Why a step failed, in one line: its error, or the last line that it wrote."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = errors or [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else f"ended with status {status}"

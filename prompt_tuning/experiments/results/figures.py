@@ -1,0 +1,280 @@
+"""The paper's figures from the records of an experiment, as matplotlib Figures.
+
+Error bars are one sample standard deviation to each side, over runs that differ in their seed.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prompt_tuning.analysis import style
+from prompt_tuning.experiments.results import scores, tables
+from prompt_tuning.experiments.results.scores import MEAN, Record, Score, Spread
+
+_TITLES = {
+    "adaptation_percent": "LM adaptation (% of its steps)",
+    "adaptation_steps": "LM-adaptation steps",
+    "initializer": "initialisation",
+    "length": "prompt length (vectors)",
+    "pretraining": "pre-training",
+    "size": "parameters of the backbone",
+}
+# Axes that name no line of a figure: averaged over, panels, or along x.
+_NO_LINE = ("seed", "size", "source", "target", "task")
+_LEVELS = {"majority": "majority class", "frozen": "frozen backbone"}
+_FULL, _PANELS = 6.6, 3  # inches, and panels side by side
+TUNED = "model_tuning"
+_BARS = {"capsize": 2, "elinewidth": 0.8}
+
+Names = Mapping[str, Sequence[str]]
+Line = Mapping[float, Spread]  # by x
+Panel = tuple[Mapping[str, Line], Mapping[str, Line]]  # lines and levels, by label
+
+
+def lines_of(records: Sequence[Record]) -> Names:
+    """The axes, with their values, of which each combination is a line of its own."""
+    return {
+        axis: values for axis, values in scores.varying(records).items() if axis not in _NO_LINE
+    }
+
+
+@style.styled
+def scaling(records: Sequence[Record]) -> dict[str, Any]:
+    """Score against the backbone's parameters (the paper's figures 1 and 3).
+
+    Returns:
+      {"": the mean over tasks, "tasks": a panel for each}; of one task the first alone. What no
+      run has yet is left out.
+    """
+    return _figures(records, "size", scores.backbones(records), lines_of(records))
+
+
+@style.styled
+def against(records: Sequence[Record], axis: str) -> dict[str, Any]:
+    """Score against a numeric axis, such as the prompt's length, a line for each size; as
+    `scaling`.
+    """
+    values = {value: float(value) for value in scores.varying(records)[axis]}
+    sizes = list(scores.backbones(records))
+    return _figures(records, axis, values, {"size": sizes} if sizes else {})
+
+
+@style.styled
+def tasks(records: Sequence[Record]) -> Any:
+    """A Figure of the rows of the experiment's table, beside each other for each task."""
+    table = tables.of(records)
+    several = [
+        name for name in table.labels if len({labels.get(name) for labels, _ in table.rows}) > 1
+    ]
+    groups = {
+        ", ".join(_words(labels[name]) for name in several if labels.get(name)): {
+            _words(task if len(cells[task]) == 1 else f"{task}, {metric}"): spread
+            for task in table.tasks
+            for metric, spread in cells.get(task, {}).items()
+        }
+        for labels, cells in table.rows
+    }
+    return _beside(groups, _metric(scores.scores(records)))
+
+
+@style.styled
+def shift(records: Sequence[Record]) -> Any:
+    """A Figure of the points that each method is above model tuning, on each target task and metric
+    (the paper's tables 1 and 2); the deviation is that of a difference of independent runs.
+    """
+
+    def key(score: Score) -> tuple[str, str, str]:
+        source = score.axes.get("source", score.axes.get("task", ""))
+        row = f"{_words(source)} to {_words(score.task)}, {_words(score.metric)}"
+        return row, score.axes["method"], score.axes.get("size", "")
+
+    spreads = scores.over_seeds(scores.scores(records, each_metric=True), key)
+    rows = list(dict.fromkeys(row for row, _, _ in sorted(spreads)))
+    lines = [
+        (method, size)
+        for method in sorted({method for _, method, _ in spreads} - {TUNED})
+        for size in scores.backbones(records) or [""]
+    ]
+    figure, [[axis]] = style.figure(
+        width=min(max(style.COLUMN, 2 + 0.055 * max(map(len, rows))), _FULL),
+        height=0.9 + 0.16 * len(rows) * max(2, len(lines)),
+    )
+    for i, (method, size) in enumerate(lines):
+        pairs = {
+            row: (spreads[row, method, size], spreads[row, TUNED, size])
+            for row in rows
+            if {(row, method, size), (row, TUNED, size)} <= spreads.keys()
+        }
+        offset = (i - (len(lines) - 1) / 2) * 0.7 / len(lines)
+        axis.errorbar(
+            [own.mean - tuned.mean for own, tuned in pairs.values()],
+            [rows.index(row) + offset for row in pairs],
+            xerr=[math.hypot(own.sd, tuned.sd) for own, tuned in pairs.values()],
+            label=", ".join(_words(word) for word in (method, size) if word),
+            **_BARS | style.line(i) | {"linestyle": "none"},
+        )
+    axis.axvline(0, color=style.GRAY, lw=0.8)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    runs = _runs(spreads.values(), "difference ± sd")
+    axis.set_xlabel(f"points above {_words(TUNED)}{runs}")
+    style.legend(figure)
+    return figure
+
+
+def _figures(
+    records: Sequence[Record], axis: str, x: Mapping[str, float], names: Names
+) -> dict[str, Any]:
+    rows = dict(_LEVELS)
+    if axis != "size" or (set(tables.OF_BACKBONE) - {"size"}) & set(scores.varying(records)):
+        del rows["frozen"]
+    levels = {label: _panels(records, row) for row, label in rows.items()}
+    panels = {
+        task: (
+            _lines(own, axis, x, names),
+            {
+                label: line
+                for label, level in levels.items()
+                for line in _lines(level.get(task, ()), axis, x, {}).values()
+            },
+        )
+        for task, own in _panels(records, "trained").items()
+    }
+    metric = _metric(scores.scores(records))
+    mean = panels.pop(MEAN, None)
+    if mean is None:
+        return {"": _drawn(panels, axis, names, metric)}
+    found = {"tasks": _drawn(panels, axis, names, metric)}
+    if mean[0]:
+        found[""] = _drawn({f"mean of {len(panels)} tasks": mean}, axis, names, metric)
+    return found
+
+
+def _panels(records: Sequence[Record], row: str) -> dict[str, list[Score]]:
+    """Scores by task, and of several tasks the means under `MEAN`, last."""
+    found = scores.scores(records, row)
+    panels = dict(sorted(scores.grouped(found, lambda score: score.task).items()))
+    return panels | ({MEAN: scores.over_tasks(found)} if len(panels) > 1 else {})
+
+
+def _lines(
+    found: Sequence[Score], axis: str, x: Mapping[str, float], names: Names
+) -> dict[str, Line]:
+    """Spreads by x, of each combination of values of the axes `names`."""
+    spreads = scores.over_seeds(
+        found, lambda score: (tuple(score.axes[name] for name in names), score.axes[axis])
+    )
+    labels = itertools.product(*names.values())
+    return {
+        ", ".join(map(_words, own)): {
+            place: spreads[own, value] for value, place in x.items() if (own, value) in spreads
+        }
+        for own in labels
+        if any(own == label for label, _ in spreads)
+    }
+
+
+def _drawn(panels: Mapping[str, Panel], axis: str, names: Names, metric: str) -> Any:
+    from matplotlib.ticker import StrMethodFormatter
+
+    rows, columns = math.ceil(len(panels) / _PANELS), min(len(panels), _PANELS)
+    width = style.COLUMN if columns == 1 else _FULL * columns / _PANELS
+    height = 2.7 if columns == 1 else 1.7 * rows + 0.7
+    figure, grid = style.figure(width, height, rows, columns, sharex=True)
+    labels = list(dict.fromkeys(label for label, _ in _each(panels)))
+    for place, (title, (lines, levels)) in zip(grid.flat, panels.items(), strict=False):
+        for label, line in lines.items():
+            _line(place, line, style.line(labels.index(label)), label=label)
+        for dashes, label in zip((":", (0, (6, 2))), _LEVELS.values(), strict=True):
+            if level := levels.get(label):
+                means = [value.mean for value in level.values()]
+                place.plot(list(level), means, label=label, color=style.GRAY, ls=dashes, lw=1)
+        place.set_title(_words(title))
+        place.set_xscale(_scale(panels))
+        place.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        if axis == "size":
+            x = sorted({x for _, line in _each(panels) for x in line})
+            place.set_xticks(x, map(_parameters, x))
+            place.set_xticks([], minor=True)
+    for place in grid.flat[len(panels) :]:
+        place.set_visible(False)
+    spreads = [value for _, line in _each(panels) for value in line.values()]
+    for place in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+        place.set_xlabel(_title(axis))
+        place.tick_params(labelbottom=True)
+    label = f"{metric} (%){_runs(spreads)}"
+    if columns == 1:
+        grid[0, 0].set_ylabel(label)
+    else:
+        figure.supylabel(label, fontsize=8, ma="center")
+    title = ", ".join(_title(name) for name in names if name not in ("method", "size"))
+    style.legend(figure, title=title, ncols=2 if columns == 1 else 4)
+    return figure
+
+
+def _line(axis: Any, line: Mapping[Any, Spread], look: Mapping[str, Any], **named: Any) -> None:
+    """Means, with error bars where there are several runs."""
+    means = [value.mean for value in line.values()]
+    sds = [value.sd if value.n > 1 else math.nan for value in line.values()]
+    axis.plot(list(line), means, **look, **named)
+    bars = {"ecolor": look["color"], "zorder": look["zorder"], **_BARS}
+    axis.errorbar(list(line), means, sds, fmt="none", **bars)
+
+
+def _beside(groups: Mapping[str, Mapping[str, Spread]], metric: str) -> Any:
+    """Scores by label and task, those of a task beside each other."""
+    tasks = list(dict.fromkeys(task for own in groups.values() for task in own))
+    wide = 0.9 + 0.1 * len(tasks) * (len(groups) + 1)
+    figure, [[axis]] = style.figure(min(max(style.COLUMN, wide), _FULL))
+    for i, (label, own) in enumerate(groups.items()):
+        offset = (i - (len(groups) - 1) / 2) * 0.7 / len(groups)
+        line = {tasks.index(task) + offset: value for task, value in own.items()}
+        _line(axis, line, style.line(i) | {"linestyle": "none"}, label=label)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xticks([i + 0.5 for i in range(len(tasks) - 1)], minor=True)
+    axis.grid(visible=False, axis="x")
+    axis.grid(which="minor", axis="x")
+    axis.tick_params(which="both", axis="x", length=0)
+    spreads = [value for own in groups.values() for value in own.values() if value.n > 1]
+    axis.set_ylabel(f"{metric} (%){_runs(spreads)}")
+    style.legend(figure)
+    return figure
+
+
+def _each(panels: Mapping[str, Panel]) -> Iterator[tuple[str, Line]]:
+    for lines, _ in panels.values():
+        yield from lines.items()
+
+
+def _scale(panels: Mapping[str, Panel]) -> str:
+    """Logarithmic for what spans ten times its least value."""
+    x = [place for _, line in _each(panels) for place in line]
+    return "log" if x and max(x) >= 10 * min(x) > 0 else "linear"
+
+
+def _runs(spreads: Iterable[Spread], what: str = "mean ± sd") -> str:
+    """How an axis says what its error bars are; "" where there are none."""
+    counts = sorted({spread.n for spread in spreads} or {1})
+    number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return f"\n{what}, n = {number}" if counts[-1] > 1 else ""
+
+
+def _metric(found: Sequence[Score]) -> str:
+    """The name of the one metric that all scores are of, or "score"."""
+    names = {score.metric for score in found}
+    return _words(names.pop()) if len(names) == 1 else "score"
+
+
+def _parameters(count: float) -> str:
+    """Two digits and a unit: "0.6M", "77M", "11B"."""
+    unit, letter = (1e9, "B") if count >= 1e9 else (1e6, "M")
+    return f"{count / unit:.{1 if count < 10 * unit else 0}f}{letter}"
+
+
+def _title(axis: str) -> str:
+    return _TITLES.get(axis, _words(axis))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,103 @@
+"""Which leaves are trained: decided here once, for gradient, optimizer, checkpoint and report."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning.methods.base import Method
+from prompt_tuning.t5 import int8
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import init_shapes
+from prompt_tuning.t5.paths import Params, flatten, join, unflatten
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSplit:
+    """The division of a model's leaves, by path.
+
+    Attributes:
+      shapes: path to shape and dtype, of every leaf; of a matrix in int8 a QArray of them.
+      added: paths that the method brought: the model's with it, less the model's without it.
+      trained: paths that are trained.
+    """
+
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    added: frozenset[str]
+    trained: frozenset[str]
+
+    @classmethod
+    def of(cls, config: T5Config, method: Method) -> "ParamSplit":
+        """Derives the split from shapes alone: nothing is allocated.
+
+        Raises:
+          ValueError: if the method does not fit the backbone.
+        """
+        method.check(config)
+        with_method = flatten(nn.unbox(init_shapes(config, method)))
+        added = frozenset(with_method) - _plain_paths(config)
+        trained = frozenset(path for path in with_method if method.trains(path, path in added))
+        narrow = {
+            path: _narrow(path, leaf, config.frozen_dtype)
+            for path, leaf in with_method.items()
+            if path not in trained and path.rpartition("/")[2] in ("kernel", "embedding")
+        }
+        return cls(with_method | narrow, added, trained)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        return frozenset(self.shapes) - self.trained
+
+    @property
+    def backbone(self) -> frozenset[str]:
+        return frozenset(self.shapes) - self.added
+
+    def split(self, params: Params) -> tuple[dict, dict]:
+        """Params to (trained, frozen): two trees with the same paths as before, pruned."""
+        leaves = flatten(params)
+        self._check(leaves)
+        trained = {path: leaf for path, leaf in leaves.items() if path in self.trained}
+        frozen = {path: leaf for path, leaf in leaves.items() if path in self.frozen}
+        return unflatten(trained), unflatten(frozen)
+
+    def merge(self, trained: Params, frozen: Params) -> dict:
+        """The inverse of `split`.
+
+        Raises:
+          ValueError: naming the paths, if the trees overlap or do not cover the model.
+        """
+        params = join(trained, frozen)
+        self._check(flatten(params))
+        return params
+
+    def labels(self, params: Params) -> dict:
+        """A tree like `params` of "train" and "frozen", for `optax.multi_transform`."""
+        return unflatten(
+            {path: "train" if path in self.trained else "frozen" for path in flatten(params)}
+        )
+
+    def count(self, paths: frozenset[str]) -> int:
+        """Number of parameters at `paths`."""
+        return sum(math.prod(self.shapes[path].shape) for path in paths)
+
+    def _check(self, leaves: Mapping[str, Any]) -> None:
+        if missing := sorted(self.shapes.keys() - leaves.keys()):
+            raise ValueError(f"missing leaves: {missing}")
+        if unknown := sorted(leaves.keys() - self.shapes.keys()):
+            raise ValueError(f"leaves that the model does not have: {unknown}")
+
+
+@functools.cache
+def _plain_paths(config: T5Config) -> frozenset[str]:
+    return frozenset(flatten(nn.unbox(init_shapes(config))))
+
+
+def _narrow(path: str, leaf: jax.ShapeDtypeStruct, dtype: str) -> Any:
+    if dtype == int8.INT8:
+        return jax.eval_shape(functools.partial(int8.quantize, path=path), leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))

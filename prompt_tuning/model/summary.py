@@ -1,0 +1,45 @@
+"""What a run tells at its end: parameters, the table of scores, the learning curve.
+
+`python -m prompt_tuning.report parameters` compares the tuning methods' parameters."""
+
+import jax
+from etils import epath
+
+from prompt_tuning.methods.base import Method
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runtime.files import write_json
+from prompt_tuning.sharding import Layout, shardings_of
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import init_shapes
+from prompt_tuning.t5.paths import flatten
+
+
+def parameters(split: ParamSplit) -> str:
+    """How many parameters are trained, added and frozen, one line each."""
+    total = split.count(frozenset(split.shapes))
+    kinds = {"trained": split.trained, "added": split.added, "frozen": split.frozen}
+    counts = {kind: split.count(paths) for kind, paths in kinds.items()}
+    lines = [
+        f"{kind:8} {len(kinds[kind]):5} leaves {count:15,} parameters {count / total:9.4%}"
+        for kind, count in counts.items()
+    ]
+    return "\n".join([*lines, f"{'total':8} {len(split.shapes):5} leaves {total:15,} parameters"])
+
+
+def plan(config: T5Config, method: Method, layout: Layout) -> str:
+    """Parameters, and each leaf's shape, dtype and partition spec: from shapes alone."""
+    split = ParamSplit.of(config, method)
+    shardings = flatten(shardings_of(init_shapes(config, method), layout))
+    lines = [
+        f"{'train' if path in split.trained else 'frozen':6} {path:64} "
+        f"{jax.tree.leaves(shape)[0].dtype.name} {shape.shape} {shardings[path].spec}"
+        for path, shape in sorted(split.shapes.items())
+    ]
+    return "\n".join([f"mesh {dict(layout.mesh.shape)}", *lines, parameters(split)])
+
+
+def write_parameters(folder: epath.Path, split: ParamSplit) -> None:
+    """Writes `parameters.json`: {"trained_parameters", "total_parameters"}."""
+    counts = {"trained": split.trained, "total": frozenset(split.shapes)}
+    numbers = {f"{name}_parameters": split.count(paths) for name, paths in counts.items()}
+    write_json(folder / "parameters.json", numbers)

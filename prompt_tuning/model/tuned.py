@@ -1,0 +1,165 @@
+"""A run's trained leaves as one `.safetensors` file, by path."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from prompt_tuning import sharding
+from prompt_tuning.checkpoint import backbone, card, fingerprint
+from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.sharding import Layout
+from prompt_tuning.t5 import int8, stacked_leaves
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import EMBEDDING, T5, init_shapes
+from prompt_tuning.t5.paths import Params, flatten, unflatten
+from prompt_tuning.t5.stacked_leaves import layer_shapes, stack
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedModel:
+    """A model with its parameters, ready to predict.
+
+    Attributes:
+      model: the backbone with the method at its sites.
+      split: which leaves are trained.
+      trained, frozen: the two halves of the parameters.
+      layout: how they lie on devices.
+      source: path of the backbone's weights; "" for random ones.
+      sums: for the fingerprint, of leaves that became int8 when they were read.
+    """
+
+    model: T5
+    split: ParamSplit
+    trained: Params
+    frozen: Params
+    layout: Layout
+    source: str = ""
+    sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def params(self) -> dict:
+        return self.split.merge(self.trained, self.frozen)
+
+    @property
+    def backbone(self) -> Params:
+        """The backbone's leaves, by path, as they are now."""
+        leaves = flatten(self.params).items()
+        return {path: leaf for path, leaf in leaves if path in self.split.backbone}
+
+
+def initialize(
+    config: T5Config,
+    method: Method,
+    *,
+    layout: Layout,
+    seed: int = 0,
+    checkpoint: epath.PathLike | None = None,
+    encode: Callable[[str], list[int]] | None = None,
+    labels: Sequence[str] = (),
+) -> TunedModel:
+    """Builds a model: backbone leaves from `checkpoint` (or at random, if None), added leaves by
+    the method; every leaf is made or read straight onto its shards.
+
+    Args:
+      config: the backbone's shape.
+      method: the tuning method.
+      layout: from `sharding.layout`.
+      seed: of all random initialisation.
+      checkpoint: backbone weights, see `checkpoint.backbone.load`.
+      encode: text to ids, for initialisers that start from words.
+      labels: the task's label words, for the same.
+    """
+    model, split = T5(config, method), ParamSplit.of(config, method)
+    boxed = init_shapes(config, method)
+    shardings = flatten(sharding.shardings_of(boxed, layout))
+    shapes = {
+        path: sharding.with_sharding(leaf, shardings[path]) for path, leaf in split.shapes.items()
+    }
+    loaded: dict[str, Any] = {}
+    sums: dict[str, np.ndarray] = {}
+    if checkpoint is not None:
+        stored = {path: leaf for path, leaf in shapes.items() if path in split.backbone}
+        loaded, sums = _read(checkpoint, stored)
+    missing = {path: leaf for path, leaf in shapes.items() if path not in loaded}
+    leaves = loaded | _random_leaves(model, missing, seed)
+    of_backbone = {path: leaves[path] for path in split.backbone}
+    identity = functools.partial(fingerprint.of, of_backbone, sums)
+    about = Backbone(leaves[EMBEDDING], encode, tuple(labels), identity)
+    values = method.initial_values(about, seed)
+    for path, value in values.items():
+        leaves[path] = sharding.place(np.asarray(value, np.float32), shardings[path])
+    trained, frozen = split.split(unflatten(leaves))
+    return TunedModel(model, split, trained, frozen, layout, str(checkpoint or ""), sums)
+
+
+def _read(
+    checkpoint: epath.PathLike, wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Leaves of a checkpoint; each that is to be int8 becomes it before the next one is read. Their
+    sums, by path in files, are those of the values that were read.
+    """
+    in_files, sums = stacked_leaves.layer_shapes(wanted), {}
+
+    def finish(path: str, leaf: jax.Array) -> Any:
+        if not int8.is_int8(in_files[path]):
+            return leaf
+        sums[path] = fingerprint.sum_of(leaf)
+        quantize = jax.jit(int8.quantize, static_argnums=1, out_shardings=_places(in_files[path]))
+        return jax.block_until_ready(quantize(leaf, path.rpartition("/")[2]))
+
+    def as_read(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = jax.tree.leaves(leaf)[0].sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    read = {path: as_read(leaf) for path, leaf in in_files.items()}
+    each = finish if any(map(int8.is_int8, in_files.values())) else None
+    return stacked_leaves.stack(backbone.load(checkpoint, read, each), wanted), sums
+
+
+def _places(leaf: Any) -> Any:
+    return jax.tree.map(lambda part: part.sharding, leaf)
+
+
+def _random_leaves(model: T5, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Leaves at `wanted` from the modules' initialisers; the compiler drops the others."""
+    if not wanted:
+        return {}
+    tokens = jnp.zeros((1, 2), jnp.int32)
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = flatten(nn.unbox(model.init(key, tokens, tokens, tokens)["params"]))
+        return {
+            path: int8.quantize(leaves[path], path)
+            if int8.is_int8(leaf)
+            else leaves[path].astype(leaf.dtype)
+            for path, leaf in wanted.items()
+        }
+
+    return jax.jit(init, out_shardings=_places(wanted))(jax.random.key(seed))
+
+
+def with_trained(
+    tuned: TunedModel, path: epath.PathLike, allow_other_backbone: bool = False
+) -> TunedModel:
+    """`tuned` with its trained leaves read from a file of `save`, onto their shards.
+
+    Raises:
+      CheckpointError: if the file's leaves are not the trained leaves of this model, or its card
+        names another backbone.
+    """
+    if not allow_other_backbone:
+        card.check(path, lambda: fingerprint.of(tuned.backbone, tuned.sums))
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for name, leaf in flatten(tuned.trained).items()
+    }
+    leaves = backbone.load_safetensors(epath.Path(path).expanduser(), layer_shapes(wanted))
+    return dataclasses.replace(tuned, trained=unflatten(stack(leaves, wanted)))

@@ -1,0 +1,35 @@
+"""What the commands ask of a task's data; `prompt_tuning.data.batches.TaskData` gives it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from prompt_tuning.evaluation.sets import EvalSet
+from prompt_tuning.training.loop import HostBatch
+
+
+class Data(Protocol):
+    """A task or mixture, as `prompt_tuning.data.batches.TaskData` gives it."""
+
+    task: str
+    batch_size: int
+
+    @property
+    def splits(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def train_batches(
+        self, start: int, positions: int | None, multiple: int
+    ) -> Iterator[HostBatch]: ...
+
+    def eval_set(self, split: str) -> EvalSet: ...
+
+    def eval_sets(self, split: str) -> Sequence[EvalSet]: ...
+
+    def remarks(self) -> Sequence[str]: ...

@@ -1,0 +1,125 @@
+"""The train step: differentiates the trained leaves only, closes over the frozen ones."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from prompt_tuning.methods.base import Method
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.t5.network import T5
+from prompt_tuning.t5.paths import Params, flatten
+from prompt_tuning.training.loss import Loss
+
+Batch = Mapping[str, Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes: frozen leaves and the random key are not in it.
+
+    Attributes:
+      step: scalar int32, updates done.
+      trained: tree of trained leaves.
+      opt_state: the optimizer's state, of trained leaves only.
+    """
+
+    step: Array
+    trained: Params
+    opt_state: Any
+
+    @classmethod
+    def create(cls, trained: Params, optimizer: optax.GradientTransformation) -> "TrainState":
+        return cls(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+
+
+def loss_fn(
+    model: T5, loss: Loss, params: Params, batch: Batch, dropout_key: Array | None
+) -> tuple[Array, dict[str, Array]]:
+    """Loss of a batch; a `dropout_key` switches dropout on."""
+    logits: Any = model.apply(
+        {"params": params},
+        batch["encoder_input_tokens"],
+        batch["decoder_input_tokens"],
+        batch["decoder_target_tokens"],
+        batch.get("encoder_segment_ids"),
+        batch.get("decoder_segment_ids"),
+        batch.get("encoder_positions"),
+        batch.get("decoder_positions"),
+        batch.get("tasks"),
+        enable_dropout=dropout_key is not None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    targets, weights = batch["decoder_target_tokens"], batch.get("decoder_loss_weights")
+    return loss(logits, targets, weights, batch.get("loss_scale"))
+
+
+def make_train_step(
+    model: T5,
+    split: ParamSplit,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    num_microbatches: int = 1,
+) -> Callable[[TrainState, Params, Batch, Array | None], tuple[TrainState, dict[str, Array]]]:
+    """A pure step (state, frozen, batch, key) -> (state, metrics); jit it, donating the state.
+
+    `key` is the run's dropout key, the same at every step: step n uses `fold_in(key, n)`; None
+    switches dropout off.
+    Metrics are sums over the batch (see `Loss`), the loss and the trained leaves' gradient norm.
+
+    Args:
+      model: the backbone with its method.
+      split: which leaves are trained.
+      optimizer: of the trained leaves.
+      loss: its settings.
+      num_microbatches: parts of a batch, a divisor of its rows, that are computed one after the
+        other, their gradients (of trained leaves) added up; dropout aside it changes nothing.
+    """
+
+    def gradient_of(
+        trained: Params, frozen: Params, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Params, dict[str, Array]]:
+        def objective(trained: Params) -> tuple[Array, dict[str, Array]]:
+            params = split.merge(trained, frozen)
+            value, metrics = loss_fn(model, loss, params, batch, dropout_key)
+            if isinstance(model.sites, Method):
+                value += model.sites.penalty(flatten(params)) / num_microbatches
+            return value, metrics | {"loss": value}
+
+        return jax.grad(objective, has_aux=True)(trained)
+
+    def accumulated(
+        trained: Params, frozen: Params, batch: Batch, dropout_key: Array | None
+    ) -> tuple[Params, dict[str, Array]]:
+        scale = loss.scale(batch["decoder_target_tokens"], batch.get("decoder_loss_weights"))
+        # Row i goes to part i modulo their number, so that each device keeps a share of each part.
+        parts = {
+            name: jnp.swapaxes(rows.reshape(-1, num_microbatches, *rows.shape[1:]), 0, 1)
+            for name, rows in {**batch, "loss_scale": scale}.items()
+        }
+
+        def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
+            index, rows = part
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            return jax.tree.map(jnp.add, total, gradient_of(trained, frozen, rows, key)), None
+
+        first = jax.tree.map(lambda rows: rows[0], parts)
+        shapes = jax.eval_shape(gradient_of, trained, frozen, first, dropout_key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, zeros, (jnp.arange(num_microbatches), parts))[0]
+
+    def step(
+        state: TrainState, frozen: Params, batch: Batch, key: Array | None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        dropout_key = None if key is None else jax.random.fold_in(key, state.step)
+        compute = gradient_of if num_microbatches == 1 else accumulated
+        gradient, metrics = compute(state.trained, frozen, batch, dropout_key)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        metrics |= {"gradient_norm": optax.tree.norm(gradient)}
+        return TrainState(state.step + 1, trained, opt_state), metrics
+
+    return step

@@ -1,0 +1,511 @@
+"""The commands: a mistake is one line and status 2, with nothing written; good runs work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import gin
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from prompt_tuning import embedded
+from prompt_tuning.checkpoint import backbone, prompts
+from prompt_tuning.cli import gin_command, gin_parsing, gin_settings
+from prompt_tuning.methods import ModelTuning
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runs import loading as run_model
+from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.infer import infer
+from prompt_tuning.runs.train import train
+from prompt_tuning.runtime import connectivity
+from prompt_tuning.t5.config import preset
+
+# Nano-size, on bytes, so that every command takes seconds.
+NANO = """
+from __gin__ import dynamic_registration
+include 'models/t5.gin'
+import seqio
+MODEL_PRESET = 'nano'
+ACTIVATION_DTYPE = 'float32'
+VOCABULARY = @seqio.ByteVocabulary()
+seqio.ByteVocabulary.extra_ids = 0
+"""
+SMALL = (
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
+    "--gin.BATCH_SIZE=8",
+    "--gin.SampledVocabulary.top=100",
+)
+TRAIN = ("--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/finetune.gin", *SMALL)
+TRAIN += ("--gin.EVAL_BATCH_SIZE=8", "--gin.PROMPT_LENGTH=4", "--gin.TRAIN_STEPS=2")
+LABELS = "--gin.CLASS_LABELS=('y', 'n')"
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data, a backbone, prompts and gin files to make commands of; nothing is written here."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    shapes = ParamSplit.of(preset("nano"), ModelTuning()).shapes
+    leaves = {name: rng.normal(0, 0.1, s.shape).astype(np.float32) for name, s in shapes.items()}
+    backbone.save(folder / "nano.safetensors", leaves, "float32")
+    prompts.save(folder / "prompt.npy", rng.normal(size=(4, 16)))
+    prompts.save(folder / "wide.npy", rng.normal(size=(4, 17)))
+    rows = [{"text": f"text {i}", "label": "yn"[i % 2]} for i in range(16)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "nano.gin").write_text(NANO)
+    (folder / "broken.gin").write_text("A = 1\nB = 3 4\n")
+    (folder / "open.gin").write_text("A = (1,\n")
+    (folder / "unknown.gin").write_text("A = 1\n\nnothing.a = 1\n")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_state() -> Iterator[None]:
+    """Puts back the demo tasks, which a run registers anew."""
+    yield
+    from prompt_tuning.data import tasks
+
+    tasks.register_demo_tasks(tasks.vocabulary(embedded.vocabulary()))
+
+
+@pytest.fixture
+def command(folder, capsys, monkeypatch) -> Callable[..., Result]:
+    """Runs a command in this process; "{folder}" in arguments is the folder of inputs."""
+
+    def run(function: Callable, *arguments: str) -> Result:
+        argv = ["command", *(argument.replace("{folder}", str(folder)) for argument in arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        gin.clear_config()
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
+            gin_command.main(function)
+        gin.clear_config()
+        code = exit_info.value.code
+        return Result(0 if code is None else code, *capsys.readouterr())
+
+    return run
+
+
+def nano(*arguments: str) -> list[str]:
+    model = ("--gin_file={folder}/nano.gin", *TRAIN)
+    return [*model, "--gin.INITIAL_CHECKPOINT_PATH={folder}/nano.safetensors", *arguments]
+
+
+def on_files(*arguments: str) -> list[str]:
+    files = [f"--gin.{split}_FILE={{folder}}/rows.jsonl" for split in ("TRAIN", "VALIDATION")]
+    return nano(*files, LABELS, *arguments)
+
+
+# Arguments beside MODEL_DIR, and a part of the line.
+MISTAKES = {
+    # the issue's
+    "missing data file": (on_files("--gin.TRAIN_FILE=/no/a.jsonl"), "/no/a.jsonl: no such file"),
+    "wrong field": (on_files("--gin.TEXT_FIELD=txt"), "line 1: no field 'txt'"),
+    "label not listed": (on_files("--gin.CLASS_LABELS=('y', 'z')"), "line 2: 'label' is 'n'"),
+    "no checkpoint": (on_files("--gin.INITIAL_CHECKPOINT_PATH=/no"), "/no: no such file or folder"),
+    "checkpoint of another size": (on_files("--gin.MODEL_PRESET=demo"), "does not fit the model"),
+    "unknown parameter": (on_files("--gin.train.foo=3"), "train.foo = 3"),
+    "prompt file of another width": (
+        on_files("--gin.PROMPT_INIT=@FromFile()", "--gin.PROMPT_FILE={folder}/wide.npy"),
+        "the prompt is 17 wide, the backbone 16",
+    ),
+    "constant tokens of what is padded": (
+        on_files("--gin.TOKENS_PER_BATCH=64"),
+        "TOKENS_PER_BATCH = 64: is for BATCHING = 'bucketed', not 'padded'",
+    ),
+    "too few constant tokens": (
+        on_files("--gin.TOKENS_PER_BATCH=63", "--gin.BATCHING=bucketed"),
+        "TOKENS_PER_BATCH = 63: too few for 8 rows",
+    ),
+    "prompt length 0": (on_files("--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH = 0: a prompt has at"),
+    "long target": (on_files("--gin.CLASS_LABELS=('y', 'n', 'maybe')"), "'maybe' has 6 tokens"),
+    "long target in training alone": (
+        nano(
+            "--gin.TRAIN_FILE={folder}/rows.jsonl",
+            "--gin.VALIDATION_FILE={folder}/rows.jsonl",
+            "--gin.EVAL_METHODS=('generate',)",
+            "--gin.LABEL_FIELD=text",
+        ),
+        "has 7 tokens",
+    ),
+    "batch that does not divide": (on_files("--gin.BATCH_SIZE=12"), "BATCH_SIZE = 12: must be a"),
+    "evaluation batch": (on_files("--gin.EVAL_BATCH_SIZE=4"), "error: EVAL_BATCH_SIZE = 4"),
+    # gin
+    "unknown macro": (on_files("--gin.TRAINSTEPS=3"), "did you mean TRAIN_STEPS"),
+    "macro of another file": (on_files("--gin.SPLIT=test"), "there is no setting SPLIT"),
+    "unknown configurable": (on_files("--gin.foo.bar=3"), "foo.bar = 3"),
+    "unknown reference": (on_files("--gin.PROMPT_INIT=@Foo()"), "'@Foo()'"),
+    "undefined macro": (on_files("--gin.TRAIN_STEPS=%FOO"), "FOO is not set"),
+    "no gin file": (["--gin_file=runs/no.gin"], "runs/no.gin. Searched: ., "),
+    "broken gin file": (["--gin_file={folder}/broken.gin"], "broken.gin:2: gin cannot read 'B ="),
+    "open bracket": (["--gin_file={folder}/open.gin"], "open.gin: EOF in multi-line statement"),
+    "place in a gin file": (["--gin_file={folder}/unknown.gin"], "unknown.gin:3: "),
+    "broken binding": (["--gin_bindings=FOO"], "--gin_bindings"),
+    "no files at all": ([], "no --gin_file configures train"),
+    "no checkpoint set": (nano("--gin.INITIAL_CHECKPOINT_PATH=%gin.REQUIRED"), "INITIAL_CHECKPOIN"),
+    "no model file": (list(TRAIN), "error: MODEL is not set"),
+    "no method file": (
+        ["--gin_file={folder}/nano.gin", *TRAIN[1:]],
+        "error: METHOD is not set",
+    ),
+    "class without ()": (on_files("--gin.PROMPT_INIT=@Uniform"), "write @Uniform()"),
+    "class as a word": (on_files("--gin.PROMPT_INIT=Uniform"), "must be a reference (@NAME())"),
+    "function with ()": (on_files("--gin.OPTIMIZER=@optim.adafactor()"), "adafactor, without ()"),
+    "function as a word": (on_files("--gin.OPTIMIZER=adamw"), "must be a reference to a function"),
+    # types and ranges
+    "steps": (on_files("--gin.TRAIN_STEPS=abc"), "TRAIN_STEPS = 'abc': must be a whole number"),
+    "fraction of a step": (on_files("--gin.TRAIN_STEPS=1.5"), "TRAIN_STEPS = 1.5: must be a whole"),
+    "no steps": (on_files("--gin.TRAIN_STEPS=0"), "TRAIN_STEPS = 0: must be at least 1"),
+    "batch of 0": (on_files("--gin.BATCH_SIZE=0"), "BATCH_SIZE = 0"),
+    "no evaluation examples": (
+        on_files("--gin.EVAL_EXAMPLES=0"),
+        "EVAL_EXAMPLES = 0: must be positive, or None",
+    ),
+    "learning rate": (on_files("--gin.LEARNING_RATE=abc"), "LEARNING_RATE = 'abc': must be a num"),
+    "prompt length": (on_files("--gin.PROMPT_LENGTH=abc"), "PROMPT_LENGTH = 'abc': must be a whol"),
+    "dropout": (on_files("--gin.DROPOUT_RATE=1.0"), "dropout_rate = 1.0"),
+    "lengths": (on_files("--gin.TASK_FEATURE_LENGTHS=12"), "TASK_FEATURE_LENGTHS = 12"),
+    "lengths without one": (on_files("--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"), "LENGTHS = {'in"),
+    "labels": (on_files("--gin.CLASS_LABELS=abc"), "CLASS_LABELS = 'abc'"),
+    "placement": (on_files("--gin.PROMPT_PLACEMENT=middle"), "prompt placement 'middle'"),
+    "preset": (on_files("--gin.MODEL_PRESET=t5"), "no T5 preset named 't5'"),
+    "partitions": (on_files("--gin.NUM_PARTITIONS=3"), "NUM_PARTITIONS = 3"),
+    "mesh": (on_files("--gin.MESH={'data': 3}"), "MESH = {'data': 3}: the sizes must multiply"),
+    "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "AXIS_RULES: 'mlp' lies along x"),
+    "axis rules": (on_files("--gin.AXIS_RULES=(('mlp',),)"), "AXIS_RULES = (('mlp',),): must be"),
+    "evaluation method": (on_files("--gin.EVAL_METHODS=('foo',)"), "EVAL_METHODS: no 'foo'"),
+    "evaluation as a word": (on_files("--gin.EVAL_METHODS=rank"), "EVAL_METHODS = 'rank': must be"),
+    "rank without labels": (on_files("--gin.CLASS_LABELS=()"), "no labels: set CLASS_LABELS"),
+    "no prompt file": (on_files("--gin.PROMPT_INIT=@FromFile()"), "set PROMPT_FILE"),
+    # data
+    "no data": (nano(), "error: no data: set MIXTURE_OR_TASK_NAME"),
+    "both data": (on_files("--gin.MIXTURE_OR_TASK_NAME=demo_reviews"), "are both set"),
+    "unknown task": (nano("--gin.MIXTURE_OR_TASK_NAME=demo_review"), "did you mean demo_reviews?"),
+    "unknown module": (
+        nano("--gin.MIXTURE_OR_TASK_MODULE=no.tasks", "--gin.MIXTURE_OR_TASK_NAME=foo"),
+        "MIXTURE_OR_TASK_MODULE = 'no.tasks'",
+    ),
+    "no validation file": (on_files("--gin.VALIDATION_FILE="), "set VALIDATION_FILE"),
+    "no training file": (on_files("--gin.TRAIN_FILE="), "set TRAIN_FILE"),
+    "too few for few-shot": (
+        on_files("--gin.FEW_SHOT=9"),
+        "FEW_SHOT = 9: files has only 8 training examples of the class 'y'",
+    ),
+    # flags
+    "bad rows": (on_files("--skip_bad_rows=-1"), "--skip_bad_rows=-1"),
+    "unknown flag": (on_files("--foo=3"), "Unknown command line flag 'foo'"),
+    "stray argument": (on_files("foo"), "unexpected argument 'foo'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "part"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake(command, tmp_path, arguments, part):
+    model_dir = tmp_path / "model"
+    has_settings = any("finetune" in argument for argument in arguments)
+    given = [f"--gin.MODEL_DIR={model_dir}"] if has_settings else []
+    result = command(train, *arguments, *given)
+    assert_mistake(result, part)
+    assert not model_dir.exists()
+
+
+def assert_mistake(result: Result, part: str) -> None:
+    assert result.status == 2, result
+    lines = result.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and part in lines[0], result.err
+    assert "In call to configurable" not in lines[0]
+
+
+def test_required_setting_is_named_by_its_macro(command):
+    assert_mistake(command(train, *on_files()), "error: MODEL_DIR is not set: give --gin.MODEL_DIR")
+
+
+def test_model_dir_that_is_a_file(command, folder):
+    result = command(train, *on_files("--gin.MODEL_DIR={folder}/rows.jsonl"))
+    assert_mistake(result, f"{folder}/rows.jsonl is a file")
+
+
+def test_model_dir_that_cannot_be_written(command, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root
+    result = command(train, *on_files("--gin.MODEL_DIR=/no/model"))
+    assert_mistake(result, "MODEL_DIR = '/no/model': no permission to write in /")
+
+
+def test_home_in_paths(command, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    result = command(
+        train, *on_files("--gin.MODEL_DIR=~/rows.jsonl", "--gin.TRAIN_FILE=~/rows.jsonl")
+    )
+    assert_mistake(result, "is a file")
+
+
+@pytest.mark.parametrize("name", ["INITIAL_CHECKPOINT_PATH", "VOCABULARY_FILE", "MODEL_DIR"])
+def test_no_network(command, monkeypatch, tmp_path, name):
+    def refused(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(connectivity.socket, "create_connection", refused)
+    monkeypatch.setattr(connectivity.urllib.request, "getproxies", dict)
+    arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", f"--gin.{name}=gs://bucket/path")
+    if name == "VOCABULARY_FILE":
+        arguments = ["--gin_file=models/t5_1_1_small.gin", *arguments[1:]]
+    result = command(train, *arguments)
+    assert_mistake(result, f"{name} = 'gs://bucket/path': Google Cloud Storage cannot be reached")
+
+
+def test_folders_of_the_offline_cache(command, monkeypatch, tmp_path):
+    import seqio
+
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [])
+    task = "taskless_super_glue_rte_v102_examples"
+    arguments = nano(
+        f"--gin.MODEL_DIR={tmp_path}/model",
+        f"--gin.MIXTURE_OR_TASK_NAME={task}",
+        "--gin.USE_CACHED_TASKS=True",
+        "--seqio_additional_cache_dirs=/one,/two",
+    )
+    assert_mistake(command(train, *arguments), f"{task}: is not cached; set USE_CACHED_TASKS")
+    assert seqio.get_global_cache_dirs() == ["/one", "/two"]
+
+
+def test_a_byte_model_needs_no_network(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(gin_settings, "_check_storage_answers", pytest.fail)
+    arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", "--gin.INITIAL_CHECKPOINT_PATH=/no")
+    assert_mistake(command(train, *arguments), "/no: no such file or folder")
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", "--gin.PROMPT_LENGTH=0", "--debug")
+    result = command(train, *arguments)
+    assert result.status == 2
+    assert result.err.startswith("Traceback") and "__post_init__" in result.err
+    assert result.err.splitlines()[-1].startswith("error: PROMPT_LENGTH = 0")
+
+
+@pytest.mark.parametrize("kind", [FloatingPointError, OSError, ValueError])
+def test_error_of_a_run(command, monkeypatch, kind):
+    def fails(**_: object) -> None:
+        raise kind("the loss is nan;\nlower the learning rate")
+
+    monkeypatch.setattr(gin_command, "parse", lambda *_: {})
+    result = command(fails)
+    assert_mistake(result, "error: the loss is nan; lower the learning rate")
+
+
+def test_bug_keeps_its_traceback(command, monkeypatch):
+    def fails(**_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(gin_command, "parse", lambda *_: {})
+    with pytest.raises(RuntimeError, match="a bug"):
+        command(fails)
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        ("/tmp/x", "'/tmp/x'"),
+        ("'/tmp/x'", "'/tmp/x'"),
+        ('"/tmp/x"', '"/tmp/x"'),
+        ("", "''"),
+        ("a b=c", "'a b=c'"),
+        ("it's", '"it\'s"'),
+        ("3", "3"),
+        ("1e-3", "1e-3"),
+        ("None", "None"),
+        ("True", "True"),
+        ("@Uniform()", "@Uniform()"),
+        ("%FOO", "%FOO"),
+        ("('a', %FOO)", "('a', %FOO)"),
+        ("gs://bucket/a", "'gs://bucket/a'"),
+    ],
+)
+def test_gin_values(given, parsed):
+    assert gin_parsing.expand_gin_flags([f"--gin.NAME={given}"]) == [
+        f"--gin_bindings=NAME = {parsed}"
+    ]
+
+
+def test_other_flags_stay():
+    argv = ["train", "--gin_file=a.gin", "--gin.NAME", "--debug", "x=--gin.NAME=1"]
+    assert gin_parsing.expand_gin_flags(argv) == argv
+
+
+# eval and infer
+
+
+def evaluation(kind: str, *arguments: str) -> list[str]:
+    files = ("--gin_file={folder}/nano.gin", f"--gin_file=runs/{kind}.gin", *SMALL, LABELS)
+    checkpoint = "--gin.INITIAL_CHECKPOINT_PATH={folder}/nano.safetensors"
+    return [*files, checkpoint, "--gin.PROMPT_FILE={folder}/prompt.npy", *arguments]
+
+
+EVALUATION_MISTAKES = {
+    "no prompt file": ("--gin.PROMPT_FILE=/no.npy", "/no.npy: no such prompt file"),
+    "no prompt set": ("--gin.PROMPT_FILE=", "PROMPT_FILE"),
+    "wide prompt": ("--gin.PROMPT_FILE={folder}/wide.npy", "the prompt is 17 wide"),
+    "no prompt": ("--gin.PROMPT_FILE={folder}/rows.jsonl", "not a prompt in .npy or .safetensors"),
+    "unknown split": ("--gin.SPLIT=dev", "no split 'dev'"),
+    "batch size": ("--gin.BATCH_SIZE=12", "BATCH_SIZE = 12"),
+    "trained file": ("--gin.TRAINED_FILE=/no.safetensors", "/no.safetensors: no such file"),
+    "trained file of another kind": ("--gin.TRAINED_FILE={folder}/nano.safetensors", "not fit"),
+}
+
+
+@pytest.mark.parametrize(
+    ("argument", "part"), EVALUATION_MISTAKES.values(), ids=EVALUATION_MISTAKES.keys()
+)
+@pytest.mark.parametrize(("kind", "function"), [("eval", evaluate), ("infer", infer)])
+def test_mistake_in_evaluation(command, tmp_path, kind, function, argument, part):
+    data = "TEST_FILE" if kind == "eval" else "INPUT_FILE"
+    output = f"--gin.{kind.upper()}_OUTPUT_DIR={tmp_path}/out"
+    files = f"--gin.{data}={{folder}}/rows.jsonl"
+    result = command(function, *evaluation(kind, files, output, argument))
+    assert_mistake(result, part)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "function"), [("eval", evaluate), ("infer", infer)])
+def test_output_folder_is_required(command, kind, function):
+    result = command(function, *evaluation(kind, "--gin.MIXTURE_OR_TASK_NAME=demo_reviews"))
+    assert_mistake(result, f"error: {kind.upper()}_OUTPUT_DIR is not set")
+
+
+def test_evaluates(command, tmp_path):
+    arguments = ["--gin.TEST_FILE={folder}/rows.jsonl", f"--gin.EVAL_OUTPUT_DIR={tmp_path}/out"]
+    result = command(evaluate, *evaluation("eval", *arguments))
+    assert result.status == 0, result.err
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = ["config.gin", "files-test-metrics.json", "files-test-rank.jsonl", "parameters.json"]
+    assert written == names
+    lines = (tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 16
+    assert rows[1].keys() == {"input", "target", "prediction", "scores"}
+    assert (rows[1]["input"], rows[1]["target"]) == ("text 1", "n")
+    assert all(row["prediction"] == max(row["scores"], key=row["scores"].get) for row in rows)
+    right = np.mean([row["target"] == row["prediction"] for row in rows])
+    metrics = json.loads((tmp_path / "out" / "files-test-metrics.json").read_text())
+    assert metrics == {"rank/accuracy": right}
+
+
+def test_infers_in_t5x_form(command, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    arguments = [f"--gin.INPUT_FILE={tmp_path}/texts.jsonl"]
+    arguments += [f"--gin.INFER_OUTPUT_DIR={tmp_path}/out"]
+    result = command(infer, *evaluation("infer", *arguments))
+    assert result.status == 0, result.err
+    lines = (tmp_path / "out" / "files-generate.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["inputs"] for row in rows] == [{"inputs_pretokenized": text} for text in "ab"]
+    assert all(row.keys() == {"inputs", "prediction"} for row in rows)
+
+
+def test_prompt_design_trains_nothing(command, tmp_path):
+    files = [f"--gin.{split}_FILE={{folder}}/rows.jsonl" for split in ("TRAIN", "TEST")]
+    design = ["--gin_file=methods/prompt_design.gin", "--gin.INSTRUCTION=Say."]
+    design += ["--gin.DEMONSTRATIONS=2", "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 4}"]
+    output = f"--gin.EVAL_OUTPUT_DIR={tmp_path}/out"
+    result = command(evaluate, *evaluation("eval", *files, output, *design))
+    assert result.status == 0, result.err
+    assert result.out.endswith("files, test split: 2.0 of 2 on average, 2 at least\n")
+    [line, *_] = (tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()
+    assert json.loads(line)["input"].startswith("Say.\n\ntext ")
+    result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"), design[0])
+    assert_mistake(result, "METHOD = PromptDesign(): trains no parameter")
+
+
+def test_bad_rows_are_counted_at_the_end(command, folder, tmp_path):
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*lines[:3], "{", *lines[3:], '{"text": "", "label": "y"}']))
+    output = f"--gin.EVAL_OUTPUT_DIR={tmp_path}/out"
+    arguments = evaluation("eval", f"--gin.TEST_FILE={path}", output)
+    assert_mistake(command(evaluate, *arguments), f"{path}, line 4: not JSON")
+    result = command(evaluate, *arguments, "--skip_bad_rows=1")
+    assert_mistake(result, f"{path}, line 18: 'text' is empty (skipped before it: 1, as")
+    assert not (tmp_path / "out").exists()
+    result = command(evaluate, *arguments, "--skip_bad_rows=2")
+    assert result.status == 0, result.err
+    assert result.out.endswith(f"bad rows skipped: 2 ({path} 2)\n")
+    assert len((tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()) == 16
+    assert "SKIP_BAD_ROWS = 2" in (tmp_path / "out" / "config.gin").read_text()
+
+
+# runs
+
+
+def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m prompt_tuning.train` in a process of its own."""
+    given = [argument.replace("{folder}", str(folder)) for argument in arguments]
+    return subprocess.run(
+        [sys.executable, "-m", "prompt_tuning.train", *given],
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_run_resume_and_mistakes_of_resuming(command, folder, tmp_path):
+    model = tmp_path / "model"
+    # T5X's doubled quotes, a function's name for a macro, another initialiser and optimizer.
+    arguments = on_files(
+        f"--gin.MODEL_DIR='{model}'",
+        "--gin.train.eval_period=2",
+        "--gin.PROMPT_INIT=@Uniform()",
+        "--gin.OPTIMIZER=@optax.adamw",
+    )
+    result = command(train, *arguments)
+    assert result.status == 0, result.err
+    assert (model / "checkpoint_2").is_dir()
+    config = (model / "config.gin").read_text()
+    assert "@methods.Uniform()" in config and "@optax.adamw" in config
+    assert "eval_period = 2" in config
+    before = files_of(model)
+    for argument, part in (
+        ("--gin.PROMPT_LENGTH=5", "checkpoint_2: its leaves are not those of this run"),
+        ("--gin.OPTIMIZER=@optax.sgd", "checkpoint_2: its leaves are not those of this run"),
+        ("--gin.EVAL_METHODS=('generate',)", "chooses its best step by 'rank'"),
+    ):
+        assert_mistake(command(train, *arguments, argument, "--gin.TRAIN_STEPS=4"), part)
+        assert files_of(model) == before
+    done = process(folder, *arguments, "--gin.TRAIN_STEPS=4")
+    assert done.returncode == 0, done.stderr
+    assert "step 4/4" in done.stdout and "step 2/4" not in done.stdout
+    assert (model / "checkpoint_4").is_dir() and not (model / "checkpoint_2").exists()
+
+
+def test_sigterm_is_a_status_of_its_own(command, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run_model, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"))
+    assert (result.status, result.err.splitlines()) == (
+        75,
+        ["stopped: the same command goes on from the newest checkpoint"],
+    )
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_mistake_in_a_process_of_its_own(folder, tmp_path):
+    arguments = on_files(f"--gin.MODEL_DIR={tmp_path}/model", "--gin.TRAIN_FILE=/no/a.jsonl")
+    done = process(folder, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: /no/a.jsonl: no such file\n"
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,158 @@
+"""An instruction and demonstrations in front of what is evaluated."""
+
+import collections
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import seqio
+
+from prompt_tuning.data import tasks
+from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.files import Row
+from prompt_tuning.data.variants.prompt_design import DesignedData, designed_data
+from prompt_tuning.errors import UserError
+
+NAME = "test_prompt_design"
+LABELS = ("bad", "good")
+WORDS = ("dull", "slow", "loud", "cold", "drab", "grim", "warm", "rich", "wise", "fine")
+TRAIN = [Row(f"A {word} film.", "bad" if i < 6 else "good") for i, word in enumerate(WORDS)]
+TEST = [Row("I slept.", "bad"), Row("I laughed and cried and laughed again.", "good")]
+SAY = "Say what it is."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vocabulary() -> Iterator[seqio.SentencePieceVocabulary]:
+    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    rows = {"train": lambda: TRAIN, "test": lambda: TEST}
+    tasks.register(NAME, rows, vocabulary, labels=LABELS)
+    yield vocabulary
+    seqio.TaskRegistry.remove(NAME)
+
+
+def data(length: int = 200, **design) -> DesignedData:
+    return designed_data(TaskData(NAME, {"inputs": length, "targets": 4}, 2), **design)
+
+
+def blocks(text: str) -> list[str]:
+    return text.split("\n\n")
+
+
+def test_the_whole_text(monkeypatch):
+    rows = [Row("A dull film.", "bad")]
+    monkeypatch.setattr(
+        seqio.TaskRegistry.get(NAME).source, "_rows", {"train": lambda: rows, "test": lambda: TEST}
+    )
+    found = data(instruction=SAY, demonstrations=1).eval_set("test")
+    assert found.inputs[0] == "Say what it is.\n\nA dull film.\nbad\n\nI slept."
+    assert data(demonstrations=1).eval_set("test").inputs[0] == "A dull film.\nbad\n\nI slept."
+    assert data(instruction=SAY).eval_set("test").inputs[0] == "Say what it is.\n\nI slept."
+
+
+def test_without_a_design_it_is_the_task():
+    plain = TaskData(NAME, {"inputs": 200, "targets": 4}, 2).eval_set("test")
+    found = data().eval_set("test")
+    assert (found.inputs, found.targets, found.labels) == (plain.inputs, plain.targets, LABELS)
+    np.testing.assert_array_equal(found.encoder_input_tokens, plain.encoder_input_tokens)
+    assert data().remarks() == []
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8])
+def test_classes_take_turns(k):
+    [first, *_] = data(demonstrations=k, seed=3).eval_set("test").inputs
+    shown = [tuple(block.split("\n")) for block in blocks(first)[:-1]]
+    assert [label for _, label in shown] == [LABELS[i % 2] for i in range(k)]
+    assert len(set(shown)) == k and {Row(*pair) for pair in shown} <= set(TRAIN)
+
+
+def test_a_class_that_has_run_out_leaves_its_turns_to_the_others():
+    [first, *_] = data(demonstrations=10).eval_set("test").inputs
+    labels = [block.split("\n")[1] for block in blocks(first)[:-1]]
+    assert labels == ["bad", "good"] * 4 + ["bad", "bad"]
+
+
+def test_the_choice_is_the_seeds():
+    def inputs(seed: int) -> list[str]:
+        return list(data(demonstrations=4, seed=seed).eval_set("test").inputs)
+
+    assert inputs(0) == inputs(0)
+    assert len({inputs(seed)[0] for seed in range(5)}) > 1
+    assert blocks(inputs(1)[0])[:-1] == blocks(inputs(1)[1])[:-1]
+
+
+def test_tokens_are_those_of_the_text(vocabulary):
+    found = data(instruction=SAY, demonstrations=6).eval_set("test")
+    for text, tokens in zip(found.inputs, found.encoder_input_tokens, strict=True):
+        ids = [*vocabulary.encode(text), vocabulary.eos_id]
+        assert tokens.tolist() == ids + [0] * (200 - len(ids))
+
+
+@pytest.mark.parametrize("length", [28, 34, 40])
+def test_what_does_not_fit_goes_from_the_front(vocabulary, length):
+    whole = data(instruction=SAY, demonstrations=6).eval_set("test")
+    limited = data(length, instruction=SAY, demonstrations=6)
+    found = limited.eval_set("test")
+    fitted = []
+    for everything, text, tokens in zip(
+        whole.inputs, found.inputs, found.encoder_input_tokens, strict=True
+    ):
+        instruction, *shown, query = blocks(everything)
+        longest = max(
+            (
+                n
+                for n in range(7)
+                if len(vocabulary.encode("\n\n".join([instruction, *shown[6 - n :], query])))
+                < length
+            ),
+            default=-1,
+        )
+        fitted.append(longest)
+        assert blocks(text) == [instruction, *shown[6 - longest :], query]
+        assert tokens.shape == (length,) and vocabulary.eos_id in tokens
+    assert fitted[0] > fitted[1]
+    assert limited.remarks() == [
+        f"demonstrations in front of an input of {NAME}, test split: {np.mean(fitted):.1f} of 6 on "
+        f"average, {min(fitted)} at least"
+    ]
+
+
+def test_an_input_is_never_cut(vocabulary):
+    most = max(len(vocabulary.encode(f"{SAY}\n\n{row.inputs}")) for row in TEST) + 1
+    assert data(most, instruction=SAY, demonstrations=2).eval_set("test").inputs[1].startswith(SAY)
+    with pytest.raises(UserError, match=rf"= {most - 1}: .* has {most} tokens"):
+        data(most - 1, instruction=SAY, demonstrations=2).eval_set("test")
+
+
+def test_training_batches_are_not_designed():
+    lengths = {"inputs": 200, "targets": 4}
+    plain = next(TaskData(NAME, lengths, 2).train_batches(0))
+    found = next(data(instruction=SAY, demonstrations=2).train_batches(0))
+    for name, values in plain.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_text_to_text_demonstrations(vocabulary):
+    name = f"{NAME}_text"
+    rows = [Row(f"{i} and 1", str(i + 1)) for i in range(9)]
+    tasks.register(name, {"train": lambda: rows, "test": lambda: rows[:1]}, vocabulary)
+    plain = TaskData(name, {"inputs": 99, "targets": 4}, 2)
+    [text] = designed_data(plain, demonstrations=4).eval_set("test").inputs
+    shown = [Row(*block.split("\n")) for block in blocks(text)[:-1]]
+    assert len(set(shown)) == 4 and set(shown) <= set(rows)
+    assert len(collections.Counter(row.targets for row in shown)) == 4
+    seqio.TaskRegistry.remove(name)
+
+
+def test_mistakes(vocabulary):
+    with pytest.raises(UserError, match=r"DEMONSTRATIONS = 11: .* only 10 training examples"):
+        data(demonstrations=11).eval_set("test")
+    with pytest.raises(UserError, match=r"DEMONSTRATIONS = -1, .* must be 0 or more"):
+        data(demonstrations=-1)
+    with pytest.raises(UserError, match=r"DEMONSTRATIONS_SEED = -1: must be 0 or more"):
+        data(seed=-1)
+    name = f"{NAME}_test_only"
+    tasks.register(name, {"test": lambda: TEST}, vocabulary, labels=LABELS)
+    alone = designed_data(TaskData(name, {"inputs": 99, "targets": 4}, 2), demonstrations=1)
+    with pytest.raises(UserError, match="no split 'train'"):
+        alone.eval_set("test")
+    seqio.TaskRegistry.remove(name)

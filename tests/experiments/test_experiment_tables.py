@@ -1,0 +1,152 @@
+"""The tables of experiments: means and deviations over seeds, ensembles, the paper's numbers."""
+
+import statistics
+
+import pytest
+
+from prompt_tuning.experiments.results import tables
+from prompt_tuning.experiments.results.paper_numbers import PRINTED
+
+
+def record(axes: dict, results: list, parameters: int = 20) -> dict:
+    return {
+        "experiment": "e",
+        "cell": "-".join(axes.values()),
+        "axes": axes,
+        "status": "done",
+        "results": results,
+        "trained_parameters": parameters,
+        "total_parameters": 1000,
+    }
+
+
+def result(task: str, row: str = "trained", **metrics: float) -> dict:
+    return {"task": task, "split": "test", "row": row, "metrics": metrics}
+
+
+def rows(text: str) -> list[list[str]]:
+    return [
+        [word.strip() for word in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+@pytest.fixture
+def scaling() -> list[dict]:
+    """Two seeds of one method and size; a seed of another method has one task of two only."""
+    scores = {("0", "rte"): 0.5, ("1", "rte"): 0.7, ("0", "cb"): 0.8, ("1", "cb"): 0.4}
+    own = [
+        record(
+            {"seed": seed, "size": "s", "method": "prompt_tuning", "task": task},
+            [
+                result(task, "majority", accuracy=0.25),
+                result(task, "frozen", accuracy=0.3),
+                result(task, accuracy=value, **({"f1": value - 0.2} if task == "cb" else {})),
+            ],
+        )
+        for (seed, task), value in scores.items()
+    ]
+    axes = {"seed": "0", "size": "s", "method": "model_tuning", "task": "rte"}
+    return [*own, record(axes, [result("rte", accuracy=0.9)], parameters=1000)]
+
+
+def test_means_and_deviations(scaling):
+    text = tables.markdown(tables.of(scaling))
+    # Of seed 0 the mean over tasks is (50 + (80 + 60) / 2) / 2, of seed 1 (70 + (40 + 20) / 2) / 2.
+    deviation = statistics.stdev([60.0, 50.0])
+    assert rows(text) == [
+        ["size", "method", "rte", "cb", "mean", "trained parameters"],
+        ["---", "---", "---:", "---:", "---:", "---:"],
+        ["s", "model_tuning", "90.0 (1)", "-", "-", "1,000"],
+        [
+            "s",
+            "prompt_tuning",
+            "60.0 ± 14.1 (2)",
+            "60.0 ± 28.3 / 40.0 ± 28.3 (2)",
+            f"55.0 ± {deviation:.1f} (2)",
+            "20",
+        ],
+        ["s", "frozen backbone", "30.0 (1)", "30.0 (1)", "30.0 (1)", ""],
+        ["s", "majority class", "25.0 (1)", "25.0 (1)", "25.0 (1)", ""],
+    ]
+
+
+def test_a_run_on_all_tasks_stands_with_the_others(scaling):
+    axes = {"seed": "0", "size": "s", "method": "multitask", "task": "all"}
+    together = record(axes, [result("rte", accuracy=0.4), result("cb", accuracy=0.6)])
+    found = {
+        tuple(row[:2]): row[2:5] for row in rows(tables.markdown(tables.of([*scaling, together])))
+    }
+    assert found["s", "multitask"] == ["40.0 (1)", "60.0 (1)", "50.0 (1)"]
+
+
+def test_failed_cells_are_left_out(scaling):
+    failed = {**scaling[0], "status": "failed", "results": []}
+    assert tables.of([failed, *scaling[1:]]).rows[1][1]["rte"]["accuracy"].n == 1
+
+
+def test_an_ensemble_beside_its_prompts():
+    singles = {"rte": (0.5, 0.6, 0.7), "cb": (0.8, 0.7, 0.9)}
+    votes = {"rte": 0.65, "cb": 0.9}
+    records = [
+        record(
+            {"size": "s", "task": task},
+            [
+                *(result(task, accuracy=value) for value in singles[task]),
+                result(task, "ensemble", accuracy=votes[task]),
+            ],
+        )
+        for task in singles
+    ]
+    found = rows(tables.markdown(tables.of(records), "ensembles"))
+    assert [row[:5] for row in found[2:]] == [
+        ["s", "best", "70.0 (1)", "90.0 (1)", "80.0 (1)"],
+        ["s", "ensemble", "65.0 (1)", "90.0 (1)", "77.5 (1)"],
+        ["s", "mean", "60.0 ± 10.0 (3)", "80.0 ± 10.0 (3)", "70.0 (1)"],
+        ["paper", "mean", "92.6", "99.3", "90.5"],
+        ["paper", "best", "93.5", "100", "91.0"],
+        ["paper", "ensemble", "93.5", "100", "91.3"],
+    ]
+
+
+def test_printed_numbers_of_other_tasks_stand_below():
+    axes = {"seed": "0", "method": "prompt_tuning", "source": "sst2"}
+    results = [result("sst2", accuracy=0.9), result("mpqa", accuracy=0.5)]
+    text = tables.markdown(tables.of([record(axes, results)]), "domain_shift_qa")
+    ours, paper = text.split("\n\nThe paper's table 1: F1, trained on SQuAD\n\n")
+    assert rows(ours)[0] == ["method", "source", "sst2", "mpqa", "trained parameters"]
+    assert rows(paper)[2][:3] == ["paper model_tuning", "94.9 ± 0.2", "54.3 ± 3.7"]
+
+
+def test_means_of_the_printed_ensembles():
+    """The paper's last row is the mean of those above, which checks what was copied."""
+    for _, cells in PRINTED["ensembles"].rows:
+        own = [float(value) for task, value in cells.items() if task != "mean"]
+        assert len(own) == 8
+        # Of MultiRC, CB and ReCoRD the paper prints one metric of the two that it averages.
+        assert statistics.fmean(own) == pytest.approx(float(cells["mean"]), abs=2.5)
+
+
+def test_as_json(scaling):
+    found = tables.as_json(tables.of(scaling))["rows"][1]
+    assert found["labels"] == {"size": "s", "method": "prompt_tuning"}
+    assert found["trained_parameters"] == 20
+    assert found["scores"]["rte"]["accuracy"] == {
+        "mean": pytest.approx(60),
+        "sd": pytest.approx(statistics.stdev([50, 70])),
+        "n": 2,
+    }
+
+
+def test_sizes_come_by_their_parameters():
+    sizes = {"xxl": 11_000, "small": 77, "base": 247}
+    records = [
+        {
+            **record({"size": size, "task": "rte"}, [result("rte", accuracy=0.5)]),
+            "total_parameters": n,
+        }
+        for size, n in sizes.items()
+    ]
+    found = [labels["size"] for labels, _ in tables.of(records).rows]
+    assert found == ["small", "base", "xxl"]

@@ -1,0 +1,118 @@
+"""`python -m prompt_tuning.plan`: what a step needs, from shapes alone."""
+
+import dataclasses
+import json
+import os
+import types
+
+import pytest
+
+from prompt_tuning import plan as command
+from prompt_tuning import sharding
+from prompt_tuning.methods import PromptTuning, Uniform
+from prompt_tuning.runs import plan as plan_run
+from prompt_tuning.runs.plan import MACHINES
+from prompt_tuning.t5 import T5Config
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor
+
+CONFIG = T5Config(512, 64, 4, 16, 128, 2, 2, dropout_rate=0.1, frozen_dtype="bfloat16")
+
+
+def planned(config: T5Config, num_partitions: int, **settings) -> dict:
+    return plan_run.plan(
+        config=config,
+        method=PromptTuning(4, initializer=Uniform()),
+        layout=sharding.layout(num_partitions),
+        lengths={"inputs": 16, "targets": 4},
+        batch_size=8,
+        optimizer=adafactor,
+        loss=Loss(),
+        **settings,
+    )
+
+
+@pytest.fixture(autouse=True)
+def json_flag(tmp_path, monkeypatch):
+    path = tmp_path / "plan.json"
+    flag = types.SimpleNamespace(value=str(path))
+    monkeypatch.setattr(plan_run.flags, "FLAGS", {plan_run.JSON: flag})
+    monkeypatch.setattr(plan_run, "MACHINES", {})
+    return path
+
+
+def test_weights_are_divided_over_the_partitions(json_flag, capsys):
+    found = planned(CONFIG, 4)
+    assert json.loads(json_flag.read_text()) == found
+    # By hand: matrices in bfloat16; norms, relative positions and the prompt in float32.
+    attention, mlp = 4 * 64 * 64, 3 * 64 * 128
+    matrices = 2 * 512 * 64 + 2 * (attention + mlp) + 2 * (2 * attention + mlp)
+    scales = 64 * (2 * 2 + 2 * 3 + 2)
+    assert found["weight_bytes_total"] == 2 * matrices + 4 * (scales + 2 * 4 * 32 + 4 * 64)
+    assert (found["devices"], found["mesh"]) == (8, {"data": 2, "model": 4})
+    assert found["weight_shards"] == 4
+    share = found["weight_bytes_total"] / 4
+    assert share <= found["weight_bytes_per_device"] <= 1.1 * share
+    assert found["collectives"]["all-reduce"] > 0
+    assert "all-reduce" in capsys.readouterr().out
+
+
+def test_operations_are_those_of_all_layers():
+    """A loop's body is not counted once; a batch's operations are divided over all devices."""
+    plain = planned(CONFIG, 1)["flops_per_device"]
+    scanned = planned(dataclasses.replace(CONFIG, scan_layers=True), 1)["flops_per_device"]
+    assert scanned == plain > 0
+
+
+def test_collectives_are_counted_by_kind():
+    hlo = """
+      %a = (f32[8,16]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={}
+      %b = f32[8]{0} all-gather-start(%y), dimensions={0}
+      %c = f32[8]{0} all-gather-done(%b)
+      %d = f32[8]{0} add(%all-reduce.1, %y)
+    """
+    assert plan_run.collectives(hlo) == {"all-reduce": 1, "all-gather": 1}
+
+
+@pytest.mark.slow
+def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
+    """Of two, four and sixteen devices; eight are simulated."""
+    alone = planned(CONFIG, 1)
+    weights, needed = alone["weight_bytes_total"], alone["bytes_per_device"]
+    machines = {
+        "large": (2, 2 * needed),
+        "small": (4, weights),
+        "tiny": (4, 10),
+        "far": (16, needed),
+        "odd": (5, needed),
+    }
+    monkeypatch.setattr(plan_run, "MACHINES", machines)
+    found = planned(CONFIG, 1)["machines"]
+    assert found.keys() == machines.keys() - {"far"}
+    assert (found["large"]["num_partitions"], found["large"]["fits"]) == (1, True)
+    # Half a device is left to activations, which are more than that here.
+    assert found["small"]["num_partitions"] > 1
+    assert (found["tiny"]["num_partitions"], found["tiny"]["fits"]) == (4, False)
+    assert found["tiny"]["bytes_per_device"] < needed
+    assert found["odd"] is None
+
+
+def test_arguments(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--first")
+    monkeypatch.setenv("JAX_PLATFORMS", "any")
+    for words in (["plan", "--devices=32"], ["plan", "--devices", "32"]):
+        monkeypatch.setenv("XLA_FLAGS", "--first")
+        command.simulate(words)
+        assert os.environ["XLA_FLAGS"] == "--first --xla_force_host_platform_device_count=256"
+    monkeypatch.setenv("XLA_FLAGS", "")
+    command.simulate(["plan", "--devices=512"])
+    assert os.environ["XLA_FLAGS"] == " --xla_force_host_platform_device_count=512"
+
+
+def test_all_machines_are_simulated():
+    assert max(devices for devices, _ in MACHINES.values()) == command.LARGEST
+    given = ["plan", "--gin_file=models/t5_1_1_xxl.gin"]
+    paper = ["--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/plan.gin"]
+    assert command.with_defaults(given) == given + paper
+    lora = [*given, "--gin_file=methods/lora.gin"]
+    assert command.with_defaults(lora) == [*lora, "--gin_file=runs/plan.gin"]

@@ -1,0 +1,261 @@
+"""A benchmark in one run: which tasks it trains, what it goes on from, and its table."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gin
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from prompt_tuning import sharding
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.cli import gin_command, gin_parsing
+from prompt_tuning.data import tasks
+from prompt_tuning.data.catalogue import glue
+from prompt_tuning.data.catalogue.glue_metrics import SUPER_GLUE
+from prompt_tuning.methods import ModelTuning, PromptTuning
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runs.suite import suite
+from prompt_tuning.t5.config import preset
+
+NAMES = ("majority class", "frozen backbone, no prompt", "PromptTuning, best step")
+
+
+def result_of(task: str, **metrics: float) -> dict:
+    """What a run on one task writes; the rows' values differ by 0.1."""
+    scores = {
+        row: {f"rank/{name}": value + i / 10 for name, value in metrics.items()}
+        | {"generate/accuracy": 9.0}
+        for i, row in enumerate(NAMES)
+    }
+    return {"task": task, "split": "validation", "best_step": 3, "scores": scores}
+
+
+MNLI = {
+    "task": "mnli",
+    "split": {"matched": "validation", "mismatched": "test"},
+    "best_step": 4,
+    "scores": {
+        task: result_of(task, accuracy=value)["scores"]
+        for task, value in (("matched", 0.3), ("mismatched", 0.5))
+    },
+}
+RESULTS = {"a": result_of("task_a", f1=0.2, accuracy=0.4), "mnli": MNLI}
+
+
+class Runs:
+    """Stands for `runs.train.train`: notes its calls, and writes a result or fails."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails = ""
+
+    def of(self, name: str):
+        def train(*, model_dir, on_start):
+            self.calls.append(name)
+            on_start(Path(model_dir))
+            if name == self.fails:
+                raise FloatingPointError("the loss is not finite")
+            Path(model_dir).mkdir(parents=True)
+            (Path(model_dir) / "result.json").write_text(json.dumps(RESULTS[name]))
+            return RESULTS[name]
+
+        return train
+
+
+def mean(results) -> dict[str, float]:
+    return {"score": sum(sum(m.values()) / len(m) for m in results.values()) / len(results)}
+
+
+def run(folder: Path, runs: Runs, **settings) -> dict:
+    return suite(
+        model_dir=str(folder),
+        tasks={name: runs.of(name) for name in RESULTS},
+        score=mean,
+        config=preset("nano"),
+        method=PromptTuning(4),
+        layout=sharding.layout(),
+        **settings,
+    )
+
+
+def test_summary_and_table(tmp_path, capsys):
+    started = []
+    summary = run(tmp_path, Runs(), on_start=started.append)
+    assert {str(path) for path in started} == {str(tmp_path)}
+    assert json.loads((tmp_path / "suite.json").read_text()) == summary
+    assert summary["tasks"]["a"] == {
+        "task_a": {
+            "split": "validation",
+            "best_step": 3,
+            "majority": {"f1": 0.2, "accuracy": 0.4},
+            "frozen": pytest.approx({"f1": 0.3, "accuracy": 0.5}),
+            "trained": pytest.approx({"f1": 0.4, "accuracy": 0.6}),
+        }
+    }
+    assert summary["tasks"]["mnli"]["mismatched"]["split"] == "test"
+    # The mean of task_a (0.3), matched (0.3) and mismatched (0.5), and 0.1 more a row.
+    scores = {row: found["score"] for row, found in summary["scores"].items()}
+    assert scores == pytest.approx({"majority": 1.1 / 3, "frozen": 1.4 / 3, "trained": 1.7 / 3})
+    table = (tmp_path / "suite.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = table.splitlines()
+    assert lines[2] == (
+        "| a | validation | f1 / accuracy | 0.2000 / 0.4000 | 0.3000 / 0.5000 | 0.4000 / 0.6000 |"
+    )
+    assert lines[4].startswith("| mnli: mismatched | test | accuracy | 0.5000 |")
+    assert lines[-1] == "| score |  |  | 0.3667 | 0.4667 | 0.5667 |"
+
+
+def test_goes_on_with_what_is_not_finished(tmp_path):
+    runs = Runs()
+    runs.fails = "mnli"
+    with pytest.raises(FloatingPointError):
+        run(tmp_path, runs)
+    assert not (tmp_path / "suite.json").exists()
+    runs.fails = ""
+    summary = run(tmp_path, runs)
+    assert runs.calls == ["a", "mnli", "mnli"]
+    assert run(tmp_path, runs) == summary
+    assert runs.calls == ["a", "mnli", "mnli"]
+
+
+def test_no_score_where_a_task_is_missing(tmp_path):
+    summary = suite(
+        model_dir=str(tmp_path),
+        tasks={"a": Runs().of("a")},
+        score=glue.scores,
+        config=preset("nano"),
+        method=PromptTuning(4),
+        layout=sharding.layout(),
+    )
+    assert summary["scores"] == {"majority": {}, "frozen": {}, "trained": {}}
+
+
+@pytest.fixture
+def super_glue(first_rows):
+    """`runs/super_glue.gin`'s tasks, on real examples."""
+    gin.clear_config()
+    gin_parsing.search([str(gin_parsing.configs_folder())])
+    for name in ("models/demo.gin", "methods/prompt_tuning.gin", "runs/super_glue.gin"):
+        gin.parse_config_file(name)
+    gin.bind_parameter("BENCHMARKS_DIR/gin.macro.value", str(first_rows))
+    gin.bind_parameter("INPUT_LENGTH/gin.macro.value", 64)
+    yield gin.query_parameter("TASKS/gin.macro.value")
+    gin.clear_config()
+    tasks.register_demo_tasks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
+
+
+def test_super_glue_is_of_all_its_tasks(super_glue):
+    assert tuple(super_glue) == SUPER_GLUE
+    from prompt_tuning.data.source import task_data
+
+    measured = {}
+    for name, reference in super_glue.items():
+        assert reference.scopes == [name]
+        with gin.config_scope(name):
+            data = gin.get_configurable(task_data)()
+        assert {"train", "validation"} <= set(data.splits)
+        assert data.lengths["inputs"] == 64
+        assert next(data.train_batches(0))["encoder_input_tokens"].shape[0] == 32
+        [found] = data.eval_sets("validation")
+        measured[found.task] = {"metric": 0.5}
+    assert glue.scores(measured) == {"super_glue_score": 0.5}
+
+
+# Nano-size, on bytes.
+NANO = """
+from __gin__ import dynamic_registration
+include 'models/t5.gin'
+import seqio
+MODEL_PRESET = 'nano'
+ACTIVATION_DTYPE = 'float32'
+VOCABULARY = @seqio.ByteVocabulary()
+seqio.ByteVocabulary.extra_ids = 0
+"""
+CB = [{"premise": f"Premise {i}.", "hypothesis": "It is.", "label": i % 3} for i in range(8)]
+WSC = [
+    {
+        "text": f"Ann gave Eve {i} figs for she was kind.",
+        "span1_text": "Ann",
+        "span1_index": 0,
+        "span2_text": "she",
+        "span2_index": 6,
+        "label": i % 2,
+    }
+    for i in range(8)
+]
+
+
+@pytest.fixture
+def two_tasks(tmp_path, monkeypatch, capsys) -> Iterator:
+    """Runs the command on CB and WSC; returns status, output and errors."""
+    leaves = ParamSplit.of(preset("nano"), ModelTuning()).shapes
+    zeros = {path: np.full(leaf.shape, 0.01, np.float32) for path, leaf in leaves.items()}
+    backbone.save(tmp_path / "nano.safetensors", zeros, "float32")
+    (tmp_path / "nano.gin").write_text(NANO)
+    for name, rows in (("cb", CB), ("wsc", WSC)):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+        for split in ("train", "validation"):
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / "tasks" / name / f"{split}.jsonl").write_text(lines)
+    files = (f"{tmp_path}/nano.gin", "methods/prompt_tuning.gin", "runs/super_glue.gin")
+    settings = {
+        "INITIAL_CHECKPOINT_PATH": f"{tmp_path}/nano.safetensors",
+        "BENCHMARKS_DIR": f"{tmp_path}/tasks",
+        "TASKS": "{'cb': @cb/train.train, 'wsc': @wsc/train.train}",
+        "SampledVocabulary.top": "100",
+        "PROMPT_LENGTH": "4",
+        "INPUT_LENGTH": "48",
+        "BATCH_SIZE": "8",
+        "EVAL_BATCH_SIZE": "8",
+        "TRAIN_STEPS": "2",
+        "wsc/train.train.total_steps": "1",
+    }
+
+    def run(*arguments: str) -> tuple[int | None, str, str]:
+        given = (f"--gin.{name}={value}" for name, value in settings.items())
+        argv = ["suite", *(f"--gin_file={name}" for name in files), *given, *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        gin.clear_config()
+        capsys.readouterr()
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
+            gin_command.main(suite)
+        gin.clear_config()
+        return exit_info.value.code, *capsys.readouterr()
+
+    yield run
+    tasks.register_demo_tasks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
+
+
+def test_command(two_tasks, tmp_path):
+    folder = tmp_path / "suite"
+    status, out, err = two_tasks(f"--gin.MODEL_DIR={folder}")
+    assert status is None, err
+    assert (folder / "cb" / "checkpoint_2").is_dir()
+    assert (folder / "wsc" / "checkpoint_1").is_dir()  # as its scope says
+    assert "@cb/train.train" in (folder / "config.gin").read_text()
+    found = json.loads((folder / "suite.json").read_text())["tasks"]
+    [cb], [wsc] = found["cb"].values(), found["wsc"].values()
+    # 3, 3 and 2 of the three labels: the first is guessed, of F1 2 * 3 / (8 + 3).
+    f1 = 2 * 3 / (8 + 3) / 3
+    assert cb["majority"] == pytest.approx({"mean_3class_f1": f1, "accuracy": 3 / 8})
+    assert wsc["majority"] == {"accuracy": 0.5}
+    assert (folder / "suite.md").read_text() in out
+    before = (folder / "suite.json").read_bytes()
+    (folder / "suite.json").unlink()
+    status, out, err = two_tasks(f"--gin.MODEL_DIR={folder}")
+    assert status is None, err
+    assert (folder / "suite.json").read_bytes() == before
+    assert f"cb: finished, as {folder}/cb/result.json says" in out and "step 0" not in out
+
+
+def test_a_mistake_in_the_settings_of_one_task(two_tasks, tmp_path):
+    arguments = (f"--gin.MODEL_DIR={tmp_path}/suite", "--gin.wsc/source.task_data.lengths=3")
+    status, _, err = two_tasks(*arguments)
+    assert status == 2
+    assert err == "error: task_data.lengths = 3: must be of type Mapping[str, int]\n"
+    assert not (tmp_path / "suite").exists()

@@ -1,0 +1,361 @@
+"""A whole run on the embedded backbone: what it writes, goes on from, and measures."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import seqio
+
+from prompt_tuning import __version__, embedded, methods, sharding
+from prompt_tuning.analysis import learning_curve
+from prompt_tuning.checkpoint import card, fingerprint
+from prompt_tuning.checkpoint.formats.safetensors_file import stored
+from prompt_tuning.data import source, tasks
+from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.files import Row, TextFiles
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation import validation as validation
+from prompt_tuning.evaluation.validation import Validation
+from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.train import train
+from prompt_tuning.sharding import Layout
+from prompt_tuning.t5.config import preset
+from prompt_tuning.training.metrics_writer import read_metrics
+from prompt_tuning.training.optim import adafactor
+
+CONFIG = preset("demo")
+PROMPT = methods.PromptTuning(length=4)
+T5X_METRICS = {
+    "step",
+    "loss",
+    "loss_per_nonpadding_target_token",
+    "cross_ent_loss",
+    "z_loss",
+    "accuracy",
+    "learning_rate",
+    "timing/seconds",
+    "timing/compilations",
+    "timing/steps_per_second",
+    "timing/seqs_per_second",
+    "timing/target_tokens_per_second",
+    "non_padding_fraction/encoder_input_tokens",
+    "non_padding_fraction/decoder_target_tokens",
+}
+
+
+def one_device() -> Layout:
+    """Eight would hold eight copies."""
+    return sharding.layout(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def data() -> TaskData:
+    """Short inputs: what is learned does not matter here."""
+    return source.task_data(
+        task="demo_reviews",
+        files=TextFiles(),
+        vocabulary=tasks.vocabulary(embedded.vocabulary()),
+        lengths={"inputs": 8, "targets": 4},
+        batch_size=16,
+    )
+
+
+def run(data: TaskData, model_dir: Path, steps: int, method=PROMPT, **settings) -> dict:
+    """Trains with dropout, so that a resumed run has to find its random key again."""
+    return train(
+        model_dir=str(model_dir),
+        config=dataclasses.replace(CONFIG, dropout_rate=0.1),
+        method=method,
+        layout=one_device(),
+        data=data,
+        initial_checkpoint=embedded.backbone(),
+        total_steps=steps,
+        eval_batch_size=64,
+        log_period=1,
+        **{"eval_period": 2, **settings},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("run") / "model"
+    started = []
+
+    def on_start(path) -> str:
+        assert [path.name for path in path.iterdir()] == ["lock"]  # nothing is written before it
+        started.append(str(path))
+        return "PROMPT_LENGTH = 4"
+
+    result = run(data, folder, 4, on_start=on_start)
+    assert started == [str(folder)]
+    return folder, result
+
+
+def test_files(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    prompt = {
+        f"prompt_{which}.{kind}" for which in ("best", "last") for kind in ("npy", "safetensors")
+    }
+    trained = {f"trained_{which}.safetensors" for which in ("best", "last")}
+    cards = {
+        f"{what}_{which}.card.json" for what in ("prompt", "trained") for which in ("best", "last")
+    }
+    results = {"result.json", "learning_curve.png", "lock"}
+    folders = {"train", "inference_eval", "checkpoint_4", "best"}
+    assert names == prompt | trained | cards | results | folders
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert np.load(folder / "prompt_best.npy").shape == (4, CONFIG.d_model)
+
+
+def test_only_trained_leaves_are_saved(finished):
+    folder, _ = finished
+    for part in ("checkpoint_4", "best", "trained_best.safetensors"):
+        files = [path for path in (folder / part, *(folder / part).rglob("*")) if path.is_file()]
+        assert 4_000 < sum(path.stat().st_size for path in files) < 200_000
+
+
+def test_result(finished):
+    folder, result = finished
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["majority_accuracy"] == 0.5
+    assert {result["task"], result["split"]} == {"demo_reviews", "test"}
+    assert result["trained_parameters"] == 4 * CONFIG.d_model
+    assert result["total_parameters"] == 8_655_104 + 4 * CONFIG.d_model
+    assert result["best_step"] in (0, 2, 4) and result["seconds"] > 0
+    assert 0 <= result["prompt_accuracy"] <= 1 and 0 <= result["frozen_accuracy"] <= 1
+
+
+def test_logs(finished):
+    folder, result = finished
+    lines = read_metrics(folder / "train" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line.keys() >= T5X_METRICS for line in lines)
+    assert all(line["learning_rate"] == pytest.approx(0.3) for line in lines)
+    lines = read_metrics(folder / "inference_eval" / "demo_reviews" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert all(line.keys() == {"step", "rank/accuracy"} for line in lines)
+    # The first of the best ones.
+    assert max(lines, key=lambda line: line["rank/accuracy"])["step"] == result["best_step"]
+    for kind in ("train", "inference_eval/demo_reviews"):
+        assert list((folder / kind).glob("events.out.tfevents.*"))
+
+
+def test_the_card(finished):
+    folder, result = finished
+    best, last = (card.read(folder / f"prompt_{which}.npy") for which in ("best", "last"))
+    assert best == card.Card(
+        backbone=embedded.backbone(),
+        fingerprint=best.fingerprint,
+        d_model=CONFIG.d_model,
+        task="demo_reviews",
+        method="PromptTuning",
+        length=4,
+        placement="prefix",
+        initialisation=str(PROMPT.initializer),
+        optimizer="adafactor",
+        learning_rate=0.3,
+        steps=result["best_step"],
+        metric={"rank/accuracy": result["validation"]["rank/accuracy"]},
+        version=__version__,
+        config="PROMPT_LENGTH = 4",
+    )
+    assert (last.steps, last.length) == (4, 4)
+    leaves = {name: np.asarray(leaf) for name, leaf in stored(Path(embedded.backbone())).items()}
+    assert best.fingerprint == fingerprint.of(leaves)
+    of_leaves = card.read(folder / "trained_last.safetensors")
+    assert of_leaves == dataclasses.replace(last, length=0)
+
+
+def test_a_resumed_run_is_the_same_run(data, finished, tmp_path):
+    """Stopped in the evaluation at step 2, from whose checkpoint it goes on."""
+    score, results = validation.score, [True, False]
+
+    def score_once(*arguments) -> dict[str, float]:
+        if results.pop(0):
+            return score(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "score", score_once)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "model", 4, checkpoint_period=2)
+    log = tmp_path / "model" / "train" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "loss": 0}\n{"step": 4, "lo')
+    result = run(data, tmp_path / "model", 4, checkpoint_period=3)
+    assert result["resumed_from_step"] == 2
+    for name in ("prompt_last.npy", "prompt_best.npy", "trained_last.safetensors"):
+        assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
+    for kind in ("train", "inference_eval/demo_reviews"):
+        ours, theirs = (
+            [untimed(line) for line in (folder / kind / "metrics.jsonl").read_text().splitlines()]
+            for folder in (tmp_path / "model", finished[0])
+        )
+        assert ours == theirs
+
+
+def untimed(line: str) -> dict[str, float]:
+    return {k: v for k, v in json.loads(line).items() if not k.startswith("timing/")}
+
+
+def test_a_finished_run_writes_its_results_again(data, finished):
+    folder, result = finished
+    last = (folder / "prompt_last.npy").read_bytes()
+    (folder / "prompt_last.npy").unlink()
+    again = run(data, folder, 4)
+    assert (result["resumed_from_step"], again["resumed_from_step"]) == (0, 4)
+    of_the_process = {"seconds": 0, "resumed_from_step": 0}
+    assert again | of_the_process == result | of_the_process
+    assert (folder / "prompt_last.npy").read_bytes() == last
+
+
+def test_a_run_refuses_fewer_steps_than_it_has(data, finished):
+    with pytest.raises(UserError, match=r"TRAIN_STEPS = 2: .* is at step 4 already"):
+        run(data, finished[0], 2)
+
+
+def test_a_run_refuses_another_task(data, finished):
+    other = dataclasses.replace(data, task="demo_topics")
+    with pytest.raises(UserError, match="holds a run of the task demo_reviews"):
+        run(other, finished[0], 4)
+
+
+def test_the_saved_prompt_has_the_runs_accuracy(data, finished, tmp_path):
+    folder, result = finished
+    method = methods.PromptTuning(4, initializer=methods.FromFile(str(folder / "prompt_best.npy")))
+    by_prompt = measured(data, tmp_path / "a", method, eval_methods=("rank", "generate"))
+    assert by_prompt["demo_reviews"]["rank/accuracy"] == result["prompt_accuracy"]
+    trained = str(folder / "trained_best.safetensors")
+    found = measured(data, tmp_path / "b", PROMPT, trained_file=trained)
+    assert found == {"demo_reviews": {"rank/accuracy": result["prompt_accuracy"]}}
+
+
+def measured(data: TaskData, folder: Path, method: methods.Method, **settings) -> dict:
+    return evaluate(
+        output_dir=str(folder),
+        config=CONFIG,
+        method=method,
+        layout=one_device(),
+        data=dataclasses.replace(data, batch_size=64),
+        initial_checkpoint=embedded.backbone(),
+        **settings,
+    )
+
+
+def test_model_tuning(data, tmp_path):
+    result = run(
+        data,
+        tmp_path / "model",
+        2,
+        method=methods.ModelTuning(),
+        learning_rate=0.001,
+        optimizer=lambda rate: adafactor(rate, multiply_by_parameter_scale=True, factored=True),
+    )
+    assert result["trained_parameters"] == result["total_parameters"] == 8_655_104
+    assert not list((tmp_path / "model").glob("prompt_*"))
+    trained = str(tmp_path / "model" / "trained_best.safetensors")
+    found = measured(data, tmp_path / "eval", methods.ModelTuning(), trained_file=trained)
+    assert found == {"demo_reviews": {"rank/accuracy": result["prompt_accuracy"]}}
+    curve = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
+    assert curve[0]["loss"] != curve[1]["loss"]
+
+
+@pytest.fixture
+def mixture(data) -> Iterator[TaskData]:
+    """Reviews, and texts without labels that have no test split."""
+    rows = [Row(f"number {i}", f"{i}") for i in range(16)]
+    splits = dict.fromkeys(("train", "validation"), rows.copy)
+    tasks.register("numbers", splits, tasks.vocabulary(embedded.vocabulary()))
+    seqio.MixtureRegistry.add("reviews_and_numbers", ["demo_reviews", "numbers"], default_rate=1.0)
+    yield dataclasses.replace(data, task="reviews_and_numbers")
+    seqio.MixtureRegistry.remove("reviews_and_numbers")
+    seqio.TaskRegistry.remove("numbers")
+
+
+def test_a_mixture(mixture, data, tmp_path, capsys):
+    folder = tmp_path / "model"
+    with pytest.raises(UserError, match="'rank', but the task numbers has no labels"):
+        run(mixture, folder, 2, eval_methods=("rank",))
+    assert not folder.exists()
+    result = run(mixture, folder, 2, eval_methods=("auto",))
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["task"] == "reviews_and_numbers"
+    assert result["split"] == {"demo_reviews": "test", "numbers": "validation"}
+    metrics = {"demo_reviews": "rank/accuracy", "numbers": "generate/accuracy"}
+    logs = {
+        task: read_metrics(folder / "inference_eval" / task / "metrics.jsonl") for task in metrics
+    }
+    for task, metric in metrics.items():
+        assert [line.keys() for line in logs[task]] == [{"step", metric}] * 2
+    means = {
+        step: (logs["demo_reviews"][i]["rank/accuracy"] + logs["numbers"][i]["generate/accuracy"])
+        / 2
+        for i, step in enumerate((0, 2))
+    }
+    assert result["best_step"] == max(means, key=means.get)
+    assert next(iter(result["scores"]["numbers"])) == "most frequent answer"
+    for who, row in (("majority", 0), ("frozen", 1), ("prompt", 2)):
+        of_tasks = [list(result["scores"][task].values())[row] for task in metrics]
+        values = [row[metric] for row, metric in zip(of_tasks, metrics.values(), strict=True)]
+        assert result[f"{who}_mean"] == pytest.approx(sum(values) / 2)
+    out = capsys.readouterr().out
+    assert "demo_reviews, test split, step" in out and "numbers, validation split, step" in out
+    for other in (data, dataclasses.replace(data, task="numbers")):
+        with pytest.raises(UserError, match="holds a run of the task demo_reviews, numbers"):
+            run(other, folder, 2, eval_methods=("auto",))
+    # `eval` on the same leaves: a file of metrics and one of predictions for each task.
+    found = measured(
+        mixture,
+        tmp_path / "eval",
+        PROMPT,
+        trained_file=str(folder / "trained_best.safetensors"),
+        split="validation",
+        eval_methods=("auto",),
+    )
+    best = {
+        task: {name: value for name, value in line.items() if name != "step"}
+        for task, log in logs.items()
+        for line in log
+        if line["step"] == result["best_step"]
+    }
+    assert found == best
+    names = {path.name for path in (tmp_path / "eval").iterdir()}
+    assert names == {
+        "demo_reviews-validation-metrics.json",
+        "demo_reviews-validation-rank.jsonl",
+        "numbers-validation-metrics.json",
+        "numbers-validation-generate.jsonl",
+        "parameters.json",
+    }
+
+
+def test_only_steps_at_which_each_task_was_measured_count(tmp_path, mixture):
+    sets = mixture.eval_sets("validation")
+    lines = {"demo_reviews": [(0, 0.5), (2, 0.75)], "numbers": [(0, 0.25)]}
+    for data in sets:
+        log = tmp_path / "inference_eval" / data.task / "metrics.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text(
+            "".join(json.dumps({"step": s, "a/b": value}) + "\n" for s, value in lines[data.task])
+        )
+    assert Validation(tmp_path, sets, ("auto",), 16).history == [{"step": 0, "mean": 0.375}]
+
+
+def test_metrics_of_a_run_that_was_stopped(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    assert read_metrics(log) == []
+    log.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 2, "a": 3}\n{"step": 3, "')
+    assert read_metrics(log) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
+
+
+def test_learning_curve_of_metrics_that_came_later(tmp_path):
+    train = [{"step": 1, "loss_per_nonpadding_target_token": 1.0}]
+    validation = [{"step": 0, "rank/accuracy": 0.5}, {"step": 1, "generate/accuracy": 0.5}]
+    learning_curve.learning_curve(
+        tmp_path / "curve.png", train, validation, {"majority class": 0.5}
+    )
+    assert (tmp_path / "curve.png").stat().st_size > 1_000

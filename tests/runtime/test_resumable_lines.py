@@ -1,0 +1,75 @@
+"""A run of JSON lines that was broken off anywhere ends as one that was not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prompt_tuning.runtime import resumable_lines
+
+COUNT, STEP = 11, 4
+
+
+def lines(start: int, stop: int) -> list[dict]:
+    return [{"line": i, "of the step": start, "text": "ä" * i} for i in range(start, stop)]
+
+
+def write(path: Path, found=lines, key: str = "k") -> None:
+    resumable_lines.write(path, key, COUNT, STEP, found)
+
+
+@pytest.fixture
+def whole(tmp_path) -> bytes:
+    path = tmp_path / "whole" / "out.jsonl"
+    write(path)
+    return path.read_bytes()
+
+
+def test_lines_are_written_in_order(whole):
+    assert [json.loads(line)["line"] for line in whole.splitlines()] == list(range(COUNT))
+
+
+def test_goes_on_wherever_it_was_cut_off(tmp_path, whole):
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.k.part"
+    for cut in range(len(whole) + 1):
+        part.write_bytes(whole[:cut])
+        asked = []
+
+        def found(start: int, stop: int, asked: list = asked) -> list[dict]:
+            asked.append(start)
+            return lines(start, stop)
+
+        write(path, found)
+        assert path.read_bytes() == whole
+        assert not part.exists()
+        done = whole[:cut].count(b"\n")
+        assert asked == list(range(done // STEP * STEP, COUNT, STEP))
+
+
+def test_a_failed_step_leaves_the_lines_before_it(tmp_path, whole):
+    path = tmp_path / "out.jsonl"
+
+    def fails(start: int, stop: int) -> list[dict]:
+        if start == 8:
+            raise RuntimeError("killed")
+        return lines(start, stop)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write(path, fails)
+    assert not path.exists()
+    assert (tmp_path / "out.jsonl.k.part").read_bytes().count(b"\n") == 8
+    write(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_run_of_other_settings_begins_anew(tmp_path, whole):
+    path = tmp_path / "out.jsonl"
+    (tmp_path / "out.jsonl.other.part").write_text('{"line": "of another run"}\n')
+    write(path)
+    assert path.read_bytes() == whole
+
+
+def test_keys_tell_settings_apart():
+    parts = [(["a"], 1), (["a"], 2), (["b"], 1)]
+    assert len({resumable_lines.digest(*part) for part in parts}) == 3
+    assert resumable_lines.digest(["a"], 1) == resumable_lines.digest(["a"], 1)

@@ -1,0 +1,102 @@
+"""Rows of several tasks in one file: answers in its order, and the same after a kill."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_tuning import sharding
+from prompt_tuning.checkpoint import backbone, prompts
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods import Method, ModelTuning
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runs.infer import infer
+from prompt_tuning.serving import model as serving
+from prompt_tuning.serving.task_rows import TaskRows
+from prompt_tuning.t5.config import preset
+from prompt_tuning.t5.vocabulary import Bytes
+
+ROWS = [{"text": f"row {i}", "task": "letters" if i % 3 else "free"} for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A backbone, a task of two labels and one of none, and rows of both."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = np.random.default_rng(0)
+    shapes = ParamSplit.of(preset("nano"), ModelTuning()).shapes
+    leaves = {name: rng.normal(0, 0.1, s.shape).astype(np.float32) for name, s in shapes.items()}
+    backbone.save(folder / "nano.safetensors", leaves, "float32")
+    for name in ("letters", "free"):
+        prompts.save(folder / "prompts" / f"{name}.npy", rng.normal(size=(4, 16)))
+    (folder / "prompts" / "labels.json").write_text('{"letters": ["y", "n"]}')
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+def run(folder: Path, output: Path, mode: str = "auto", **settings) -> None:
+    given = {
+        "file": str(folder / "in.jsonl"),
+        "prompts": str(folder / "prompts"),
+        "vocabulary": Bytes(),
+        "batch_size": 8,
+        "input_length": 16,
+        "target_length": 4,
+    }
+    infer(
+        output_dir=str(output),
+        config=preset("nano"),
+        method=Method(),
+        layout=sharding.layout(),
+        data=TaskRows(**given | settings),
+        initial_checkpoint=str(folder / "nano.safetensors"),
+        mode=mode,
+    )
+
+
+def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys):
+    run(folder, tmp_path / "whole")
+    whole = tmp_path / "whole" / "tasks-auto.jsonl"
+    lines = [json.loads(line) for line in whole.open()]
+    assert [(x["inputs"]["inputs_pretokenized"], x["task"]) for x in lines] == [
+        (row["text"], row["task"]) for row in ROWS
+    ]
+    for line in lines:
+        odds = line.get("probabilities")
+        assert (odds is None) == (line["task"] == "free")
+        assert odds is None or line["prediction"] == max(odds, key=odds.__getitem__)
+
+    path, classify = tmp_path / "out" / "tasks-auto.jsonl", serving.Model.classify
+
+    def killed(model, texts, task):
+        if "row 200" in texts:
+            raise KeyboardInterrupt
+        return classify(model, texts, task)
+
+    monkeypatch.setattr(serving.Model, "classify", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "out")
+    assert not path.exists()
+    monkeypatch.undo()
+    capsys.readouterr()
+    run(folder, tmp_path / "out")
+    assert "going on from line 129 of 300" in capsys.readouterr().out
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "rank"}, "MODE = 'rank', but the task free has no labels"),
+        ({"mode": "x"}, "MODE: no 'x'; choose from rank, generate, auto"),
+        ({"prompts": "/no"}, "/no: no such folder of prompts"),
+        ({"task_field": "text"}, r"in\.jsonl, line 1: 'text' is 'row 0', but "),
+        ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; there are: task, text"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(folder, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run(folder, tmp_path / "out", **settings)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,44 @@
+"""In which dtype the products of a step are, as it is handed to the compiler."""
+
+import dataclasses
+import re
+
+import jax
+import pytest
+
+from prompt_tuning import sharding
+from prompt_tuning.methods import PromptTuning, Uniform
+from prompt_tuning.runs.plan import lowered_step
+from prompt_tuning.t5 import T5Config
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor
+
+CONFIG = T5Config(96, 24, 8, 4, 40, 2, 2, dtype="bfloat16", frozen_dtype="bfloat16")
+
+
+def weights_in_products(config: T5Config) -> list[str]:
+    """Dtypes of the matrices, the operands of two axes, in the products of a step."""
+    lowered, _ = lowered_step(
+        config,
+        method=PromptTuning(3, initializer=Uniform()),
+        layout=sharding.layout(devices=jax.devices()[:1]),
+        lengths={"inputs": 10, "targets": 5},
+        batch_size=2,
+        optimizer=adafactor,
+        loss=Loss(),
+        num_microbatches=1,
+    )
+    products = re.findall(r"dot_general .* : \((.*)\) ->", lowered.as_text())
+    return [
+        dtype for types in products for dtype in re.findall(r"tensor<\d+x\d+x([a-z]\w*)>", types)
+    ]
+
+
+# float32 logits: the output layer's products, both where its kernel is float32.
+@pytest.mark.parametrize(("frozen_dtype", "wide"), [("bfloat16", 1), ("float32", 2), ("int8", 0)])
+def test_weights_are_narrow_forward_and_backward(frozen_dtype, wide):
+    found = weights_in_products(dataclasses.replace(CONFIG, frozen_dtype=frozen_dtype))
+    forward = 2 * 7 + 2 * 11 + 1
+    assert len(found) > 1.5 * forward  # the backward pass is there
+    assert found.count("f32") == wide
+    assert found.count("bf16") == len(found) - wide

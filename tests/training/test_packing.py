@@ -1,0 +1,122 @@
+"""Packed and unpacked batches of the same examples have one loss and one prompt gradient."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning.data.batching.packing import assign_rows, pack
+from prompt_tuning.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Combined,
+    DeepPrompt,
+    LoRA,
+    MultitaskPrompt,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    Warp,
+)
+from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.pretraining.mixture import pad
+from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.step import loss_fn
+
+P, T, L, EXAMPLES = 3, 24, 10, 6
+CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
+METHOD = PromptTuning(length=P)
+MODEL = T5(CONFIG, METHOD)
+OTHERS = [
+    PTuning(P, hidden=4),
+    DeepPrompt(P),
+    Warp(P, label_ids=[5, 9]),
+    MultitaskPrompt(P),
+    PrefixTuning(P),
+    PrefixTuning(P, gated=True),
+    LoRA(2),
+    Adapter(4),
+    IA3(),
+    BitFit(),
+    Combined([METHOD, LoRA(2), PrefixTuning(P)]),
+]
+IDS = st.lists(st.integers(3, 63), min_size=1, max_size=T - P - 2)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = ParamSplit.of(CONFIG, METHOD).shapes
+    return {path: rng.normal(0, 0.4, leaf.shape).astype("f4") for path, leaf in shapes.items()}
+
+
+@jax.jit
+def value_and_gradient(weights, batch):
+    def objective(prompt):
+        params = unflatten({**weights, PROMPT_PATH: prompt})
+        return loss_fn(MODEL, Loss(), params, batch, None)[0]
+
+    return jax.value_and_grad(objective)(weights[PROMPT_PATH])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(IDS, st.lists(st.integers(3, 63), min_size=1, max_size=L - 2)),
+        min_size=EXAMPLES,
+        max_size=EXAMPLES,
+    )
+)
+def test_packed_equals_unpacked(weights, examples):
+    with_end = [([*source, 1], [*target, 1]) for source, target in examples]
+    lengths = [(P + len(source), len(target)) for source, target in with_end]
+    rows = assign_rows(lengths, T, L)
+    shared = [[with_end[i] for i in row] for row in rows]
+    packed = pack(shared, prompt_length=P, input_length=T, target_length=L)
+    # Empty rows keep the batch at one compiled shape.
+    packed = {key: np.pad(x, ((0, EXAMPLES - len(x)), (0, 0))) for key, x in packed.items()}
+    loss, gradient = value_and_gradient(weights, pad(examples, T - P, L))
+    packed_loss, packed_gradient = value_and_gradient(weights, packed)
+    np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(packed_gradient, gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", OTHERS, ids=lambda method: type(method).__name__)
+def test_every_method_keeps_packed_examples_apart(method):
+    rng = np.random.default_rng(0)
+    shapes = ParamSplit.of(CONFIG, method).shapes
+    params = unflatten({path: rng.normal(0, 0.4, x.shape) for path, x in shapes.items()})
+    examples = [(rng.integers(3, 64, n), rng.integers(3, 64, m)) for n, m in ((4, 3), (6, 1))]
+    with_end = [([*source, 1], [*target, 1]) for source, target in examples]
+    packed = pack([with_end], prompt_length=method.positions, input_length=T, target_length=L)
+    losses = [
+        loss_fn(T5(CONFIG, method), Loss(), params, batch, None)[0]
+        for batch in (pad(examples, T - P, L), packed)
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 8)), max_size=40))
+def test_each_example_is_in_one_row_that_holds_it(lengths):
+    rows = assign_rows(lengths, 20, 8)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    for row in rows:
+        assert sum(lengths[i][0] for i in row) <= 20
+        assert sum(lengths[i][1] for i in row) <= 8
+
+
+def test_example_longer_than_a_row_is_named():
+    with pytest.raises(ValueError, match="example 1 takes 21 and 1"):
+        assign_rows([(3, 3), (21, 1)], 20, 8)
+
+
+def test_packing_takes_a_prefix_only(weights):
+    model = T5(CONFIG, PromptTuning(length=P, placement="suffix"))
+    batch = pack([[([5, 1], [6, 1])]], prompt_length=P, input_length=T, target_length=L)
+    with pytest.raises(ValueError, match="prefix only"):
+        loss_fn(model, Loss(), unflatten(weights), batch, None)
