@@ -1,7 +1,10 @@
-"""The core never imports TensorFlow, SeqIO or gin: they come in at the edges."""
+"""Imports run one way, and the core never imports TensorFlow, SeqIO or gin."""
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +75,66 @@ def test_package_itself_imports_nothing(package):
 
 def test_heavy_imports_are_seen():
     assert brought_by(("json", "colorsys"), ("colorsys",)) == ["colorsys colorsys"]
+
+
+PACKAGE = Path(__file__).parents[1] / "prompt_tuning"
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def table() -> dict[str, set[str]]:
+    """The packages of docs/architecture.md in their order, with those that each may import."""
+    section = PAGE.read_text().split("## Packages")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `?(\w+)`? \| (.*) \| ?(.*?) ?\|$", section, re.M)
+    packages = {name: set(allowed.split(", ")) - {""} for name, _, allowed in rows[1:]}
+    commands = re.findall(
+        r"`(\w+)`", next(contents for name, contents, _ in rows if name == "commands")
+    )
+    del packages["commands"]
+    return packages | {name: set(packages) for name in commands}
+
+
+def imported(source: str) -> set[str]:
+    """The packages that a module of this project imports, at module level or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "prompt_tuning":
+            names |= {alias.name for alias in node.names} - {"__version__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prompt_tuning."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            parts = [alias.name.split(".") for alias in node.names]
+            names |= {part[1] for part in parts if part[0] == "prompt_tuning" and len(part) > 1}
+    return names
+
+
+def forbidden(package: str, source: str) -> set[str]:
+    return imported(source) - table()[package] - {package, "errors"}
+
+
+def test_imports_keep_to_the_table():
+    wrong = {}
+    for file in PACKAGE.rglob("*.py"):
+        package = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if package != "__init__" and (found := forbidden(package, file.read_text())):
+            wrong[str(file.relative_to(PACKAGE))] = found
+    assert wrong == {}
+
+
+def test_the_order_of_the_table_has_no_circle():
+    above: set[str] = set()
+    for package, allowed in table().items():
+        assert allowed <= above | {package}, package
+        above.add(package)
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("t5", "from prompt_tuning.training import loss"),
+        ("cli", "def f():\n    from prompt_tuning.data.quiet import seqio"),
+        ("methods", "import prompt_tuning.runs.train"),
+        ("checkpoint", "from prompt_tuning import trainer"),
+    ],
+)
+def test_a_forbidden_import_is_seen(package, line):
+    assert forbidden(package, line)

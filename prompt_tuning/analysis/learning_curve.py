@@ -1,6 +1,7 @@
 """What a run tells at its end: parameters, the table of scores, the learning curve.
 
-`python -m prompt_tuning.report parameters` compares the tuning methods' parameters."""
+`python -m prompt_tuning.report parameters` compares the tuning methods' parameters.
+"""
 
 from collections.abc import Mapping, Sequence
 

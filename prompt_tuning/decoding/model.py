@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from prompt_tuning.decoding.sample import decode
 from prompt_tuning.decoding.step import StepFn
 from prompt_tuning.t5.network import T5, Cache
 from prompt_tuning.t5.paths import Params
-from prompt_tuning.training.loss import Loss
 
 
 def start(
@@ -78,5 +78,5 @@ def score(
     flat = targets.reshape(-1, targets.shape[-1])
     inputs = jnp.pad(flat, ((0, 0), (1, 0)))[:, :-1]
     logits = apply(encoded, inputs, flat, method=model.decode)
-    cross_entropy, _ = Loss(z_loss=0.0).per_token(logits, flat)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, flat)
     return -jnp.sum(cross_entropy * (flat > 0), axis=-1).reshape(batch, -1)

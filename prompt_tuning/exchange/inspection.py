@@ -1,6 +1,7 @@
 """python -m prompt_tuning.inspect PATH: what a checkpoint, prompt, adapter or run holds.
 
-Reads headers and indices, and of a prompt its values; never unpickles."""
+Reads headers and indices, and of a prompt its values; never unpickles.
+"""
 
 import dataclasses
 import math

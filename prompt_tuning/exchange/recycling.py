@@ -2,7 +2,8 @@
 
 Lester et al., 2022 (arXiv 2208.05577): two backbones with one vocabulary embed the same tokens, so
 what takes one table of embeddings to the other also takes prompts there. No training of the target,
-and no task's data. In each method `source` [N, D] and `target` [N, D'] embed the same N tokens."""
+and no task's data. In each method `source` [N, D] and `target` [N, D'] embed the same N tokens.
+"""
 
 from collections.abc import Callable, Mapping
 

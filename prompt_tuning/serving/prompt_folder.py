@@ -1,7 +1,8 @@
 """Prompts of many tasks in one array: every row of a batch gets its own task's.
 
 Lester et al., 2021, figure 2. The array is an argument of what is compiled, so that tasks come and
-go without compiling."""
+go without compiling.
+"""
 
 import json
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Metrics of GLUE and SuperGLUE, under T5's names, from 0 to 1 (correlations from -1).
 
 Wang et al., 2018 (arXiv 1804.07461) and 2019 (arXiv 1905.00537). They take what
-`prompt_tuning.data.catalogue.all_tasks.postprocess` makes of targets and predictions; an invalid prediction is wrong.
+`catalogue.postprocess` makes of targets and predictions; an invalid prediction is wrong.
 """
 
 import collections

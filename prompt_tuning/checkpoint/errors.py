@@ -1,1 +1,0 @@
-"""The error of every checkpoint format."""
