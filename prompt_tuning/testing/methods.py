@@ -1,0 +1,78 @@
+"""The contract of a tuning method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prompt_tuning import decoding, sharding
+from prompt_tuning.methods import Method, ModelTuning
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.paths import flatten
+from prompt_tuning.testing.models import padded_tokens, random_batch, tiny_config, tiny_model
+from prompt_tuning.training.loop import create_state
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import only_trained
+from prompt_tuning.training.step import make_train_step
+
+
+def check_method(method: Method, config: T5Config | None = None) -> None:
+    """Asserts what the trainer, the checkpoints and the decoders rely on.
+
+    - The backbone's leaves keep their paths and shapes.
+    - Two steps of gradient descent move every trained leaf and no other one.
+    - The optimizer has state for trained leaves only.
+    - Cached greedy decoding writes what teacher forcing predicts.
+
+    Args:
+      method: tuning method with all that `for_task` would fill in.
+      config: shape of the backbone; None for `tiny_config()`.
+
+    Raises:
+      AssertionError: naming the leaf or the property.
+    """
+    config = config or tiny_config()
+    backbone = ParamSplit.of(config, ModelTuning()).shapes
+    split = ParamSplit.of(config, method)
+    assert split.backbone == frozenset(backbone), "the backbone's paths have changed"
+    for path in split.backbone:
+        assert split.shapes[path] == backbone[path], f"{path}: shape of a backbone leaf has changed"
+    assert split.trained, "no leaf is trained"
+
+    tuned = tiny_model(method, config)
+    trained, frozen = (
+        {path: np.array(leaf) for path, leaf in flatten(half).items()}
+        for half in (tuned.trained, tuned.frozen)
+    )
+    transform = only_trained(optax.sgd(0.05), split)
+    step = jax.jit(make_train_step(tuned.model, split, transform, Loss()))
+    with sharding.on(tuned.layout):
+        state = create_state(tuned, transform)
+        for seed in range(2):  # LoRA's first factor moves once its second one is not zero
+            batch = random_batch(seed, vocab_size=config.vocab_size)
+            state, _ = step(state, tuned.frozen, sharding.put_batch(batch, tuned.layout), None)
+    for path, leaf in flatten(state.trained).items():
+        assert np.isfinite(leaf).all(), f"{path}: not finite after two steps"
+        assert not np.array_equal(leaf, trained[path]), f"{path}: trained, but has not moved"
+    for path, leaf in flatten(tuned.frozen).items():
+        np.testing.assert_array_equal(leaf, frozen[path], f"{path}: frozen, but has moved")
+
+    slots = jax.eval_shape(only_trained(optax.adam(0.1), split).init, tuned.trained)
+    sizes = sorted(leaf.shape for leaf in jax.tree.leaves(slots) if leaf.ndim)
+    wanted = sorted(2 * [leaf.shape for leaf in trained.values() if leaf.ndim])
+    assert sizes == wanted, "the optimizer's state is not that of the trained leaves"
+
+    inputs = padded_tokens((4, 7), config.vocab_size, seed=11)
+    greedy = jax.jit(lambda params: decoding.greedy(tuned.model, params, jnp.asarray(inputs), 6))
+    written = np.asarray(greedy(tuned.params))
+    forced = jax.jit(tuned.model.apply)(
+        {"params": tuned.params},
+        encoder_input_tokens=inputs,
+        decoder_input_tokens=np.pad(written, ((0, 0), (1, 0)))[:, :-1],
+        decoder_target_tokens=np.maximum(written, 1),
+    )
+    real = np.cumprod(written > 0, axis=1) > 0  # a generated padding token ends a row
+    np.testing.assert_array_equal(
+        np.argmax(forced, axis=-1)[real], written[real], "cached decoding differs"
+    )
