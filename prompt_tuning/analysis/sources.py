@@ -9,10 +9,9 @@ from pathlib import Path
 from absl import flags
 from etils import epath
 
+from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint.formats import peft
 from prompt_tuning.errors import UserError
-
-SUFFIXES = (".npy", ".safetensors")
 
 
 def source_files(patterns: Sequence[str], prompt: str | None = None) -> list[str]:
@@ -41,7 +40,7 @@ def source_files(patterns: Sequence[str], prompt: str | None = None) -> list[str
 def _expanded(pattern: str) -> Iterator[str]:
     for path in sorted(glob.glob(os.path.expanduser(pattern), recursive=True)):
         if os.path.isdir(path) and not peft.is_adapter(path):
-            names = sorted(name for name in os.listdir(path) if name.endswith(SUFFIXES))
+            names = sorted(name for name in os.listdir(path) if name.endswith(prompts.SUFFIXES))
             yield from (os.path.join(path, name) for name in names)
         else:
             yield path

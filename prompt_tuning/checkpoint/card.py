@@ -7,8 +7,9 @@ from typing import Any
 
 from etils import epath
 
+from prompt_tuning.checkpoint import prompts
 from prompt_tuning.errors import CheckpointError
-from prompt_tuning.runtime.files import renamed_when_done
+from prompt_tuning.runtime.files import write_json
 
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20
@@ -55,14 +56,13 @@ class Card:
 def path_of(prompt: epath.PathLike) -> epath.Path:
     """The card's place: `prompt_best.card.json` beside `prompt_best.npy` and `.safetensors`."""
     path = epath.Path(prompt).expanduser()
-    name = path.stem if path.suffix in (".npy", ".safetensors") else path.name
+    name = path.stem if path.suffix in prompts.SUFFIXES else path.name
     return path.with_name(name + SUFFIX)
 
 
 def save(prompt: epath.PathLike, card: Card) -> None:
     """Writes the card of the prompt at a path."""
-    with renamed_when_done(path_of(prompt)) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    write_json(path_of(prompt), dataclasses.asdict(card))
 
 
 def read(prompt: epath.PathLike) -> Card | None:

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax import Array, lax
 
 from prompt_tuning.runtime import distributed
 from prompt_tuning.t5 import int8, stacked_leaves
+from prompt_tuning.t5.paths import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def identity(
 ) -> Identity:
     """The identity of the backbone's leaves (see `of`) that were read from a path."""
     leaves: dict[str, list[tuple[int, ...]]] = {}
-    for name, leaf in flatten_dict(params, sep="/").items():
+    for name, leaf in flatten(params).items():
         leaves.setdefault(re.sub(r"_\d+", "_*", name), []).append(leaf.shape)
     shown = {name: f"{len(shapes)} x {shapes[0]}" for name, shapes in leaves.items()}
     return Identity(str(path or ""), of(params, sums), shown)
@@ -56,7 +56,7 @@ def of(params: Mapping[str, Any], sums: Mapping[str, np.ndarray] = MappingProxyT
       sums: `sum_of` leaves as they were before they became int8, by their paths in files.
     """
     parts, found = [], []
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):  # alike on all processes
+    for path, leaf in flatten(params).items():
         names = _names(path, leaf)
         one = names == [path]
         parts.append((names, leaf.shape if one else leaf.shape[1:]))

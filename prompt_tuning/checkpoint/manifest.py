@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from prompt_tuning.errors import CheckpointError
+from prompt_tuning.runtime.files import is_remote
 
 NAME = "manifest.json"
 MAX_BYTES = 2**24
@@ -75,6 +76,6 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
 def _checksum(path: epath.Path, sync: bool = False) -> str:
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        if sync and "://" not in str(path):
+        if sync and not is_remote(path):
             os.fsync(file.fileno())
     return checksum

@@ -5,10 +5,11 @@ from etils import epath
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from prompt_tuning.checkpoint.formats import peft
+from prompt_tuning.checkpoint.formats import peft, safetensors_file
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import renamed_when_done
 
+SUFFIXES = (".npy", safetensors_file.SUFFIX)  # of the files that `save` writes
 TENSOR = "prompt"
 
 
@@ -66,7 +67,7 @@ def save(path: epath.PathLike, prompt: np.ndarray) -> None:
     """Writes a prompt [P, D] as float32, in the format that the path's suffix names."""
     prompt = np.ascontiguousarray(prompt, np.float32)
     with renamed_when_done(path) as temporary, temporary.open("wb") as file:
-        if epath.Path(path).suffix == ".safetensors":
+        if epath.Path(path).suffix == safetensors_file.SUFFIX:
             file.write(save_safetensors({TENSOR: prompt}))
         else:
             np.save(file, prompt, allow_pickle=False)
@@ -74,7 +75,7 @@ def save(path: epath.PathLike, prompt: np.ndarray) -> None:
 
 def _read(path: epath.Path) -> np.ndarray:
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == safetensors_file.SUFFIX:
             tensors = load_safetensors(path.read_bytes())
             if set(tensors) != {TENSOR}:
                 raise CheckpointError(f"{path}: holds {sorted(tensors)}, not one {TENSOR!r}")

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from flax.traverse_util import flatten_dict
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -21,6 +20,8 @@ from prompt_tuning.checkpoint import manifest
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime import distributed
+from prompt_tuning.runtime.files import is_remote
+from prompt_tuning.t5.paths import flatten
 
 _NAME = "train_state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")
@@ -80,7 +81,7 @@ class RunCheckpoints:
         self.wait()
         folder = self._folder(step)
         # A bucket has no renaming of folders; there the manifest alone says what is complete.
-        staging = folder if "://" in str(folder) else folder.with_name(f"{folder.name}.tmp")
+        staging = folder if is_remote(folder) else folder.with_name(f"{folder.name}.tmp")
         if distributed.is_main():
             self.directory.mkdir(parents=True, exist_ok=True)
             for unfinished in self.directory.glob(f"{folder.name}.tmp*"):
@@ -184,7 +185,7 @@ def load_trained(model_dir: epath.PathLike) -> tuple[int, dict[str, Any]]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         ocp.metadata(path).metadata,
     )
-    return step, flatten_dict(ocp.load(path, shapes)[_NAME]["trained"], sep="/")
+    return step, flatten(ocp.load(path, shapes)[_NAME]["trained"])
 
 
 def _lean() -> ocp.Context:
@@ -198,7 +199,7 @@ def _lean() -> ocp.Context:
 def _absolute(path: epath.PathLike) -> epath.Path:
     """Orbax asks for an absolute path; one with a scheme (gs://) is."""
     path = epath.Path(path).expanduser()
-    return path if "://" in str(path) else path.absolute()
+    return path if is_remote(path) else path.absolute()
 
 
 def _newest(folder: epath.Path) -> tuple[int, dict[str, Any]] | None:
@@ -242,6 +243,6 @@ def _remove(folder: epath.Path) -> None:
     """Removes a folder, if it is there, so that no half of it ever has its name."""
     if not folder.exists():
         return
-    if "://" not in str(folder) and not _UNFINISHED.fullmatch(folder.name):
+    if not is_remote(folder) and not _UNFINISHED.fullmatch(folder.name):
         folder = folder.rename(folder.with_name(f"{folder.name}.tmp-old"))
     folder.rmtree()

@@ -20,6 +20,7 @@ from prompt_tuning.cli.gin_parsing import (
 )
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import distributed, preemption
+from prompt_tuning.runtime.exit_status import INTERRUPTED, RESUMABLE, USAGE_ERROR
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", [], "A gin file; repeatable, later ones win. Found below the search paths."
@@ -43,9 +44,6 @@ _PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
-USAGE_ERROR = 2
-INTERRUPTED = 130
-RESUME_ME = os.EX_TEMPFAIL  # 75
 # Arguments of what a command runs that shapes do not depend on.
 NOT_FOR_A_DRY_RUN = (
     "model_dir",
@@ -101,7 +99,7 @@ def _run(function: Callable, setup: Callable[[], Sequence[str]], argv: Sequence[
         sys.exit(INTERRUPTED)
     except preemption.Preempted:
         print("stopped: the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(RESUME_ME)
+        sys.exit(RESUMABLE)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -7,9 +7,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from prompt_tuning.errors import CheckpointError, UserError
-
-USAGE_ERROR = 2
-INTERRUPTED = 130
+from prompt_tuning.runtime.exit_status import INTERRUPTED, USAGE_ERROR
 
 
 def run(main: Callable[[], None]) -> None:

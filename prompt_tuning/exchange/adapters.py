@@ -68,7 +68,7 @@ def write(
       CheckpointError: if a folder exists, or leaves cannot be written.
       UserError: if the format has no place for it, or the path another suffix.
     """
-    suffixes = {"peft": ("",), "prompt": (".npy", ".safetensors"), "trained": (".safetensors",)}
+    suffixes = {"peft": ("",), "prompt": prompts.SUFFIXES, "trained": (safetensors_file.SUFFIX,)}
     suffix = epath.Path(path).suffix
     if form != "peft" and suffix not in suffixes[form]:
         raise UserError(f"--to={path}: a {form} file ends in {' or '.join(suffixes[form])}")

@@ -18,6 +18,7 @@ from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.checkpoint.formats import huggingface, peft, safetensors_file, t5x_orbax
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.runtime.files import is_remote
 from prompt_tuning.t5.vocabulary import SentencePiece
 
 KINDS = (
@@ -66,7 +67,7 @@ def found_at(path: epath.PathLike) -> Found:
     path = epath.Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder; check the path")
-    if "://" not in str(path):
+    if not is_remote(path):
         path = path.absolute()  # of a relative one Orbax finds nothing
     found = _folder(path) if path.is_dir() else _file(path)
     if found is None:

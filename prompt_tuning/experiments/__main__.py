@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from prompt_tuning.cli import gin_command, gin_parsing, plain_command
+from prompt_tuning.cli import gin_command, gin_parsing, plain_command  # noqa: F401 (flags)
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import schedulers
 from prompt_tuning.experiments.grid import Cell, Experiment
-from prompt_tuning.runtime import files, preemption
+from prompt_tuning.runtime import exit_status, files, preemption
 
 FAILED = 1
 _NOT_HERE = ("gin_file", "multiprocess", "coordinator_address", "process_count", "process_index")
@@ -65,9 +65,9 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
     except (KeyboardInterrupt, preemption.Preempted) as stop:
         print("stopped: the same command goes on with what is missing", file=sys.stderr)
         sys.exit(
-            plain_command.INTERRUPTED
+            exit_status.INTERRUPTED
             if isinstance(stop, KeyboardInterrupt)
-            else gin_command.RESUME_ME
+            else exit_status.RESUMABLE
         )
     if found["failed"]:
         print(
@@ -76,7 +76,7 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
         )
         sys.exit(FAILED)
     if found["missing"]:
-        sys.exit(gin_command.RESUME_ME)
+        sys.exit(exit_status.RESUMABLE)
 
 
 def table(experiment: Experiment, cells: list[Cell]) -> None:

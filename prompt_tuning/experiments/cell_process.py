@@ -19,9 +19,10 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import records
 from prompt_tuning.experiments.devices import Share
 from prompt_tuning.experiments.grid import Step
+from prompt_tuning.runtime import exit_status
 from prompt_tuning.runtime.lock import only_process
 
-DONE, FAILED, BUSY, STOPPED = 0, 1, os.EX_UNAVAILABLE, os.EX_TEMPFAIL
+DONE, FAILED, BUSY, STOPPED = 0, 1, os.EX_UNAVAILABLE, exit_status.RESUMABLE
 LOG = "log.txt"
 _WAITED = {signal.SIGTERM, signal.SIGCHLD}
 
@@ -78,7 +79,7 @@ def _run_step(folder: Path, step: Step, flags: Sequence[str]) -> int:
     log, began = folder / LOG, time.perf_counter()
     start = log.stat().st_size
     status, stopped = _in_child(step.command, [*step.arguments(str(folder)), *flags])
-    if stopped or status in (STOPPED, os.EX_TEMPFAIL, 130):
+    if stopped or status in (exit_status.RESUMABLE, exit_status.INTERRUPTED):
         return STOPPED
     if status:
         records.fail(folder, f"{step.name}: {_reason(status, log, start)}")

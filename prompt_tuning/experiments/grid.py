@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.files import is_remote
 
 Setting = Mapping[str, Any]
 Axis = Mapping[str | int, Setting] | Sequence[Any]
@@ -114,7 +115,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if not _VALUE.fullmatch(self.name):
             raise UserError(f"Experiment.name = {self.name!r}: letters, digits, _ and . only")
-        if "://" in self.output or not self.output:
+        if is_remote(self.output) or not self.output:
             raise UserError(
                 f"{self.name}: output = {self.output!r}: must be a folder of a file system that "
                 "all who run cells share"

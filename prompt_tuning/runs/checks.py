@@ -9,6 +9,7 @@ from prompt_tuning.data.files import MACROS
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import AUTO, METHODS
 from prompt_tuning.evaluation.sets import EvalSet
+from prompt_tuning.runtime.files import is_remote
 
 
 def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
@@ -20,7 +21,7 @@ def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
     if not str(path):
         raise UserError(f"{setting} is empty: name a folder")
     folder = epath.Path(path).expanduser()
-    if "://" in str(folder):
+    if is_remote(folder):
         return folder
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir():

@@ -17,6 +17,7 @@ from prompt_tuning.model import summary
 from prompt_tuning.runs import checks, infer_tasks, loading
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runtime import resumable_lines
+from prompt_tuning.runtime.files import is_remote
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
@@ -60,7 +61,7 @@ def infer(
         print(summary.plan(config, method, layout))
         return None
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
-    if "://" in str(folder):
+    if is_remote(folder):
         raise UserError(f"INFER_OUTPUT_DIR = {output_dir!r}: must be on a local disk")
     sharding.check_batch_size(data.batch_size, layout)
     if isinstance(data, TaskRows):

@@ -24,11 +24,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.exit_status import RESUMABLE, USAGE_ERROR
 
 HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as dead
 CONNECT_SECONDS = 120  # until all processes must have come together
-START_AGAIN = os.EX_TEMPFAIL  # 75
-USAGE_ERROR = 2
 
 _LOG_LINE = re.compile(r"[IWEF]\d{4} [\d:.]+ +\d+ (\w+\.\w+):\d+\]")
 _OF_THE_SERVICE = re.compile(r"coordination_service\w*\.cc|preemption_\w+\.cc|client\.h")
@@ -143,7 +142,7 @@ def ends_for_all() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if not jax.distributed.is_initialized() or end.code in (None, 0, START_AGAIN):
+        if not jax.distributed.is_initialized() or end.code in (None, 0, RESUMABLE):
             raise
         _leave(end.code if isinstance(end.code, int) else 1)
     except Exception:
@@ -198,12 +197,12 @@ def _explained(said: str, hosts: Sequence[str], address: str | None) -> tuple[st
     elif "Failed to send RPC to coordination service" in said:
         dead = [0]
     else:
-        return f"another process died: {' '.join(said.split())[:300]}", START_AGAIN
+        return f"another process died: {' '.join(said.split())[:300]}", RESUMABLE
     names = " and ".join(f"process {i} of {len(hosts)} (on {hosts[i]})" for i in dead)
     return (
         f"{names} died or cannot be reached; see its own output, then start all processes again: "
         "they go on from the newest checkpoint"
-    ), START_AGAIN
+    ), RESUMABLE
 
 
 def _one_line_for_an_abort(explained: Callable[[str], tuple[str, int] | None]) -> None:
@@ -234,7 +233,7 @@ def _one_line_for_an_abort(explained: Callable[[str], tuple[str, int] | None]) -
             os.write(stderr, "".join(said).encode())
             return  # abort() goes on
         line, status = meaning
-        if status == START_AGAIN and jax.process_index() == 0:
+        if status == RESUMABLE and jax.process_index() == 0:
             time.sleep(2)  # the others hear of it through this process
         os.write(stderr, f"error: {line}\n".encode())
         os._exit(status)

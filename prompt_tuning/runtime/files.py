@@ -12,6 +12,11 @@ from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime import distributed
 
 
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path names a bucket (`gs://...`) rather than a local file system."""
+    return "://" in os.fspath(path)
+
+
 def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
     """Writes a JSON file, whole or not at all."""
     with renamed_when_done(path) as temporary:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.runtime import distributed
+from prompt_tuning.runtime import distributed, files
 
 NAME = "lock"
 
@@ -25,7 +25,7 @@ def only_run(folder: epath.Path) -> Iterator[None]:
       UserError: if another run's process holds the folder, or this one does not see the folder of
         the first.
     """
-    if "://" in str(folder):
+    if files.is_remote(folder):
         yield
         return
     if not distributed.is_main():

@@ -10,13 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from prompt_tuning.checkpoint import card
-from prompt_tuning.checkpoint import prompts as prompts
+from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.checkpoint.formats import peft
 from prompt_tuning.errors import UserError
-
-SUFFIXES = (".npy", ".safetensors")
-
 
 LABELS_FILE = "labels.json"  # in a folder of prompts
 
@@ -57,7 +53,7 @@ def files(folder: epath.PathLike) -> dict[str, list[epath.Path]]:
         raise UserError(f"{folder}: no such folder of prompts")
     found: dict[str, list[epath.Path]] = {}
     for path in sorted(folder.iterdir()):
-        several = [path] if path.suffix in SUFFIXES or _is_adapter(path) else _inside(path)
+        several = [path] if path.suffix in prompts.SUFFIXES or _is_adapter(path) else _inside(path)
         if not several or path.name.startswith("."):
             continue
         task = path.name if path.is_dir() else path.stem
@@ -92,7 +88,11 @@ def labels(folder: epath.PathLike) -> dict[str, list[str]]:
 def _inside(path: epath.Path) -> list[epath.Path]:
     if not path.is_dir():
         return []
-    return [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES or _is_adapter(file)]
+    return [
+        file
+        for file in sorted(path.iterdir())
+        if file.suffix in prompts.SUFFIXES or _is_adapter(file)
+    ]
 
 
 def _is_adapter(path: epath.Path) -> bool:

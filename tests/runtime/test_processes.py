@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.checkpoint.run import RunCheckpoints
-from prompt_tuning.cli import gin_command
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runtime import exit_status
 
 GIN = """
 from __gin__ import dynamic_registration
@@ -153,7 +153,7 @@ def assert_names_the_dead(processes, dead: int) -> None:
         if index == dead:
             assert process.returncode == -signal.SIGKILL
             continue
-        assert process.returncode == gin_command.RESUME_ME
+        assert process.returncode == exit_status.RESUMABLE
         [line] = process.stderr.splitlines()
         assert line.startswith(DIED.format(dead, len(processes), socket.gethostname()))
 
@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_and_stopped_is_as_one(alone, weights, tmp_path):
     assert saved in (3, 6, 9)
 
     stopped = start(2, folder, weights, 2, signals={1: {12: TERM}})
-    assert_all_ended(stopped, gin_command.RESUME_ME)
+    assert_all_ended(stopped, exit_status.RESUMABLE)
     assert {one.stderr for one in stopped} == {
         "stopped: the same command goes on from the newest checkpoint\n"
     }

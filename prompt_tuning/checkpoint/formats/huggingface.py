@@ -13,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 from etils import epath
-from flax.traverse_util import flatten_dict
 
 from prompt_tuning.checkpoint.fit import Shape, check_fits
 from prompt_tuning.checkpoint.formats import safetensors_file
@@ -22,6 +21,7 @@ from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import folder_when_done
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import EMBEDDING, init_shapes
+from prompt_tuning.t5.paths import flatten
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -108,9 +108,7 @@ def name_in(found: Mapping[str, Any], path: str) -> str:
 
 def shapes_of(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Shapes of the plain backbone's leaves by path."""
-    return {
-        path: x.shape for path, x in flatten_dict(nn.unbox(init_shapes(config)), sep="/").items()
-    }
+    return {path: leaf.shape for path, leaf in flatten(nn.unbox(init_shapes(config))).items()}
 
 
 def is_folder(path: epath.Path) -> bool:

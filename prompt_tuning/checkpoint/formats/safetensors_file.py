@@ -14,7 +14,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from prompt_tuning.errors import CheckpointError
-from prompt_tuning.runtime.files import renamed_when_done
+from prompt_tuning.runtime.files import is_remote, renamed_when_done
 
 SUFFIX = ".safetensors"
 _DTYPES = {
@@ -106,7 +106,7 @@ def _read(path: epath.Path, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(path: epath.Path) -> Iterator[Any]:
-    if "://" in str(path):
+    if is_remote(path):
         raise CheckpointError(f"{path}: safetensors are read from a local disk; copy it there")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; check the path")

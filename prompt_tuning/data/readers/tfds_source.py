@@ -5,6 +5,7 @@ from pathlib import Path
 from prompt_tuning.data.quiet import seqio, tfds
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime.connectivity import no_storage
+from prompt_tuning.runtime.files import is_remote
 
 
 def check_prepared(task: seqio.Task, split: str, use_cached: bool = False) -> None:
@@ -14,7 +15,7 @@ def check_prepared(task: seqio.Task, split: str, use_cached: bool = False) -> No
         return
     dataset, data_dir = task.source.tfds_dataset.get_split_params(split)
     folder = str(data_dir or tfds.core.constants.DATA_DIR)
-    if "://" in folder or _is_prepared(Path(folder).expanduser(), dataset):
+    if is_remote(folder) or _is_prepared(Path(folder).expanduser(), dataset):
         return
     if reason := no_storage():
         raise UserError(
