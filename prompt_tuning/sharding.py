@@ -226,9 +226,9 @@ def _parts(path: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], layout: Layout) -> dict[str, jax.Array]:
-    """Arrays [B, ...], the same on every process, to global ones with their rows divided."""
-    return {name: place(rows, layout.rows) for name, rows in batch.items()}
+def put_batch(batch: Any, layout: Layout) -> Any:
+    """Places a pytree of arrays [B, ...], the same on every process, with their rows divided."""
+    return jax.tree.map(lambda rows: place(rows, layout.rows), batch)
 
 
 def place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:

@@ -11,6 +11,7 @@ from prompt_tuning.runtime.files import renamed_when_done
 
 SUFFIXES = (".npy", safetensors_file.SUFFIX)  # of the files that `save` writes
 TENSOR = "prompt"
+SUFFIXES = (".npy", ".safetensors")
 
 
 def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -31,27 +32,33 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
         prompt = _read(path)
     else:
         raise CheckpointError(f"{path}: no such prompt file; check PROMPT_FILE")
-    if prompt.ndim != 2 or not np.issubdtype(prompt.dtype, np.floating):
-        raise CheckpointError(
-            f"{path}: a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}"
-        )
+    if fault := fault_of(prompt, shape[1] if shape else None):
+        raise CheckpointError(f"{path}: {fault}")
     if not prompt.size:
         raise CheckpointError(f"{path}: a prompt has at least one vector, not {prompt.shape}")
-    if shape is not None and prompt.shape[1] != shape[1]:
-        raise CheckpointError(
-            f"{path}: the prompt is {prompt.shape[1]} wide, the backbone {shape[1]}; "
-            "use a prompt that was trained on a backbone of this size"
-        )
     if shape is not None and prompt.shape[0] != shape[0]:
         raise CheckpointError(
             f"{path}: the prompt has {prompt.shape[0]} vectors, not {shape[0]}; "
             f"set PROMPT_LENGTH = {prompt.shape[0]}"
         )
+    return prompt.astype(np.float32)
+
+
+def fault_of(prompt: np.ndarray, width: int | None = None) -> str | None:
+    """Why an array is not a prompt [P, D] for a backbone of this width; None if it is one.
+
+    Its values must be finite as float32. P may be 0.
+    """
+    if prompt.ndim != 2 or not np.issubdtype(prompt.dtype, np.floating):
+        return f"a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}"
+    if width is not None and prompt.shape[1] != width:
+        return (
+            f"the prompt is {prompt.shape[1]} wide, the backbone {width}; use a prompt that was "
+            "trained on a backbone of this size"
+        )
     with np.errstate(over="ignore"):
-        prompt = prompt.astype(np.float32)
-    if not np.isfinite(prompt).all():
-        raise CheckpointError(f"{path}: the prompt holds values that are not finite")
-    return prompt
+        finite = np.isfinite(prompt.astype(np.float32)).all()
+    return None if finite else "the prompt contains values that are not finite"
 
 
 def length(path: epath.PathLike) -> int:

@@ -13,14 +13,13 @@ import numpy as np
 from prompt_tuning.data.batching.bucketing import bucketed, constant_tokens, default_bounds, pad
 from prompt_tuning.data.batching.packing import Example, pack, packed
 from prompt_tuning.data.batching.tokens import chunks, in_memory, mixed
-from prompt_tuning.data.metrics import MetricFn
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
 from prompt_tuning.data.tasks import RowSource, decode, hidden_splits, labels_of, text_of
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.sets import EvalSet
+from prompt_tuning.evaluation.sets import EvalSet, MetricFn
 
 FEATURES = ("inputs", "targets")
 BATCHINGS = ("padded", "bucketed", "packed")

@@ -1,9 +1,6 @@
 """Metrics of a task: from target and predicted texts to named numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
-
-# SeqIO tells kinds of metric apart by these two parameter names.
-MetricFn = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
+from collections.abc import Sequence
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from prompt_tuning.data import tasks
 from prompt_tuning.data.files import MACROS, Row, TextFiles
-from prompt_tuning.data.metrics import MetricFn, accuracy
+from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation.sets import MetricFn
 
 
 def hidden_splits(task: str) -> tuple[str, ...]:

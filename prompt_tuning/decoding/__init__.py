@@ -6,7 +6,8 @@ The loops (`decode`, `beam_search`) know no model, only a step function; `start`
 from prompt_tuning.decoding.beam import beam_search
 from prompt_tuning.decoding.model import greedy, score, start
 from prompt_tuning.decoding.sample import Sampling, decode, keys_of
-from prompt_tuning.decoding.step import EOS, Decoded, StepFn
+from prompt_tuning.decoding.step import Decoded, StepFn
+from prompt_tuning.t5.vocabulary import EOS
 
 __all__ = [
     "EOS",

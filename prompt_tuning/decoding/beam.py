@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from prompt_tuning.decoding.step import EOS, NOTHING, Decoded, StepFn, is_stop
+from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
+from prompt_tuning.t5.vocabulary import EOS
 
 
 class Rows(Protocol):

@@ -7,7 +7,6 @@ import flax.struct
 import jax.numpy as jnp
 from jax import Array
 
-EOS = 1
 NOTHING = float("-inf")  # the score of a place that no sequence takes
 
 # Tokens [B] and a cache to the next token's logits [B, V] float32 and the cache after it. The first

@@ -34,7 +34,7 @@ def generate(tuned: TunedModel, data: EvalSet, batch_size: int) -> Predictions:
     return Predictions([data.decode(row.tolist()) for row in tokens])
 
 
-METHODS: Mapping[str, Callable[[TunedModel, EvalSet, int], Predictions]] = {
+PREDICTORS: Mapping[str, Callable[[TunedModel, EvalSet, int], Predictions]] = {
     "rank": rank_labels,
     "generate": generate,
 }
@@ -43,7 +43,7 @@ METHODS: Mapping[str, Callable[[TunedModel, EvalSet, int], Predictions]] = {
 AUTO = "auto"
 
 
-def methods_for(data: EvalSet, names: Sequence[str]) -> list[str]:
+def predictors_for(data: EvalSet, names: Sequence[str]) -> list[str]:
     """`names` with "auto" as what it means for the task: "rank" if it has label words, else
     "generate".
     """

@@ -4,7 +4,7 @@ import collections
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from prompt_tuning.evaluation.predict import METHODS, methods_for
+from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
 
@@ -25,14 +25,14 @@ def score(
     Args:
       tuned: the model; None for `most_frequent`.
       data: the task.
-      methods: of `METHODS`, or "auto".
+      methods: of `PREDICTORS`, or "auto".
       batch_size: rows of a batch.
     """
     return {
         f"{name}/{metric}": value
-        for name in methods_for(data, methods)
+        for name in predictors_for(data, methods)
         for metric, value in measure(
-            data, METHODS[name](tuned, data, batch_size) if tuned else most_frequent(data)
+            data, PREDICTORS[name](tuned, data, batch_size) if tuned else most_frequent(data)
         ).items()
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+# Of targets and predictions; SeqIO tells kinds of metric apart by the names of these parameters.
 MetricFn = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning.checkpoint.run import RunCheckpoints, steps
 from prompt_tuning.errors import CheckpointError, UserError
-from prompt_tuning.evaluation.predict import methods_for
+from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.scores import mean_score, score
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.model.tuned import TunedModel
@@ -107,7 +107,7 @@ def check_goes_on(
         log = _folder(model_dir) / data.task / "metrics.jsonl"
         if history := read_metrics(log):
             method = next(name for name in history[0] if name != "step").partition("/")[0]
-            if method != methods_for(data, methods)[0]:
+            if method != predictors_for(data, methods)[0]:
                 raise UserError(
                     f"{log}: this run chooses its best step by {method!r}; let EVAL_METHODS begin "
                     "with that, or set another MODEL_DIR"

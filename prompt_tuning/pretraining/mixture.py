@@ -13,9 +13,9 @@ import numpy as np
 import sentencepiece
 
 from prompt_tuning.pretraining.steered_tasks import OTHER_TASKS, VERDICT_TASKS, Corpus
+from prompt_tuning.t5.vocabulary import EOS
 
 Example = tuple[list[int], list[int]]  # input ids, target ids; no end tokens
-EOS = 1
 SENTINELS = 100
 
 

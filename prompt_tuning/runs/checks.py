@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning.data.files import MACROS
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.predict import AUTO, METHODS
+from prompt_tuning.evaluation.predict import AUTO, PREDICTORS
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.runtime.files import is_remote
 
@@ -53,7 +53,7 @@ def split(wanted: str, there_are: Sequence[str]) -> None:
 
 def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) -> None:
     """Raises UserError unless each task can be evaluated by each method."""
-    known = (*METHODS, AUTO)
+    known = (*PREDICTORS, AUTO)
     if not methods:
         raise UserError(f"{setting} is empty; choose from {', '.join(known)}")
     if unknown := [name for name in methods if name not in known]:

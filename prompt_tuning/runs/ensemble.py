@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import predictions, table
-from prompt_tuning.evaluation.predict import methods_for
+from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
@@ -74,7 +74,7 @@ def ensemble(
 
 
 def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metrics:
-    [kind] = methods_for(data, ["auto"])
+    [kind] = predictors_for(data, ["auto"])
     model.input_length = data.encoder_input_tokens.shape[1]
     if kind == "rank":
         texts = [answer.label for answer in model.classify(data.inputs, data.task)]

@@ -6,7 +6,7 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.evaluation import predictions, table
-from prompt_tuning.evaluation.predict import METHODS, methods_for
+from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.scores import most_frequent_name, score
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.evaluation.validation import Metrics
@@ -84,7 +84,9 @@ def _measured(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
 ) -> Metrics:
     """Writes a task's predictions and metrics, and prints the metrics."""
-    found = {kind: METHODS[kind](tuned, data, batch_size) for kind in methods_for(data, methods)}
+    found = {
+        kind: PREDICTORS[kind](tuned, data, batch_size) for kind in predictors_for(data, methods)
+    }
     metrics = predictions.write(folder, data, found)
     base = score(None, data, methods, batch_size)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")

@@ -10,7 +10,7 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import predictions
-from prompt_tuning.evaluation.predict import METHODS, methods_for
+from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model import summary
@@ -50,7 +50,7 @@ def infer(
       output_dir: where to write, on a local disk.
       config, method, data, initial_checkpoint, layout, seed: see `runs.train.train`.
       trained_file, allow_other_backbone, split: see `runs.eval.evaluate`.
-      mode: of `evaluate.METHODS`, or "auto".
+      mode: "rank", "generate" or "auto".
       on_start: called with the folder before anything is written.
       dry_run: print parameters and shardings, allocate and write nothing.
 
@@ -77,7 +77,7 @@ def infer(
         )
     texts = data.eval_set(split)
     checks.eval_methods([mode], [texts], "MODE")
-    [mode] = methods_for(texts, [mode])
+    [mode] = predictors_for(texts, [mode])
     tuned = loading.load(
         config,
         method,
@@ -103,7 +103,7 @@ def infer(
 
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = _part(texts, start, stop)
-        found = METHODS[mode](tuned, part, data.batch_size)
+        found = PREDICTORS[mode](tuned, part, data.batch_size)
         examples = ({"inputs": {"inputs_pretokenized": text}} for text in part.inputs)
         return predictions.lines(examples, found, texts.labels)
 

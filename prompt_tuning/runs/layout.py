@@ -6,12 +6,12 @@ import jax
 
 from prompt_tuning import sharding
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation.predict import AUTO
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.sharding import Layout, Rule
 from prompt_tuning.t5.config import T5Config
 
-AUTO = "auto"
 GIB = 2**30
 # Of a trained leaf: itself, its gradient, two slots.
 _COPIES = 4

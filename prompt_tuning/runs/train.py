@@ -86,7 +86,7 @@ def train(
       initial_checkpoint: the frozen backbone's weights.
       total_steps, learning_rate, optimizer, loss, num_microbatches, eval_period, checkpoint_period,
         keep, log_period: see `trainer.fit`.
-      eval_methods: of `evaluate.METHODS`, or "auto"; the first one chooses the best step.
+      eval_methods: "rank", "generate" or "auto"; the first one chooses the best step.
       eval_batch_size: rows of an evaluation batch.
       layout: how arrays lie on the devices.
       seed: of initialisation and dropout.

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prompt_tuning.checkpoint import prompts as prompts
+from prompt_tuning.checkpoint import prompts as prompt_files
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.layers import partitioned_param
 from prompt_tuning.t5.sites import Sites
@@ -142,7 +142,8 @@ class PromptBank:
             if not several:
                 raise UserError(f"task {task!r}: has no prompt")
             for prompt in several:
-                _check(task, prompt, self.prompts.shape[2])
+                if fault := prompt_files.fault_of(prompt, self.prompts.shape[2]):
+                    raise UserError(f"task {task!r}: {fault}")
         every = [prompt for several in prompts.values() for prompt in several]
         if not every:
             return self
@@ -202,20 +203,3 @@ class PromptBank:
 @jax.jit
 def _written(held: Array, where: Array, values: Array) -> Array:
     return held.at[where].set(values)
-
-
-def _check(task: str, prompt: np.ndarray, width: int) -> None:
-    if prompt.ndim != 2 or not np.issubdtype(prompt.dtype, np.floating):
-        raise UserError(
-            f"task {task!r}: a prompt is a matrix [P, D] of floats, not {prompt.dtype} "
-            f"{prompt.shape}"
-        )
-    if prompt.shape[1] != width:
-        raise UserError(
-            f"task {task!r}: the prompt is {prompt.shape[1]} wide, the backbone {width}; use a "
-            "prompt that was trained on a backbone of this size"
-        )
-    with np.errstate(over="ignore"):
-        held = prompt.astype(np.float32)
-    if not np.isfinite(held).all():
-        raise UserError(f"task {task!r}: the prompt holds values that are not finite")

@@ -11,7 +11,7 @@ from prompt_tuning import sharding
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.catalogue.glue import BENCHMARKS, register_benchmarks
-from prompt_tuning.evaluation.predict import METHODS, methods_for
+from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.scores import measure
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.methods import PromptTuning, Uniform
@@ -80,9 +80,9 @@ def examples_of(task: str) -> EvalSet:
 def test_a_model_is_measured(model: TunedModel, benchmark):
     data = examples_of(benchmark.task)
     assert len(data.targets) >= 8
-    [method] = methods_for(data, ("auto",))
+    [method] = predictors_for(data, ("auto",))
     assert method == ("rank" if benchmark.labels else "generate")
-    found = METHODS[method](model, data, 8)
+    found = PREDICTORS[method](model, data, 8)
     assert len(found.texts) == len(data.targets)
     scores = measure(data, found)
     lowest = METRICS[benchmark.name]

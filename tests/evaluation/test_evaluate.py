@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning import decoding, evaluate, sharding
+from prompt_tuning import decoding, sharding
 from prompt_tuning.evaluation import predict
 from prompt_tuning.evaluation import scores as the_scores
 from prompt_tuning.evaluation.scores import mean_score, most_frequent
@@ -85,7 +85,7 @@ def test_a_batch_is_as_long_as_its_rows_need(monkeypatch):
         shapes.append(tokens.shape)
         return np.asarray(tokens).sum(axis=1, keepdims=True) + np.zeros((1, 3))
 
-    monkeypatch.setattr(evaluate, "_rank", sums)
+    monkeypatch.setattr(predict, "_rank", sums)
     data = eval_set()
     found = predict.rank_labels(model("prefix"), data, 4)
     assert found.scores is not None
@@ -102,10 +102,10 @@ def test_no_batch_is_longer_than_the_task():
 
 def test_auto():
     with_labels, without = eval_set(), eval_set(labels=())
-    assert predict.methods_for(with_labels, ("auto",)) == ["rank"]
-    assert predict.methods_for(without, ("auto",)) == ["generate"]
-    assert predict.methods_for(with_labels, ("generate", "auto")) == ["generate", "rank"]
-    assert predict.methods_for(with_labels, ("auto", "rank")) == ["rank"]
+    assert predict.predictors_for(with_labels, ("auto",)) == ["rank"]
+    assert predict.predictors_for(without, ("auto",)) == ["generate"]
+    assert predict.predictors_for(with_labels, ("generate", "auto")) == ["generate", "rank"]
+    assert predict.predictors_for(with_labels, ("auto", "rank")) == ["rank"]
 
 
 def test_the_most_frequent_target():

@@ -125,14 +125,14 @@ def nan() -> np.ndarray:
 @pytest.mark.parametrize(
     ("task", "vectors", "message"),
     [
-        ("new", [nan()], "task 'new': the prompt holds values that are not finite"),
+        ("new", [nan()], "task 'new': the prompt contains values that are not finite"),
         (
             "new",
             [np.full((2, D), 1e300)],
-            "task 'new': the prompt holds values that are not finite",
+            "task 'new': the prompt contains values that are not finite",
         ),
         (3, [prompt(2)], "task 3: a name is a text"),
-        ("new", [prompt(2), nan()], "task 'new': the prompt holds values that are not finite"),
+        ("new", [prompt(2), nan()], "task 'new': the prompt contains values that are not finite"),
         ("new", [np.ones((2, D + 1), np.float32)], "is 17 wide, the backbone 16"),
         ("new", [np.ones(D, np.float32)], r"a matrix \[P, D\] of floats, not float32 \(16,\)"),
         ("new", [np.ones((2, D), np.int32)], "a matrix .* not int32"),
