@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import run
 
 from prompt_tuning.runtime import distributed
+from prompt_tuning.testing import run_command
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TRAIN = (
@@ -78,11 +78,11 @@ def test_a_dry_run_prints_what_is_executed(name, stand_ins):
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_the_commands_flags_are_right(name, capsys, monkeypatch):
+def test_the_commands_flags_are_right(name, monkeypatch):
     joined = []
     monkeypatch.setattr(distributed, "initialize", lambda *given: joined.append(given))
     for module, *arguments in ours(printed(*MACHINES[name])):
-        result = run(module, [*arguments, "--dry_run"], capsys, monkeypatch)
+        result = run_command(module, *arguments, "--dry_run")
         assert result.status == 0, result.err
         assert "CLASS_LABELS = ['not so', 'so']" in result.out
     each = [("127.0.0.1:8500", 2, i) for i in range(2)]
@@ -112,14 +112,14 @@ def test_slurm_asks_for_a_task_a_gpu_on_several_nodes():
     assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8"} < set(several)
 
 
-def test_jobs_of_an_array_divide_the_cells(capsys, monkeypatch):
+def test_jobs_of_an_array_divide_the_cells(monkeypatch):
     cells = ("python", "-m", "prompt_tuning.experiments", "run", "experiments/e1_scaling.gin")
     (words,) = printed("slurm", "--array=0-119%4", command=cells)
     assert {"--array=0-119%4", "--ntasks-per-node=1"} < set(words)
     ((module, *arguments),) = ours([words])
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "120")
-    result = run(module, [*arguments, "--dry_run"], capsys, monkeypatch)
+    result = run_command(module, *arguments, "--dry_run")
     assert result.status == 0, result.err
     assert "part 7 of 120" in result.out
 

@@ -1,36 +1,32 @@
-"""An experiment's grid: axes of settings, and the cells that they make.
+"""An experiment's grid: axes of settings, and the cells that they span.
 
-A setting is what the command line would say, as a mapping: `gin_file` (one or several) and macros
-or parameters by name. Texts may hold `$NAME`: a variable of the experiment, an axis (the cell's
-value), `$step` (the step's name) or `$cell` (the cell's folder).
+docs/reproduce.md defines the language: settings, axes, `$NAME` in texts, and rules.
 """
 
 import dataclasses
-import functools
 import hashlib
 import itertools
-import json
 import re
 import string
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.experiments import bindings
 from prompt_tuning.runtime.files import is_remote
 
 Setting = Mapping[str, Any]
 Axis = Mapping[str | int, Setting] | Sequence[Any]
+Rule = Mapping[str, str | Sequence[str]]
 
-# The commands that a cell is made of, and the macro of the folder that each one writes to.
+# The commands that a cell may run, and the macro of the folder that each one writes to.
 COMMANDS = {
     "train": "MODEL_DIR",
     "eval": "EVAL_OUTPUT_DIR",
     "ensemble": "EVAL_OUTPUT_DIR",
 }
-FILES, STEPS, COMMAND = "gin_file", "steps", "command"  # keys of a setting that are no macros
-_IMPORT = re.compile(r"(?:\bfrom ([\w. ]+) )?\bimport ([\w. ]+?) \n")  # between a file's words
+FILES, STEPS, COMMAND = "gin_file", "steps", "command"  # keys of a setting that are not macros
 _VALUE = re.compile(r"[\w.]+")  # of an axis: it is part of a cell's name
 
 
@@ -39,10 +35,10 @@ class Step:
     """One command of a cell.
 
     Attributes:
-      name: of the step, and of its folder within the cell's.
-      command: of `COMMANDS`.
-      files: gin files, in order.
-      settings: values by macro or parameter; `$cell` is still in them.
+      name: Name of the step, and of its folder within the cell's.
+      command: A key of `COMMANDS`.
+      files: Gin files, in order.
+      settings: Values by macro or parameter; `$cell` is not replaced yet.
     """
 
     name: str
@@ -51,7 +47,7 @@ class Step:
     settings: Setting
 
     def arguments(self, folder: str) -> list[str]:
-        """The flags of the command for a cell in `folder`."""
+        """Returns the flags of the command for a cell in `folder`."""
         settings = {COMMANDS[self.command]: f"{folder}/{self.name}", **self.settings}
         filled = _filled(settings, {"cell": folder}, self.name)
         values = {k: v if isinstance(v, str) else repr(v) for k, v in filled.items()}
@@ -66,11 +62,11 @@ class Cell:
     """One place of the grid.
 
     Attributes:
-      name: its values, in the order of the axes.
-      axes: its value on each axis.
-      steps: run one after the other.
-      digest: of the steps' resolved settings, with what their gin files say: a cell whose settings
-        change is another cell, and cells of several experiments with the same settings are one.
+      name: The values of its axes, in their order.
+      axes: Its value on each axis.
+      steps: Commands to run one after the other.
+      digest: Hash of all bindings of its steps. A cell whose settings change is another cell, and
+        cells of several experiments with the same settings are one.
     """
 
     name: str
@@ -84,19 +80,17 @@ class Experiment:
     """A grid of runs.
 
     Attributes:
-      name: of the experiment, and of the folder of its tables.
-      output: folder of all experiments; cells lie in `output/cells/DIGEST`, and those of the same
-        settings are shared by the experiments there.
-      steps: a setting with `command` by name, in the order in which they run.
-      axes: the settings of each value, or plain values that the templates use, or several of both;
-        the first axis varies slowest. A setting here may hold `steps` (which of them run in such a
-        cell; else all do) and, under a step's name, a setting for that step alone. Later axes win.
-      variables: what `$NAME` stands for, where it is no axis.
-      exclude: cells that are left out: those that have all named values of one of these. A value
-        may be several, or begin with "!" (any but this one).
-      task_names: short names of SeqIO tasks in tables, beside those that the axes tell.
-      keep_weights: keep the weights of cells that train every parameter.
-      paper: name of the paper's numbers in `experiments.printed` to show beside these.
+      name: Name of the experiment, and of the folder of its tables.
+      output: Folder of all experiments. Cells are in `output/cells/DIGEST`, shared by the
+        experiments that have them in common.
+      steps: Settings with a `command` by name, in the order in which they run.
+      axes: Settings of each value, or plain values for `$NAME`, or a sequence of both. The first
+        axis varies slowest, and the settings of later axes win.
+      variables: Texts for `$NAME`, beside the axes.
+      exclude: Rules; cells that match one of them are left out.
+      task_names: Short names of SeqIO tasks in tables, beside those that follow from the axes.
+      keep_weights: Whether to keep the weights of cells that train every parameter.
+      paper: Key of `results.paper_numbers.PRINTED`, whose numbers the table shows; "" for none.
 
     Raises:
       UserError: naming the part that is wrong.
@@ -107,18 +101,20 @@ class Experiment:
     steps: Mapping[str, Setting]
     axes: Mapping[str, Axis]
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    exclude: Sequence[Mapping[str, str | Sequence[str]]] = ()
+    exclude: Sequence[Rule] = ()
     task_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep_weights: bool = False
     paper: str = ""
 
     def __post_init__(self) -> None:
         if not _VALUE.fullmatch(self.name):
-            raise UserError(f"Experiment.name = {self.name!r}: letters, digits, _ and . only")
+            raise UserError(
+                f"Experiment.name = {self.name!r}: must be of letters, digits, _ and . only"
+            )
         if is_remote(self.output) or not self.output:
             raise UserError(
                 f"{self.name}: output = {self.output!r}: must be a folder of a file system that "
-                "all who run cells share"
+                "all hosts of the experiment share"
             )
         for step, setting in self.steps.items():
             if setting.get(COMMAND) not in COMMANDS:
@@ -129,15 +125,16 @@ class Experiment:
         for axis, values in self.axes.items():
             if isinstance(values, str) or not isinstance(values, Mapping | Sequence):
                 raise UserError(
-                    f"{self.name}: axis {axis!r} = {values!r}: give a list or a mapping of values"
+                    f"{self.name}: axis {axis!r} = {values!r}: must be a list or a mapping of "
+                    "values"
                 )
-            found = _by_value(values)
-            if not found:
+            names = list(_by_value(values))
+            if not names:
                 raise UserError(f"{self.name}: axis {axis!r} = {values!r}: has no values")
-            if odd := [value for value in found if not _VALUE.fullmatch(value)]:
+            if unusable := [name for name in names if not _VALUE.fullmatch(name)]:
                 raise UserError(
-                    f"{self.name}: axis {axis!r}: {odd[0]!r} is part of names; letters, digits, "
-                    "_ and . only"
+                    f"{self.name}: axis {axis!r}: {unusable[0]!r} is part of names; it must be of "
+                    "letters, digits, _ and . only"
                 )
         for rule in self.exclude:
             if unknown := [axis for axis in rule if axis not in self.axes]:
@@ -148,7 +145,11 @@ class Experiment:
         return Path(self.output).expanduser()
 
     def make_root(self) -> None:
-        """Before anything is written to it."""
+        """Makes the output folder.
+
+        Raises:
+          UserError: if it cannot be made.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -158,22 +159,23 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        """Where its tables and figures lie."""
+        """Folder of its tables and figures."""
         return self.root / self.name
 
     def cell_folder(self, cell: Cell) -> Path:
         return self.root / "cells" / cell.digest
 
     def cells(self, folders: Sequence[str]) -> list[Cell]:
-        """All cells, in the order in which they are run.
+        """Returns all cells, in the order in which they run.
 
         Args:
-          folders: where gin files are looked for.
+          folders: Folders that are searched for gin files.
 
         Raises:
-          UserError: for a gin file or a variable that is not there, or two cells that are the same.
+          UserError: for a gin file or a variable that does not exist, or two cells that are the
+            same.
         """
-        found: dict[str, Cell] = {}
+        cells: dict[str, Cell] = {}
         axes = {axis: _by_value(values) for axis, values in self.axes.items()}
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
@@ -182,27 +184,22 @@ class Experiment:
             settings = [axes[axis][value] for axis, value in chosen.items()]
             steps = tuple(self._steps(settings, {**self.variables, **chosen}))
             cell = Cell("-".join(values), chosen, steps, _digest(steps, tuple(folders)))
-            if other := found.get(cell.digest):
+            if other := cells.get(cell.digest):
                 raise UserError(
                     f"{self.name}: the cells {other.name} and {cell.name} have the same settings: "
                     "one of the axes changes nothing"
                 )
-            found[cell.digest] = cell
-        return list(found.values())
+            cells[cell.digest] = cell
+        return list(cells.values())
 
     def modules(self, folders: Sequence[str]) -> list[str]:
-        """What the gin files of all cells import."""
+        """Returns the names of the modules that the gin files of all cells import."""
         files = {file for cell in self.cells(folders) for step in cell.steps for file in step.files}
-        texts = (" ".join(_words(file, tuple(folders))) for file in files)
-        found = {
-            ".".join(part for part in match.groups() if part).replace(" ", "")
-            for text in texts
-            for match in _IMPORT.finditer(text)
-        }
-        return sorted(found - {"__gin__.dynamic_registration"})
+        imports = (bindings.of_file(file, tuple(folders)).imports for file in files)
+        return sorted(frozenset().union(*imports))
 
     def short_names(self) -> dict[str, str]:
-        """Tasks' names in tables, by SeqIO task."""
+        """Returns the names that tasks have in tables, by SeqIO task."""
         names = {}
         for values in self.axes.values():
             for value, setting in _by_value(values).items():
@@ -211,21 +208,21 @@ class Experiment:
         return {**names, **self.task_names}
 
     def _steps(self, settings: Sequence[Setting], variables: Mapping[str, str]) -> Iterator[Step]:
-        names = [setting[STEPS] for setting in settings if STEPS in setting]
-        wanted = names[-1] if names else tuple(self.steps)
-        if unknown := [name for name in wanted if name not in self.steps]:
+        chosen = [setting[STEPS] for setting in settings if STEPS in setting]
+        names = chosen[-1] if chosen else tuple(self.steps)
+        if unknown := [name for name in names if name not in self.steps]:
             raise UserError(f"{self.name}: steps: there is no {unknown[0]!r}")
         for name in self.steps:
-            if name in wanted:
+            if name in names:
                 layers = [part for setting in settings for part in (setting, setting.get(name, {}))]
                 yield self._step(name, [self.steps[name], *layers], {**variables, "step": name})
 
     def _step(self, name: str, layers: Sequence[Setting], variables: Mapping[str, str]) -> Step:
         where = f"{self.name}: step {name!r}"
-        files = [file for layer in layers for file in _several(layer.get(FILES, ()))]
-        no_macros = {FILES, STEPS, COMMAND, *self.steps}
-        macros = {k: v for layer in layers for k, v in layer.items() if k not in no_macros}
-        variables = {**variables, "cell": "$cell"}  # known when the step is run
+        files = [file for layer in layers for file in _as_sequence(layer.get(FILES, ()))]
+        not_macros = {FILES, STEPS, COMMAND, *self.steps}
+        macros = {k: v for layer in layers for k, v in layer.items() if k not in not_macros}
+        variables = {**variables, "cell": "$cell"}  # known when the step runs
         return Step(
             name,
             layers[0][COMMAND],
@@ -235,38 +232,39 @@ class Experiment:
 
 
 def _by_value(values: Axis) -> dict[str, Setting]:
+    """Returns the setting of each value of an axis."""
     if isinstance(values, Mapping):
         return {str(value): setting for value, setting in values.items()}
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     for value in values:
-        several = isinstance(value, Mapping | list | tuple)
-        found |= _by_value(value) if several else {str(value): {}}
-    return found
+        nested = isinstance(value, Mapping | list | tuple)
+        settings |= _by_value(value) if nested else {str(value): {}}
+    return settings
 
 
-def _several(value: str | Sequence[str]) -> Sequence[str]:
+def _as_sequence(value: str | Sequence[str]) -> Sequence[str]:
     return (value,) if isinstance(value, str) else value
 
 
-def _matches(chosen: Mapping[str, str], rule: Mapping[str, str | Sequence[str]]) -> bool:
+def _matches(chosen: Mapping[str, str], rule: Rule) -> bool:
     return all(
         any(
             chosen[axis] != value[1:] if value.startswith("!") else chosen[axis] == value
-            for value in map(str, _several(values))
+            for value in map(str, _as_sequence(values))
         )
         for axis, values in rule.items()
     )
 
 
 def _filled(value: Any, variables: Mapping[str, str], where: str) -> Any:
-    """`value` with `$NAME` in all its texts replaced."""
+    """Replaces `$NAME` in all texts of `value`."""
     if isinstance(value, str):
         try:
             return string.Template(value).substitute(variables)
         except KeyError as error:
             known = ", ".join(sorted(variables))
             raise UserError(
-                f"{where}: {value!r}: there is no ${error.args[0]}; there are {known}"
+                f"{where}: {value!r}: there is no ${error.args[0]}; available: {known}"
             ) from error
         except ValueError as error:
             raise UserError(f"{where}: {value!r}: a $ without a name; write $$ for one") from error
@@ -278,30 +276,9 @@ def _filled(value: Any, variables: Mapping[str, str], where: str) -> Any:
 
 
 def _digest(steps: Sequence[Step], folders: tuple[str, ...]) -> str:
+    """Hashes the steps' names, commands and bindings; how gin files say them does not matter."""
     content = [
-        (step.name, step.command, [_words(file, folders) for file in step.files], step.settings)
+        (step.name, step.command, bindings.of_step(step.files, step.arguments("$cell"), folders))
         for step in steps
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@functools.cache
-def _words(name: str, folders: tuple[str, ...]) -> tuple[str, ...]:
-    """The words of a gin file without comments and white space, included files in their place."""
-    path = next((p for p in (Path(f, name) for f in ("", *folders)) if p.is_file()), None)
-    if path is None:
-        raise UserError(f"gin_file {name!r}: no such file; searched: {', '.join(folders)}")
-    try:
-        with tokenize.open(path) as file:
-            tokens = list(tokenize.generate_tokens(file.readline))
-    except (tokenize.TokenError, SyntaxError) as error:
-        raise UserError(f"{path}: gin cannot read it ({error.args[0]})") from error
-    words: list[str] = []
-    for token in tokens:
-        if token.type in (tokenize.COMMENT, tokenize.NL):
-            continue
-        if words[-1:] == ["include"] and token.type == tokenize.STRING:
-            words[-1:] = _words(token.string[1:-1], folders)
-        else:
-            words.append(token.string)
-    return tuple(words)
+    return hashlib.sha256(bindings.digestible(content).encode()).hexdigest()[:12]

@@ -30,6 +30,7 @@ def run_command(command: str | Callable, *arguments: object) -> CommandResult:
     from absl.testing import flagsaver
 
     from prompt_tuning.cli import gin_command
+    from prompt_tuning.data import flags as data_flags  # noqa: F401 - its flags stay defined
 
     known_flags = set(flags.FLAGS)
     out, err = io.StringIO(), io.StringIO()

@@ -10,7 +10,7 @@ from absl.testing import flagsaver
 
 from prompt_tuning.cli import gin_parsing
 from prompt_tuning.errors import UserError
-from prompt_tuning.experiments import devices, dry_run, schedulers
+from prompt_tuning.experiments import bindings, devices, dry_run, schedulers
 from prompt_tuning.experiments.grid import Experiment
 
 CONFIGS = gin_parsing.configs_folder()
@@ -131,9 +131,7 @@ def test_gin_files_belong_to_a_cell(small, tmp_path, monkeypatch):
     before = digests(small)
 
     def after(name: str, text: str) -> dict[str, str]:
-        from prompt_tuning.experiments import grid
-
-        grid._words.cache_clear()
+        bindings.of_file.cache_clear()
         (tmp_path / name).write_text(text)
         return digests(small)
 
@@ -150,13 +148,13 @@ def test_gin_files_belong_to_a_cell(small, tmp_path, monkeypatch):
         ({"output": "gs://b/c"}, "must be a folder"),
         ({"steps": {"train": {"command": "fly"}}}, "command = 'fly'; choose from train, eval"),
         ({"axes": {"seed": ()}}, "axis 'seed' = (): has no values"),
-        ({"axes": {"seed": 0}}, "axis 'seed' = 0: give a list or a mapping"),
-        ({"axes": {"seed": "12"}}, "axis 'seed' = '12': give a list or a mapping"),
+        ({"axes": {"seed": 0}}, "axis 'seed' = 0: must be a list or a mapping"),
+        ({"axes": {"seed": "12"}}, "axis 'seed' = '12': must be a list or a mapping"),
         ({"axes": {"seed": ("a b",)}}, "axis 'seed': 'a b' is part of names"),
         ({"axes": {"seed": ("a-b",)}}, "'a-b' is part of names"),
         ({"exclude": ({"size": "1"},)}, "exclude: there is no axis 'size'"),
         ({"axes": {"seed": (0,), "task": {"x": {"steps": ("fly",)}}}}, "there is no 'fly'"),
-        ({"axes": {"seed": (0,)}}, "there is no $task; there are DIR, cell, seed, step"),
+        ({"axes": {"seed": (0,)}}, "there is no $task; available: DIR, cell, seed, step"),
         ({"axes": {"seed": (0, 1), "task": ("a",)}, "steps": {}}, "have the same settings"),
     ],
 )

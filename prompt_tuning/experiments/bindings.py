@@ -1,0 +1,100 @@
+"""Reads gin files as bindings, without importing what they name: what tells two cells apart."""
+
+import functools
+import itertools
+import json
+import tokenize
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gin import config_parser
+
+from prompt_tuning.cli import gin_parsing
+from prompt_tuning.errors import UserError
+
+_DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
+
+
+class Statements(NamedTuple):
+    """The statements of a gin file with those of the files it includes, or of a text.
+
+    Attributes:
+      bindings: values by `SCOPE/SELECTOR.ARGUMENT`, or by the name of a macro; later ones win.
+      imports: names of the imported modules.
+    """
+
+    bindings: Mapping[str, Any]
+    imports: frozenset[str]
+
+
+class _Unresolved(config_parser.ParserDelegate):
+    """Keeps references to configurables and macros by name."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
+        return {"@": scoped_configurable_name, "called": evaluate}
+
+    def macro(self, macro_name: str) -> Any:
+        return {"%": macro_name}
+
+
+def of_step(
+    files: Sequence[str], arguments: Sequence[str], folders: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns what gin files and `--gin.NAME=VALUE` flags bind together.
+
+    Raises:
+      UserError: for a gin file that does not exist or cannot be parsed.
+    """
+    flags = gin_parsing.expand_gin_flags(arguments)
+    prefix = "--gin_bindings="
+    texts = [flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix)]
+    statements = [*(of_file(file, folders) for file in files), *map(_of_text, texts)]
+    parts = (part.bindings.items() for part in statements)
+    return dict(itertools.chain.from_iterable(parts))
+
+
+def digestible(value: Any) -> str:
+    """Returns a text that is the same for equal bindings, in whatever order they were made."""
+    return json.dumps(value, sort_keys=True, default=repr)
+
+
+@functools.cache
+def of_file(name: str, folders: tuple[str, ...]) -> Statements:
+    """Parses a gin file that is found in one of `folders`.
+
+    Raises:
+      UserError: if it does not exist or cannot be parsed.
+    """
+    path = next((p for p in (Path(f, name) for f in ("", *folders)) if p.is_file()), None)
+    if path is None:
+        raise UserError(f"gin_file {name!r}: no such file; searched: {', '.join(folders)}")
+    try:
+        return _statements(path.read_text(encoding="utf-8"), folders)
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise UserError(f"{path}: gin cannot read it ({error.args[0]})") from error
+
+
+@functools.cache
+def _of_text(text: str) -> Statements:
+    try:
+        return _statements(text, ())
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise UserError(f"{text}: gin cannot read it ({error.args[0]})") from error
+
+
+def _statements(text: str, folders: tuple[str, ...]) -> Statements:
+    bindings: dict[str, Any] = {}
+    imports: set[str] = set()
+    for statement in config_parser.ConfigParser(text, _Unresolved()):
+        match statement:
+            case config_parser.IncludeStatement():
+                included = of_file(statement.filename, folders)
+                bindings |= included.bindings
+                imports |= included.imports
+            case config_parser.ImportStatement():
+                imports.add(statement.module)
+            case config_parser.BindingStatement():
+                names = f"{statement.scope}/{statement.selector}", statement.arg_name
+                bindings[".".join(filter(None, names)).removeprefix("/")] = statement.value
+    return Statements(bindings, frozenset(imports - {_DYNAMIC_REGISTRATION}))
