@@ -14,7 +14,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.exchange.recycling import (
     EPOCHS,
     LEARNING_RATE,
-    METHODS,
+    MAPPINGS,
     SKIP,
     TOKENS,
     embedding,
@@ -36,7 +36,7 @@ def main() -> None:
     target = embedding(given.target)
     rows = fitting_rows(source, target, given.skip, given.tokens)
     options = network if given.method == "mlp" else {}
-    recycled = METHODS[given.method](prompt, *rows, **options)
+    recycled = MAPPINGS[given.method](prompt, *rows, **options)
     if not np.isfinite(recycled).all():
         raise UserError(f"--learning_rate={given.learning_rate}: mlp diverges; lower it")
     prompts.save(given.output, recycled)
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("prompt", None, "The trained prompt.", required=True)
     flags.DEFINE_string("source", None, "Backbone that it was trained on.", required=True)
     flags.DEFINE_string("target", None, "Backbone that it is wanted for.", required=True)
-    flags.DEFINE_enum("method", "linear_least_squares", list(METHODS), "How to map it.")
+    flags.DEFINE_enum("method", "linear_least_squares", list(MAPPINGS), "How to map it.")
     flags.DEFINE_string("output", None, "Prompt file to write.", required=True)
     flags.DEFINE_integer("skip", SKIP, "Tokens to leave out at the vocabulary's beginning.", 0)
     flags.DEFINE_integer("tokens", TOKENS, "Tokens to fit the map on, after those.", 1)

@@ -9,7 +9,6 @@ from jax import Array
 
 from prompt_tuning import decoding, sharding
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
-from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime import distributed
 from prompt_tuning.t5.network import T5
@@ -83,8 +82,7 @@ def _map(
     A batch is as long as the power of two that holds its longest row, from 32 to T: each shape is
     compiled once.
     """
-    tokens, sites = data.encoder_input_tokens, tuned.model.sites
-    task = sites.task_index(data.task) if isinstance(sites, Method) else None
+    tokens, task = data.encoder_input_tokens, tuned.model.sites.task_index(data.task)
     tasks = None if task is None else np.full(batch_size, task, np.int32)
     limit = tokens.shape[1]
     lengths = limit - np.argmax(tokens[:, ::-1] != 0, axis=1)

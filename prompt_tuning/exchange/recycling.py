@@ -84,7 +84,7 @@ def mlp(
     return np.asarray(network.apply(params, prompt))
 
 
-METHODS: Mapping[str, Callable[..., np.ndarray]] = {
+MAPPINGS: Mapping[str, Callable[..., np.ndarray]] = {
     "linear_least_squares": linear_least_squares,
     "linear_combination": linear_combination,
     "mlp": mlp,

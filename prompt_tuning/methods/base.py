@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax import Array
 
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.sites import Sites
@@ -61,14 +60,6 @@ class Method(Sites):
         """
         return self
 
-    def task_index(self, task: str) -> int | None:
-        """What `tasks` of a batch says of examples of a task; None if the method need not know.
-
-        Raises:
-          ValueError: if the method was not trained on the task.
-        """
-        return None
-
     def trains(self, path: str, added: bool) -> bool:
         """Whether the leaf at `path` is trained; `added` says that this method brought it."""
         return added
@@ -80,10 +71,6 @@ class Method(Sites):
         their module's own initialiser.
         """
         return {}
-
-    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
-        """A term added to the loss, from the leaves of the whole model, by path."""
-        return 0.0
 
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Arrays of `trained` (by path) that stand for the method on their own, by file name."""

@@ -19,8 +19,8 @@ PLACEMENTS = ("prefix", "suffix", "suffix_before_eos")
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptTuning(Method):
-    """P x D parameters, one vector an added encoder position.
+class InputPrompt(Method):
+    """What methods with trained vectors in the model's input share; abstract.
 
     Attributes:
       length: P; 0 for a prompt in the decoder alone.
@@ -81,9 +81,19 @@ class PromptTuning(Method):
             if length
         }
 
+
+@dataclasses.dataclass(frozen=True)
+class PromptTuning(InputPrompt):
+    """Prompt tuning: P x D parameters, one vector per added encoder position."""
+
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        names = {PROMPT_PATH: "prompt", DECODER_PROMPT_PATH: "decoder_prompt"}
-        return {name: trained[path] for path, name in names.items() if path in trained}
+        return prompt_files(trained)
+
+
+def prompt_files(trained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The prompts among trained leaves (by path), by file name."""
+    names = {PROMPT_PATH: "prompt", DECODER_PROMPT_PATH: "decoder_prompt"}
+    return {name: trained[path] for path, name in names.items() if path in trained}
 
 
 class Prompt(nn.Module):

@@ -1,21 +1,22 @@
 """WARP (Hambardzumyan et al., 2021): an input prompt, and trained verbalizer vectors."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from prompt_tuning.methods.prompt import PromptTuning
+from prompt_tuning.methods.base import Method
+from prompt_tuning.methods.prompt import InputPrompt
 from prompt_tuning.t5.layers import partitioned_param
 
 
 @dataclasses.dataclass(frozen=True)
-class Warp(PromptTuning):
+class Warp(InputPrompt):
     """Prompt tuning, with a trained change of the output layer's row of each label's first token:
-    (P + K) D parameters for K labels. The change starts at zero.
+    (P + K) D parameters for K labels. The change starts at zero. The prompt alone is not the
+    method, so no prompt file is exported.
 
     Attributes:
       label_ids: first tokens of the labels; () for the task's own.
@@ -32,7 +33,7 @@ class Warp(PromptTuning):
         encode: Callable[[str], list[int]] | None,
         labels: Sequence[str],
         tasks: Sequence[str] = (),
-    ) -> PromptTuning:
+    ) -> Method:
         if self.label_ids:
             return self
         if encode is None or not labels:
@@ -53,9 +54,6 @@ class Warp(PromptTuning):
             return logits
         change = Verbalizer(len(self.label_ids), name="verbalizer")(hidden)
         return logits.at[..., jnp.asarray(self.label_ids)].add(change)
-
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return {}  # the prompt alone is not the method
 
 
 class Verbalizer(nn.Module):

@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.initializers import Text
-from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning
+from prompt_tuning.methods.prompt import PROMPT_PATH, InputPrompt, prompt_files
 from prompt_tuning.t5 import int8
 from prompt_tuning.t5.network import EMBEDDING
 
 
 @dataclasses.dataclass(frozen=True)
-class Wayward(PromptTuning):
+class Wayward(InputPrompt):
     """Prompt tuning with weight * mean_p |prompt_p - embedding of the text's token p|^2 in the
     loss. It starts as the text; vectors beyond the text are free.
 
@@ -38,11 +40,14 @@ class Wayward(PromptTuning):
         encode: Callable[[str], list[int]] | None,
         labels: Sequence[str],
         tasks: Sequence[str] = (),
-    ) -> PromptTuning:
+    ) -> Method:
         if encode is None:
             raise ValueError("Wayward: a vocabulary is needed to read WAYWARD_TEXT")
         ids = encode(self.text)[: self.length]
         return dataclasses.replace(self, token_ids=ids, initializer=Text(self.text))
+
+    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return prompt_files(trained)
 
     def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
         if not self.token_ids:

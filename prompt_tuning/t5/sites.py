@@ -7,7 +7,7 @@ submodule made in a site becomes a child of the calling module: a module named `
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax import Array
@@ -44,6 +44,18 @@ class Sites:
     def decoder_positions(self) -> int:
         """Positions that `embedded` puts in front of the decoder's input."""
         return 0
+
+    def task_index(self, task: str) -> int | None:
+        """A task's number in `embedded`'s `tasks`; None if the sites act alike on all tasks.
+
+        Raises:
+          ValueError: if a method that tells tasks apart was not trained on this one.
+        """
+        return None
+
+    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+        """A term added to the loss, computed from the leaves of the whole model, by path."""
+        return 0.0
 
     def shared(self, stack: str, config: T5Config) -> Any:
         """What the stack's `attention` sites get; made once, as a child of the stack."""

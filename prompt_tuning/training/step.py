@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5.network import T5
 from prompt_tuning.t5.paths import Params, flatten
@@ -85,8 +84,7 @@ def make_train_step(
         def objective(trained: Params) -> tuple[Array, dict[str, Array]]:
             params = split.merge(trained, frozen)
             value, metrics = loss_fn(model, loss, params, batch, dropout_key)
-            if isinstance(model.sites, Method):
-                value += model.sites.penalty(flatten(params)) / num_microbatches
+            value += model.sites.penalty(flatten(params)) / num_microbatches
             return value, metrics | {"loss": value}
 
         return jax.grad(objective, has_aux=True)(trained)
