@@ -217,8 +217,8 @@ def kill_campaign(
                 time.sleep(rng.uniform(0, 1.5))
             alive = done < kills and process.process.is_alive()
             ended = process.kill() if alive else process.ended()
-            went_on = f"going on from step {newest}\n" in ended.out
-            lost += "going on from step" in ended.out and not went_on
+            went_on = f"resuming from step {newest}\n" in ended.out
+            lost += "resuming from step" in ended.out and not went_on
             if ended.status != -signal.SIGKILL:
                 if ended.status:
                     raise RuntimeError(f"a run failed: {ended.err}")
@@ -340,7 +340,7 @@ def clock(bench: Bench, reference: dict[str, Any]) -> tuple[str, bool]:
             os.utime(path, (4e9 - 1e6 * i,) * 2)
         os.utime(folder / f"checkpoint_{step}", (4e9 - 1e6 * i,) * 2)
     ended = bench.start(folder, "--gin.CHECKPOINT_KEEP=3", before=_long_ago).ended()
-    good = ended.status == 0 and f"going on from step {max(steps)}" in ended.out
+    good = ended.status == 0 and f"resuming from step {max(steps)}" in ended.out
     same = good and result_of(folder) == reference
     return f"{len(steps)} checkpoints; then identical: {same}", same
 

@@ -35,11 +35,12 @@ if __name__ == "__main__":
 
     from prompt_tuning.cli import gin_command
     from prompt_tuning.data import flags as data_flags
-    from prompt_tuning.runs.plan import DEVICES, JSON, plan
+    from prompt_tuning.model import summary
+    from prompt_tuning.runs.plan import DEVICES, JSON, measure_step
 
     flags.DEFINE_integer(
         DEVICES, None, "Devices to simulate; those here, if not given.", lower_bound=1
     )
     flags.DEFINE_string(JSON, None, "File to write the plan to.")
     sys.argv = with_defaults(sys.argv)
-    gin_command.main(plan, setup=data_flags.setup)
+    gin_command.main(measure_step, setup=data_flags.setup, plan=summary.plan)

@@ -2,7 +2,8 @@
 
 from prompt_tuning.cli import gin_command
 from prompt_tuning.data import flags as data_flags
+from prompt_tuning.model import summary
 from prompt_tuning.runs.train import train
 
 if __name__ == "__main__":
-    gin_command.main(train, setup=data_flags.setup)
+    gin_command.main(train, setup=data_flags.setup, plan=summary.plan)

@@ -1,6 +1,6 @@
 """The trainer: from a backbone, a method and batches to trained leaves on disk."""
 
 from prompt_tuning.model.tuned import TunedModel, initialize
-from prompt_tuning.training.loop import Evaluator, create_state, fit
+from prompt_tuning.training.loop import Evaluator, Fit, create_state, fit
 
-__all__ = ["Evaluator", "TunedModel", "create_state", "fit", "initialize"]
+__all__ = ["Evaluator", "Fit", "TunedModel", "create_state", "fit", "initialize"]

@@ -12,6 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from prompt_tuning.cli import gin_command
+from prompt_tuning.model import summary
 
 
 class Result(NamedTuple):
@@ -28,13 +29,20 @@ def run(command: str | Callable, arguments: list[str], capsys, monkeypatch) -> R
     capsys.readouterr()
     try:
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            (gin_command.main if callable(command) else _as_main)(command)
+            _main(command)
     finally:
         gin.clear_config()
         for name in set(flags.FLAGS) - known:
             delattr(flags.FLAGS, name)
     code = exit_info.value.code
     return Result(0 if code is None else code, *capsys.readouterr())
+
+
+def _main(command: str | Callable) -> None:
+    if callable(command):
+        gin_command.main(command, plan=summary.plan)
+    else:
+        _as_main(command)
 
 
 def _as_main(module: str) -> None:

@@ -18,6 +18,7 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.train import train
 from prompt_tuning.runtime import distributed
 from prompt_tuning.t5.config import preset
+from prompt_tuning.training.loop import Fit
 
 CONFIG = dataclasses.replace(preset("nano"), num_encoder_layers=1, num_decoder_layers=1)
 METHOD = methods.Combined(
@@ -97,7 +98,6 @@ def run(
     num_partitions: int = 1,
     signals: Mapping[int, Mapping[int, int]] = {},
     on_start: Callable = lambda folder: None,
-    dry_run: bool = False,
     devices: list[jax.Device] | None = None,
 ) -> None:
     """Trains, then measures and predicts with the best leaves.
@@ -113,11 +113,9 @@ def run(
     }
     train(
         model_dir=model_dir,
-        total_steps=steps,
-        learning_rate=0.02,
-        eval_period=12,
-        checkpoint_period=3,
-        log_period=4,
+        fit=Fit(
+            total_steps=steps, learning_rate=0.02, eval_period=12, checkpoint_period=3, log_period=4
+        ),
         eval_batch_size=8,
         on_start=on_start,
         **shared,

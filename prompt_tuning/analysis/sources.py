@@ -11,7 +11,6 @@ from etils import epath
 
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint.formats import peft
-from prompt_tuning.checkpoint.prompts import SUFFIXES
 from prompt_tuning.errors import UserError
 
 

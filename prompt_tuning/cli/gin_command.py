@@ -1,18 +1,20 @@
 """The command line: T5X's flags, gin, and errors of one line."""
 
 import copy
+import inspect
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gin
 from absl import app, flags, logging
 
 from prompt_tuning.cli.gin_parsing import (
+    arguments_of,
     expand_gin_flags,
     one_line,
     parse,
@@ -44,7 +46,7 @@ _PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
-# Arguments of what a command runs that shapes do not depend on.
+# Arguments of commands that a dry run does not need.
 NOT_FOR_A_DRY_RUN = (
     "model_dir",
     "output_dir",
@@ -56,18 +58,27 @@ NOT_FOR_A_DRY_RUN = (
 )
 
 
-def main(function: Callable, setup: Callable[[], Sequence[str]] = tuple) -> None:
-    """Runs `function` with the parameters that gin gives it; the body of an entry point.
+def main(
+    function: Callable,
+    setup: Callable[[], Sequence[str]] = tuple,
+    plan: Callable[..., str] | None = None,
+) -> None:
+    """Runs `function` with the arguments that gin binds to it; the body of an entry point.
 
     Args:
-      function: what gin configures.
-      setup: called once the flags are parsed; returns the gin bindings that its own flags stand
-        for.
+      function: Function that gin configures. It is also given `on_start`, if it has a parameter of
+        that name: a function that writes the configuration to a folder.
+      setup: Function called once the flags are parsed; returns the gin bindings that its own flags
+        stand for.
+      plan: Function that gin configures too. With `--dry_run` its text is printed, and `function`
+        is not called.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before seqio brings TensorFlow in
     argv = expand_gin_flags(sys.argv)
     with distributed.ends_for_all():
-        app.run(lambda rest: _run(function, setup, rest), argv=argv, flags_parser=_parse_flags)
+        app.run(
+            lambda rest: _run(function, setup, plan, rest), argv=argv, flags_parser=_parse_flags
+        )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -77,7 +88,12 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _exit(error)
 
 
-def _run(function: Callable, setup: Callable[[], Sequence[str]], argv: Sequence[str]) -> None:
+def _run(
+    function: Callable,
+    setup: Callable[[], Sequence[str]],
+    plan: Callable[..., str] | None,
+    argv: Sequence[str],
+) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     before = signal.signal(signal.SIGTERM, preemption.stop)
@@ -85,13 +101,19 @@ def _run(function: Callable, setup: Callable[[], Sequence[str]], argv: Sequence[
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
         _join_processes()
-        unneeded = NOT_FOR_A_DRY_RUN if _DRY_RUN.value else ()
-        bound = parse(function, _GIN_FILE.value, [*_GIN_BINDINGS.value, *setup()], unneeded)
+        bindings = [*_GIN_BINDINGS.value, *setup()]
         if _DRY_RUN.value:
+            if plan is None:
+                raise UserError(f"--dry_run: {function.__name__} has no dry run")
+            arguments = planned(function, plan, _GIN_FILE.value, bindings)
             print(gin.config_str())
+            print(plan(**arguments))
+            return
+        bound = parse(function, _GIN_FILE.value, bindings)
+        if "on_start" in inspect.signature(function).parameters:
+            bound |= {"on_start": write_config}
         with distributed.deaths_first():
-            arguments = copy.deepcopy(bound)  # gin makes what they refer to
-            function(**arguments, on_start=write_config, dry_run=_DRY_RUN.value)
+            function(**copy.deepcopy(bound))  # copying creates what references refer to
     except (ValueError, OSError, FloatingPointError) as error:
         _exit(error)
     except KeyboardInterrupt:
@@ -102,6 +124,24 @@ def _run(function: Callable, setup: Callable[[], Sequence[str]], argv: Sequence[
         sys.exit(RESUMABLE)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def planned(
+    function: Callable, plan: Callable, files: Sequence[str], bindings: Sequence[str]
+) -> dict[str, Any]:
+    """The arguments that gin binds to `plan`, once the settings of `function` are checked.
+
+    Args:
+      function: Function that a run would call; its data and folders need not be set.
+      plan: Function that shows what a run would do.
+      files: Gin files.
+      bindings: Gin bindings, applied after the files.
+
+    Raises:
+      UserError: Naming the file, parameter or macro that is wrong.
+    """
+    parse(function, files, bindings, NOT_FOR_A_DRY_RUN)
+    return copy.deepcopy(arguments_of(plan))
 
 
 def _join_processes() -> None:

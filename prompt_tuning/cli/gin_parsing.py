@@ -1,7 +1,6 @@
 """Finds and parses gin files and bindings, and explains in one line what is wrong with them."""
 
 import ast
-import inspect
 import os
 import re
 import tokenize
@@ -88,7 +87,7 @@ def parse(
       function: what gin configures.
       files: of gin.
       bindings: applied after the files.
-      unneeded: its arguments that need not be set; they are None in the result.
+      unneeded: its arguments that need not be set.
       kind: folder of the configs that configure it.
 
     Returns:
@@ -124,8 +123,19 @@ def parse(
         )
     names = [binding.partition("=")[0].strip() for binding in bindings]
     gin_settings.check(function, names, unneeded)
-    taken = inspect.signature(function).parameters
-    return bound | {name: None for name in unneeded if name in taken}
+    return bound
+
+
+def arguments_of(function: Callable) -> dict[str, Any]:
+    """The arguments that the parsed gin files bind to a function, references not followed yet.
+
+    Raises:
+      UserError: If no file configures it, or one of its settings is missing or of a wrong kind.
+    """
+    if not (bound := _bound(function)):
+        raise UserError(f"no --gin_file configures {function.__module__}.{function.__name__}")
+    gin_settings.check(function, ())
+    return bound
 
 
 def _bound(function: Callable) -> dict[str, Any]:

@@ -18,12 +18,12 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
 
 
 def score(
-    tuned: TunedModel | None, data: EvalSet, methods: Sequence[str], batch_size: int
+    tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int
 ) -> dict[str, float]:
     """The task's metrics by each method, named METHOD/METRIC.
 
     Args:
-      tuned: the model; None for `most_frequent`.
+      tuned: the model.
       data: the task.
       methods: of `PREDICTORS`, or "auto".
       batch_size: rows of a batch.
@@ -31,9 +31,17 @@ def score(
     return {
         f"{name}/{metric}": value
         for name in predictors_for(data, methods)
-        for metric, value in measure(
-            data, PREDICTORS[name](tuned, data, batch_size) if tuned else most_frequent(data)
-        ).items()
+        for metric, value in measure(data, PREDICTORS[name](tuned, data, batch_size)).items()
+    }
+
+
+def majority(data: EvalSet, methods: Sequence[str]) -> dict[str, float]:
+    """The metrics of `most_frequent`, under the names that `score` gives a model's."""
+    metrics = measure(data, most_frequent(data))
+    return {
+        f"{name}/{metric}": value
+        for name in predictors_for(data, methods)
+        for metric, value in metrics.items()
     }
 
 

@@ -72,13 +72,21 @@ class Validation:
             which = f", {task}" if len(found) > 1 else ""
             print(f"validation at step {step}{which}: {shown}", flush=True)
 
-    def best(self, like: Params) -> tuple[int, Params]:
-        """The step and trained leaves of the best validation; closes the evaluator."""
-        step, trained = self._best.restore(like, _best(self._steps))
+    def __enter__(self) -> "Validation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._best.close()
         for writer in self._writers.values():
             writer.close()
-        return step, trained
+
+    def metrics_at(self, step: int) -> dict[str, float]:
+        """The metrics at a validated step, by METHOD/METRIC; of several sets {"mean": score}."""
+        return one_row(self._steps[step])
+
+    def best(self, like: Params) -> tuple[int, Params]:
+        """The best step and its trained leaves, laid out as `like` is."""
+        return self._best.restore(like, _best(self._steps))
 
 
 def one_row(scores: Mapping[str, Metrics]) -> dict[str, float]:
@@ -89,7 +97,7 @@ def one_row(scores: Mapping[str, Metrics]) -> dict[str, float]:
     return dict(metrics)
 
 
-def check_goes_on(
+def check_resumes(
     model_dir: epath.Path,
     sets: Sequence[EvalSet],
     methods: Sequence[str],

@@ -1,9 +1,9 @@
 """Looks at every cell of an experiment without running one: settings, shapes, shardings."""
 
-import copy
 import functools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -11,11 +11,15 @@ from prompt_tuning.cli import gin_command, gin_parsing
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments.grid import Cell, Experiment, Step
 from prompt_tuning.model import summary
-from prompt_tuning.runs.ensemble import ensemble
+from prompt_tuning.runs import ensemble
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
 
-FUNCTIONS: Mapping[str, Callable] = {"train": train, "eval": evaluate, "ensemble": ensemble}
+FUNCTIONS: Mapping[str, Callable] = {
+    "train": train,
+    "eval": evaluate,
+    "ensemble": ensemble.evaluate,
+}
 _plan = functools.cache(summary.plan)
 
 
@@ -38,8 +42,7 @@ def check(experiment: Experiment, cells: Sequence[Cell], devices: int | None = N
         folder = str(experiment.cell_folder(cell))
         for step in cell.steps:
             try:
-                settings = parsed(step)
-                text = _plan(settings["config"], settings["method"], settings["layout"])
+                text = _plan(**planned(step))
             except ValueError as error:
                 raise UserError(f"cell {cell.name}, step {step.name}: {error}") from error
             trained = next(line for line in text.splitlines() if line.startswith("trained "))
@@ -50,8 +53,8 @@ def check(experiment: Experiment, cells: Sequence[Cell], devices: int | None = N
     print(f"{experiment.name}: {len(cells)} cells")
 
 
-def parsed(step: Step) -> dict:
-    """What the step's command gets from gin, without what shapes do not depend on.
+def planned(step: Step) -> dict[str, Any]:
+    """The arguments of `summary.plan` for the step's command.
 
     Raises:
       UserError: naming the file, parameter or macro that is wrong.
@@ -60,6 +63,4 @@ def parsed(step: Step) -> dict:
     given = [flag.partition("=") for flag in gin_parsing.expand_gin_flags(arguments)]
     files = [value for name, _, value in given if name == "--gin_file"]
     bindings = [value for name, _, value in given if name == "--gin_bindings"]
-    return copy.deepcopy(
-        gin_parsing.parse(function, files, bindings, gin_command.NOT_FOR_A_DRY_RUN)
-    )
+    return gin_command.planned(function, summary.plan, files, bindings)

@@ -1,5 +1,6 @@
 """What a finished cell leaves: one JSON record, and the files that are worth their space."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,8 @@ from typing import Any
 from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card
 from prompt_tuning.experiments.grid import Cell, Experiment, Step
-from prompt_tuning.runs.result_file import ROWS, by_task, of_first_method
+from prompt_tuning.runs import result_file
+from prompt_tuning.runs.result_file import ROWS, Result
 from prompt_tuning.runtime import files
 from prompt_tuning.runtime.files import renamed_when_done
 
@@ -106,19 +108,20 @@ def _of_first(folder: Path, step: Step) -> Record:
         return json.loads((folder / "parameters.json").read_text())
     last = card.read(folder / "trained_last.safetensors")
     steps = last.steps if last else None
-    return {**json.loads((folder / "result.json").read_text()), "steps": steps}
+    return {**dataclasses.asdict(Result.read(folder)), "steps": steps}
 
 
 def _results(folder: Path, step: Step) -> Iterator[Record]:
     """{"task", "split", "row", "metrics", "run"}: the metrics of the first evaluation method."""
     if step.command == "train":
-        for task, found in by_task(json.loads((folder / "result.json").read_text())).items():
+        measured = Result.read(folder)
+        for task, rows in measured.of_first_method().items():
             for row in ROWS:
                 yield {
                     "task": task,
-                    "split": found["split"],
+                    "split": measured.splits[task],
                     "row": row,
-                    "metrics": found[row],
+                    "metrics": rows[row],
                     "run": step.name,
                 }
         return
@@ -126,7 +129,7 @@ def _results(folder: Path, step: Step) -> Iterator[Record]:
     ending = "-metrics.json"
     for path in sorted(folder.glob(f"*{ending}")):
         task, _, split = path.name.removesuffix(ending).rpartition("-")
-        metrics = of_first_method(json.loads(path.read_text()))
+        metrics = result_file.of_first_method(json.loads(path.read_text()))
         yield {"task": task, "split": split, "row": row, "metrics": metrics, "run": step.name}
 
 
@@ -134,7 +137,7 @@ def _end(folder: Path, step: Step) -> Path:
     """The file that is there when a step has ended: the last one that `train` writes; of the other
     commands one of ours.
     """
-    return folder / step.name / ("result.json" if step.command == "train" else STEP_DONE)
+    return folder / step.name / (result_file.NAME if step.command == "train" else STEP_DONE)
 
 
 def _seconds(folder: Path, step: Step) -> float:
@@ -145,7 +148,7 @@ def _drop(folder: Path, keep_weights: bool) -> None:
     for path in (*folder.glob("checkpoint_*"), folder / "best"):
         if path.is_dir():
             shutil.rmtree(path)
-    result = json.loads((folder / "result.json").read_text())
-    if result["trained_parameters"] == result["total_parameters"] and not keep_weights:
+    result = Result.read(folder)
+    if result.trained_parameters == result.total_parameters and not keep_weights:
         for path in folder.glob("trained_*.safetensors"):
             path.unlink()

@@ -54,6 +54,12 @@ class TunedModel:
         leaves = flatten(self.params).items()
         return {path: leaf for path, leaf in leaves if path in self.split.backbone}
 
+    def without_method(self) -> "TunedModel":
+        """The backbone alone, with its leaves as they are now."""
+        shapes = {path: self.split.shapes[path] for path in self.split.backbone}
+        split = ParamSplit(shapes, frozenset(), frozenset())
+        return TunedModel(T5(self.model.config), split, {}, unflatten(self.backbone), self.layout)
+
 
 def initialize(
     config: T5Config,

@@ -1,34 +1,69 @@
-"""Checks of a command's settings: made before anything is read for long, or written."""
+"""Checks of a command's settings, made before anything is written or takes long to read."""
 
 import os
 from collections.abc import Mapping, Sequence
 
 from etils import epath
 
+from prompt_tuning import sharding
 from prompt_tuning.data.files import MACROS
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import AUTO, PREDICTORS
 from prompt_tuning.evaluation.sets import EvalSet
+from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runtime.files import is_remote
+from prompt_tuning.sharding import Layout
+from prompt_tuning.training.loop import Fit
+from prompt_tuning.training.optim import PRETRAINED_STEPS
 
 
 def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
-    """The folder at `path`, which need not exist.
+    """Returns the folder at `path`, which need not exist.
 
     Raises:
-      UserError: if it is no folder, or nothing can be written there; tested on local disks only.
+      UserError: If `path` is not a folder, or is not writable; tested on local disks only.
     """
     if not str(path):
         raise UserError(f"{setting} is empty: name a folder")
     folder = epath.Path(path).expanduser()
     if is_remote(folder):
         return folder
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir():
-        raise UserError(f"{setting} = {str(path)!r}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{setting} = {str(path)!r}: no permission to write in {there}")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise UserError(f"{setting} = {str(path)!r}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{setting} = {str(path)!r}: no permission to write in {parent}")
     return folder
+
+
+def training(fit: Fit, data: Data, layout: Layout, *, eval_batch_size: int, seed: int) -> None:
+    """Raises UserError unless these settings of `train` are possible, also together."""
+    fit_settings(fit)
+    random_seed(seed)
+    sharding.check_batch_size(data.batch_size, layout, parts=fit.num_microbatches)
+    sharding.check_batch_size(eval_batch_size, layout, "EVAL_BATCH_SIZE")
+    split("train", data.splits)
+    split("validation", data.splits)
+
+
+def fit_settings(fit: Fit) -> None:
+    """Raises UserError for a number of steps or of parts that is out of range."""
+    positive(
+        {
+            "NUM_MICROBATCHES": fit.num_microbatches,
+            "CHECKPOINT_KEEP": fit.keep,
+            "TRAIN_STEPS": fit.total_steps,
+            "EVAL_PERIOD": fit.eval_period,
+            "CHECKPOINT_PERIOD": fit.checkpoint_period,
+            "LOG_PERIOD": fit.log_period,
+        }
+    )
+    if fit.total_steps >= PRETRAINED_STEPS:
+        raise UserError(
+            f"TRAIN_STEPS = {fit.total_steps}: must be below {PRETRAINED_STEPS}; it counts the "
+            "steps of this run alone, where T5X's TRAIN_STEPS includes the backbone's "
+            f"{PRETRAINED_STEPS} steps of pre-training: subtract those"
+        )
 
 
 def positive(settings: Mapping[str, int]) -> None:
@@ -38,28 +73,28 @@ def positive(settings: Mapping[str, int]) -> None:
             raise UserError(f"{name} = {value}: must be at least 1")
 
 
-def seed(value: int) -> None:
-    """Raises UserError unless NumPy, JAX and TensorFlow all take the seed."""
+def random_seed(value: int) -> None:
+    """Raises UserError unless NumPy, JAX and TensorFlow all accept the seed."""
     if not 0 <= value < 2**31:
         raise UserError(f"RANDOM_SEED = {value}: must be from 0 to {2**31 - 1}")
 
 
-def split(wanted: str, there_are: Sequence[str]) -> None:
-    """Raises UserError unless the data has the split `wanted`."""
-    if wanted not in there_are:
-        hint = f"; for files of your own set {MACROS[wanted]}" if wanted in MACROS else ""
-        raise UserError(f"the data has no split {wanted!r}, only {', '.join(there_are)}{hint}")
+def split(name: str, splits: Sequence[str]) -> None:
+    """Raises UserError unless the data has the split `name`."""
+    if name not in splits:
+        hint = f"; for files of your own set {MACROS[name]}" if name in MACROS else ""
+        raise UserError(f"the data has no split {name!r}; available: {', '.join(splits)}{hint}")
 
 
 def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) -> None:
     """Raises UserError unless each task can be evaluated by each method."""
     known = (*PREDICTORS, AUTO)
     if not methods:
-        raise UserError(f"{setting} is empty; choose from {', '.join(known)}")
+        raise UserError(f"{setting} is empty; available: {', '.join(known)}")
     if unknown := [name for name in methods if name not in known]:
-        raise UserError(f"{setting}: no {unknown[0]!r}; choose from {', '.join(known)}")
-    if "rank" in methods and (without := [data.task for data in sets if not data.labels]):
+        raise UserError(f"{setting}: unknown method {unknown[0]!r}; available: {', '.join(known)}")
+    if "rank" in methods and (unlabelled := [data.task for data in sets if not data.labels]):
         raise UserError(
-            f"{setting} has 'rank', but the task {without[0]} has no labels: set CLASS_LABELS for "
-            "files of your own, or choose 'generate' or 'auto'"
+            f"{setting} has 'rank', but the task {unlabelled[0]} has no labels; set CLASS_LABELS "
+            "for files of your own, or choose 'generate' or 'auto'"
         )

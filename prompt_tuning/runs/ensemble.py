@@ -10,8 +10,6 @@ from prompt_tuning.evaluation import predictions, table
 from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Metrics
-from prompt_tuning.methods.base import Method
-from prompt_tuning.model import summary
 from prompt_tuning.runs import checks
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.serving import model as serving
@@ -19,11 +17,10 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
 
-def ensemble(
+def evaluate(
     *,
     output_dir: str,
     config: T5Config,
-    method: Method,
     layout: Layout,
     data: Data,
     vocabulary: Any,
@@ -31,8 +28,7 @@ def ensemble(
     prompt_files: Sequence[str],
     allow_other_backbone: bool = False,
     split: str = "test",
-    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
-    dry_run: bool = False,
+    on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> dict[str, Metrics]:
     """Measures the majority of several prompts (Lester et al., 2021, section 6), which answer in
     one batch (`bank`): by label words where the task has some, else by generated text.
@@ -40,9 +36,8 @@ def ensemble(
     Writes `predictions.write`'s files.
 
     Args:
-      output_dir, split, on_start, dry_run: see `runs.eval.evaluate`.
+      output_dir, split, on_start: see `runs.eval.evaluate`.
       config, layout, data, initial_checkpoint: see `runs.train.train`.
-      method: the plain backbone's, for a dry run to show.
       vocabulary: the model's, see `serving.load`.
       prompt_files: see `bank.read`.
       allow_other_backbone: take prompts whose card names another backbone.
@@ -50,9 +45,6 @@ def ensemble(
     Returns:
       The metrics by task, named METHOD/METRIC.
     """
-    if dry_run:
-        print(summary.plan(config, method, layout))
-        return {}
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     if not prompt_files:
         raise UserError("PROMPT_FILES is empty: name the prompts that vote")

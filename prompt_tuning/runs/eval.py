@@ -7,7 +7,7 @@ from etils import epath
 from prompt_tuning import sharding
 from prompt_tuning.evaluation import predictions, table
 from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
-from prompt_tuning.evaluation.scores import most_frequent_name, score
+from prompt_tuning.evaluation.scores import majority, most_frequent_name
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
@@ -32,8 +32,7 @@ def evaluate(
     split: str = "test",
     eval_methods: Sequence[str] = ("rank",),
     seed: int = 0,
-    on_start: Callable[[epath.Path], None] = lambda folder: None,
-    dry_run: bool = False,
+    on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> dict[str, Metrics]:
     """Measures a tuned model; the prompt comes from the method's initialiser (a prompt file) or,
     with every other trained leaf, from `trained_file`.
@@ -49,14 +48,10 @@ def evaluate(
       allow_other_backbone: take a `trained_file` whose card names another backbone.
       split: which one.
       on_start: called with the folder before anything is written.
-      dry_run: print parameters and shardings, allocate and write nothing.
 
     Returns:
       The metrics by task, named METHOD/METRIC.
     """
-    if dry_run:
-        print(summary.plan(config, method, layout))
-        return {}
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, layout)
     checks.split(split, data.splits)
@@ -88,7 +83,7 @@ def _measured(
         kind: PREDICTORS[kind](tuned, data, batch_size) for kind in predictors_for(data, methods)
     }
     metrics = predictions.write(folder, data, found)
-    base = score(None, data, methods, batch_size)
+    base = majority(data, methods)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(table.table({most_frequent_name(data): base, "this model": metrics}))
     return metrics

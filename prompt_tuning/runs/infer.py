@@ -13,7 +13,6 @@ from prompt_tuning.evaluation import predictions
 from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Method
-from prompt_tuning.model import summary
 from prompt_tuning.runs import checks, infer_tasks, loading
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runtime import resumable_lines
@@ -38,9 +37,8 @@ def infer(
     split: str = "test",
     mode: str = "generate",
     seed: int = 0,
-    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
-    dry_run: bool = False,
-) -> epath.Path | None:
+    on_start: Callable[[epath.Path], object] = lambda folder: None,
+) -> epath.Path:
     """Writes `TASK-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "prediction"} a text
     (T5X's form), with "scores" by label for rank classification; of several tasks as `infer_tasks`.
 
@@ -52,14 +50,10 @@ def infer(
       trained_file, allow_other_backbone, split: see `runs.eval.evaluate`.
       mode: "rank", "generate" or "auto".
       on_start: called with the folder before anything is written.
-      dry_run: print parameters and shardings, allocate and write nothing.
 
     Returns:
       The file written.
     """
-    if dry_run:
-        print(summary.plan(config, method, layout))
-        return None
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
     if is_remote(folder):
         raise UserError(f"INFER_OUTPUT_DIR = {output_dir!r}: must be on a local disk")

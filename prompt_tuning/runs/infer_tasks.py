@@ -28,7 +28,7 @@ def infer(
     initial_checkpoint: str,
     allow_other_backbone: bool,
     mode: str,
-    on_start: Callable[[epath.Path], str | None],
+    on_start: Callable[[epath.Path], object],
 ) -> epath.Path:
     """Writes `tasks-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "task", "prediction"} a
     row, with "probabilities" by label for rank classification, else "score".

@@ -17,7 +17,7 @@ GIB = 2**30
 _COPIES = 4
 
 
-def layout(
+def choose(
     config: T5Config,
     method: Method,
     num_partitions: int | str = 1,

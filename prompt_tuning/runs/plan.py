@@ -16,7 +16,6 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.methods.base import Method
-from prompt_tuning.model import summary
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs.layout import GIB, possible_partitions
 from prompt_tuning.runtime import files
@@ -46,7 +45,7 @@ COLLECTIVES = (
 )
 
 
-def plan(
+def measure_step(
     *,
     config: T5Config,
     method: Method,
@@ -56,8 +55,6 @@ def plan(
     optimizer: Callable[[float], optax.GradientTransformation],
     loss: Loss,
     num_microbatches: int = 1,
-    on_start: Callable[[epath.Path], Any] | None = None,
-    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Compiles a step for all devices and prints what it needs on each of them.
 
@@ -70,15 +67,10 @@ def plan(
       lengths: tokens of "inputs" and "targets".
       batch_size: rows of all devices together.
       optimizer, loss, num_microbatches: of the step.
-      on_start: unused, there is no folder.
-      dry_run: print the leaves and compile nothing.
 
     Returns:
       What `--json` is given. Bytes are of one device, but for `weight_bytes_total`.
     """
-    if dry_run:
-        print(summary.plan(config, method, layout))
-        return {}
     sharding.check_batch_size(batch_size, layout, parts=num_microbatches)
     lowered = functools.partial(
         lowered_step,

@@ -1,59 +1,108 @@
-"""A benchmark in one run: each of its tasks trained on its own, and the benchmark's score."""
+"""`result.json`: what a training run measured, for people, the suite and the experiments."""
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_tuning.evaluation.scores import most_frequent_name
-from prompt_tuning.evaluation.sets import EvalSet
+from etils import epath
+
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.validation import Metrics, one_row
-from prompt_tuning.methods.base import Method
+from prompt_tuning.runtime import files
+
+NAME = "result.json"
+# What each task is measured with: its most frequent target, the frozen backbone without the method,
+# and the trained leaves of the best step.
+MAJORITY, FROZEN, TRAINED = ROWS = ("majority", "frozen", "trained")
 
 
-def _table(
-    data: EvalSet, rows: Mapping[str, Mapping[str, Metrics]], method: Method
-) -> dict[str, Metrics]:
-    """A task's rows of metrics by the names that they have in a table."""
-    trained = f"{type(method).__name__}, best step"
-    names = (most_frequent_name(data), "frozen backbone, no prompt", trained)
-    return {name: row[data.task] for name, row in zip(names, rows.values(), strict=True)}
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a training run measured.
 
-
-def _flat(rows: Mapping[str, Mapping[str, Metrics]]) -> dict[str, float]:
-    """{"majority_accuracy", "frozen_accuracy", "prompt_accuracy", ...} by the first method; of
-    several tasks {"majority_mean", ...}.
+    Attributes:
+      task: Name of the task or mixture that the run trained on.
+      splits: Split that each task was measured on, by task.
+      scores: Metrics by task, row (of `ROWS`) and METHOD/METRIC.
+      best_step: Step with the best validation score.
+      validation: Validation metrics at `best_step`; of several tasks {"mean": score}.
+      trained_parameters: Number of trained parameters.
+      total_parameters: Number of parameters of the model, the method's included.
+      resumed_from_step: Step that the last process started from.
+      seconds: Seconds that the last process took.
     """
-    flat = {}
-    for who, scores in rows.items():
-        row = one_row(scores)
-        first = next(iter(row)).partition("/")[0]
-        for name, value in row.items():
-            if name.partition("/")[0] == first:
-                flat[f"{who}_{name.removeprefix(f'{first}/')}"] = value
-    return flat
 
+    task: str
+    splits: Mapping[str, str]
+    scores: Mapping[str, Mapping[str, Metrics]]
+    best_step: int
+    validation: Metrics
+    trained_parameters: int
+    total_parameters: int
+    resumed_from_step: int
+    seconds: float
 
-ROWS = ("majority", "frozen", "trained")
+    @property
+    def summary(self) -> dict[str, float]:
+        """One number per row: `majority_METRIC`, `frozen_METRIC` and `prompt_METRIC` by the first
+        evaluation method; of several tasks `majority_mean`, `frozen_mean` and `prompt_mean`.
+        """
+        numbers = {}
+        for row, prefix in ((MAJORITY, "majority"), (FROZEN, "frozen"), (TRAINED, "prompt")):
+            metrics = one_row({task: rows[row] for task, rows in self.scores.items()})
+            for name, value in of_first_method(metrics).items():
+                numbers[f"{prefix}_{name}"] = value
+        return numbers
 
-
-Results = Mapping[str, Metrics]
-
-
-def by_task(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A run's metrics by its first evaluation method: {SeqIO task: {row: {metric: value}}}."""
-    one = isinstance(result["split"], str)
-    splits = {result["task"]: result["split"]} if one else result["split"]
-    tables = {result["task"]: result["scores"]} if one else result["scores"]
-    return {
-        task: {
-            "split": splits[task],
-            "best_step": result["best_step"],
-            **dict(zip(ROWS, map(of_first_method, table.values()), strict=True)),
+    def of_first_method(self) -> dict[str, dict[str, Metrics]]:
+        """Metrics by task and row, of the first evaluation method alone and without its name."""
+        return {
+            task: {row: of_first_method(metrics) for row, metrics in rows.items()}
+            for task, rows in self.scores.items()
         }
-        for task, table in tables.items()
-    }
+
+    def write(self, folder: epath.Path) -> None:
+        """Writes `result.json`: the fields, and the numbers of `summary` beside them."""
+        files.write_json(folder / NAME, dataclasses.asdict(self) | self.summary)
+
+    @classmethod
+    def read(cls, folder: epath.PathLike) -> "Result":
+        """Reads the `result.json` in a run's folder, in its present or its former form.
+
+        Raises:
+          UserError: If the file is not a result.
+        """
+        path = epath.Path(folder) / NAME
+        try:
+            content = _in_present_form(json.loads(path.read_text()))
+            return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: not a result of `train` ({error!r}); delete it to run `train` again"
+            ) from error
 
 
 def of_first_method(metrics: Metrics) -> dict[str, float]:
-    """The metrics of the evaluation method that comes first, without its name."""
-    first = next(iter(metrics)).partition("/")[0] + "/"
-    return {k.removeprefix(first): v for k, v in metrics.items() if k.startswith(first)}
+    """Keeps the metrics of the evaluation method that comes first, without its name.
+
+    A name that belongs to no method, as "mean" does, stands for itself.
+    """
+    first, slash, _ = next(iter(metrics)).partition("/")
+    prefix = first + slash
+    return {k.removeprefix(prefix) or k: v for k, v in metrics.items() if k.startswith(prefix)}
+
+
+def _in_present_form(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Converts the content of a file from before `Result`.
+
+    Such a file has `split`: a name, with `scores` by row, if the run measured one task, else both
+    by task. Its rows are in the order of `ROWS`, under the names that they have in a printed table.
+    """
+    if "splits" in content:
+        return content
+    task, split, scores = content["task"], content["split"], content["scores"]
+    if isinstance(split, str):
+        split, scores = {task: split}, {task: scores}
+    by_row = {name: dict(zip(ROWS, table.values(), strict=True)) for name, table in scores.items()}
+    return {**content, "splits": split, "scores": by_row}

@@ -1,23 +1,76 @@
-"""The main job: train a method's leaves on a task, measure what they gained, and save them."""
+"""The files that a training run leaves: trained leaves, exported prompts, and their cards."""
 
 import dataclasses
 
 from etils import epath
 
+from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint import trained as trained_file
 from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.fingerprint import Identity
+from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runtime import distributed
+from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.paths import Params, flatten
+from prompt_tuning.training.log import rate_at
+from prompt_tuning.training.loop import Fit
+
+
+def card_at(
+    step: int,
+    metrics: Metrics,
+    *,
+    identity: Identity,
+    config: T5Config,
+    method: Method,
+    task: str,
+    fit: Fit,
+    settings: str,
+) -> Card:
+    """Describes the trained leaves of a step.
+
+    Args:
+      step: Number of steps that the leaves were trained for.
+      metrics: Validation metrics at that step.
+      identity: Identity of the backbone.
+      config: Configuration of the backbone.
+      method: Tuning method.
+      task: Name of the task or mixture.
+      fit: Settings of training.
+      settings: The run's gin configuration; "" without gin.
+    """
+    return Card(
+        backbone=identity.path,
+        fingerprint=identity.fingerprint,
+        d_model=config.d_model,
+        task=task,
+        method=type(method).__name__,
+        length=0,
+        placement=method.said("placement"),
+        initialisation=method.said("initializer"),
+        optimizer=getattr(fit.optimizer, "__name__", repr(fit.optimizer)),
+        learning_rate=rate_at(fit.learning_rate, max(step, 1)),
+        steps=step,
+        metric=metrics,
+        version=__version__,
+        config=settings,
+    )
 
 
 def save_trained(
     folder: epath.Path, which: str, method: Method, trained: Params, card: Card
 ) -> None:
-    """Writes the trained leaves by path, and what the method exports on its own (the prompt), each
-    with its card.
+    """Writes trained leaves, and what the method exports separately (a prompt), each with a card.
+
+    Args:
+      folder: Folder of the run.
+      which: "best" or "last", part of the files' names.
+      method: Tuning method.
+      trained: Tree of trained leaves.
+      card: Card of the leaves; a prompt's card has its length too.
     """
     leaves = {path: distributed.to_host(leaf) for path, leaf in flatten(trained).items()}
     cards.save(folder / f"trained_{which}.safetensors", card)

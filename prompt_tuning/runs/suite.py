@@ -1,66 +1,53 @@
 """A benchmark in one run: each of its tasks trained on its own, and the benchmark's score."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
-from prompt_tuning.methods.base import Method
-from prompt_tuning.model.summary import plan
-from prompt_tuning.runs import checks
-from prompt_tuning.runs.result_file import ROWS, Results, by_task
+from prompt_tuning.evaluation.validation import Metrics
+from prompt_tuning.runs import checks, result_file
+from prompt_tuning.runs.result_file import ROWS, Result
 from prompt_tuning.runtime import files
 from prompt_tuning.runtime.files import renamed_when_done
-from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
 
 
-def suite(
+def train_tasks(
     *,
     model_dir: str,
-    tasks: Mapping[str, Callable[..., Mapping[str, Any]]],
-    score: Callable[[Results], Mapping[str, float]],
-    config: T5Config,
-    method: Method,
-    layout: Layout,
+    tasks: Mapping[str, Callable[..., Result]],
+    score: Callable[[Mapping[str, Metrics]], Mapping[str, float]],
     on_start: Callable[[epath.Path], str | None] = lambda folder: None,
-    dry_run: bool = False,
 ) -> Mapping[str, Any]:
-    """Trains one task after the other and scores them together.
+    """Trains the tasks one after the other and scores them together.
 
-    Each task has its own folder `MODEL_DIR/NAME`, as `runs.train.train` writes it. A task with a
-    `result.json` is finished and not run again; one that was stopped goes on. At the end comes a
-    table a row a task, also in `MODEL_DIR/suite.md`, and all numbers in `MODEL_DIR/suite.json`.
+    Each task has its own folder `MODEL_DIR/NAME`, with the files that `runs.train.train` writes. A
+    task with a `result.json` is finished and is not run again; one that was interrupted resumes.
+    Finally writes a table with one row per task and score, `MODEL_DIR/suite.md`, and all numbers,
+    `MODEL_DIR/suite.json`.
 
     Args:
-      model_dir: the suite's folder.
-      tasks: by the names of their folders: `runs.train.train` with its settings, but for the
-        folder; the suite's results are in the order in which they are here.
-      score: from metrics by SeqIO task to the benchmark's scores; none if a task is missing.
-      config, method, layout: the model, for a dry run to show.
-      on_start: called with the folder when the first task's settings have proved good.
-      dry_run: print parameters and shardings, allocate and write nothing.
+      model_dir: Folder of the suite.
+      tasks: `runs.train.train` with its settings except the folder, by the names of the tasks'
+        folders; the table keeps this order.
+      score: Function from metrics by SeqIO task to the benchmark's scores; returns none if a task
+        is missing.
+      on_start: Function called with the folder once the first task's settings are checked.
 
     Returns:
       The content of `suite.json`.
     """
-    if dry_run:
-        print(plan(config, method, layout))
-        return {}
     folder = checks.output_folder("MODEL_DIR", model_dir)
     results = {
         name: _result(folder, name, train, on_start=lambda _: on_start(folder))
         for name, train in tasks.items()
     }
-    found = {name: by_task(result) for name, result in results.items()}
-    scores = {
-        row: dict(score({task: rows[row] for one in found.values() for task, rows in one.items()}))
-        for row in ROWS
-    }
-    summary = {"tasks": found, "scores": scores}
+    by_folder = {name: _measured(result) for name, result in results.items()}
+    by_task = {task: rows for tasks in by_folder.values() for task, rows in tasks.items()}
+    scores = {row: dict(score({task: by_task[task][row] for task in by_task})) for row in ROWS}
+    summary = {"tasks": by_folder, "scores": scores}
     files.write_json(folder / "suite.json", summary)
-    table = _table(found, scores)
+    table = _table(by_folder, scores)
     with renamed_when_done(folder / "suite.md") as temporary:
         temporary.write_text(table + "\n")
     print(f"\n{table}\n\nThe table and suite.json are in {folder}", flush=True)
@@ -70,27 +57,36 @@ def suite(
 def _result(
     folder: epath.Path,
     name: str,
-    train: Callable[..., Mapping[str, Any]],
+    train: Callable[..., Result],
     on_start: Callable[[epath.Path], str | None],
-) -> Mapping[str, Any]:
-    finished = folder / name / "result.json"
-    if finished.exists():
-        print(f"{name}: finished, as {finished} says", flush=True)
-        return json.loads(finished.read_text())
+) -> Result:
+    path = folder / name / result_file.NAME
+    if path.exists():
+        print(f"{name}: already finished, see {path}", flush=True)
+        return Result.read(folder / name)
     print(f"\n{name}", flush=True)
     return train(model_dir=str(folder / name), on_start=on_start)
 
 
+def _measured(result: Result) -> dict[str, dict[str, Any]]:
+    """Split, best step and rows of metrics by SeqIO task."""
+    return {
+        task: {"split": result.splits[task], "best_step": result.best_step, **rows}
+        for task, rows in result.of_first_method().items()
+    }
+
+
 def _table(
-    found: Mapping[str, Mapping[str, Mapping[str, Any]]], scores: Mapping[str, Mapping[str, float]]
+    by_folder: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    scores: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """A Markdown table: a row a task and a score, several metrics of a task by " / "."""
+    """A Markdown table with one row per task and score; metrics of a task are joined by " / "."""
     lines = [("task", "split", "metric", *ROWS), ("---", "---", "---", *["---:"] * len(ROWS))]
-    for name, of_tasks in found.items():
-        for task, one in of_tasks.items():
-            shown = name if len(of_tasks) == 1 else f"{name}: {task}"
-            values = (" / ".join(f"{value:.4f}" for value in one[row].values()) for row in ROWS)
-            lines.append((shown, one["split"], " / ".join(one[ROWS[0]]), *values))
-    for score in scores[ROWS[0]]:
-        lines.append((score, "", "", *(f"{scores[row][score]:.4f}" for row in ROWS)))
+    for name, tasks in by_folder.items():
+        for task, measured in tasks.items():
+            shown = name if len(tasks) == 1 else f"{name}: {task}"
+            values = (" / ".join(f"{x:.4f}" for x in measured[row].values()) for row in ROWS)
+            lines.append((shown, measured["split"], " / ".join(measured[ROWS[0]]), *values))
+    for name in scores[ROWS[0]]:
+        lines.append((name, "", "", *(f"{scores[row][name]:.4f}" for row in ROWS)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -31,6 +31,7 @@ def run_command(command: str | Callable, *arguments: object) -> CommandResult:
 
     from prompt_tuning.cli import gin_command
     from prompt_tuning.data import flags as data_flags  # noqa: F401 - its flags stay defined
+    from prompt_tuning.model import summary
 
     known_flags = set(flags.FLAGS)
     out, err = io.StringIO(), io.StringIO()
@@ -46,7 +47,7 @@ def run_command(command: str | Callable, *arguments: object) -> CommandResult:
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, of an imported module
             if callable(command):
-                gin_command.main(command)
+                gin_command.main(command, plan=summary.plan)
             else:
                 runpy.run_module(command, run_name="__main__")
     except SystemExit as exit_:

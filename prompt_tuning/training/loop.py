@@ -1,4 +1,4 @@
-"""The trainer: from a backbone, a method and batches to trained leaves on disk."""
+"""The training loop: from a model, its batches and settings to trained leaves on disk."""
 
 import dataclasses
 import time
@@ -14,6 +14,7 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.preemption import Preempted, Watch
 from prompt_tuning.training.log import TrainLog
@@ -25,141 +26,246 @@ from prompt_tuning.training.progress import Progress
 from prompt_tuning.training.step import TrainState, make_train_step
 
 HostBatch = Mapping[str, np.ndarray]
+Batches = Callable[[int], Iterator[HostBatch]]
 
 
 class Evaluator(Protocol):
-    """Scores a model and keeps the result; called at step 0, each `eval_period`, at the end, and
-    again at such a step when the run goes on from it.
+    """Scores a model and keeps the result.
+
+    Called at step 0, every `eval_period` steps and at the end, and again at such a step when a run
+    resumes from it.
     """
 
-    def __call__(self, tuned: "TunedModel", step: int) -> None: ...
+    def __call__(self, tuned: TunedModel, step: int) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Settings of training. Calling an instance trains a model's trained leaves.
+
+    Attributes:
+      total_steps: Number of steps of the run; the backbone's pre-training steps are not counted.
+      learning_rate: Constant, or schedule from the step to the rate; the rate is logged.
+      optimizer: Function from the learning rate to an optax transformation.
+      loss: Settings of the loss.
+      num_microbatches: Number of parts in which each batch is computed; see `make_train_step`.
+      eval_period: Number of steps between evaluations.
+      checkpoint_period: Number of steps between checkpoints.
+      log_period: Number of steps between log lines.
+      keep: Number of newest checkpoints to keep.
+      seed: Seed of the dropout masks.
+    """
+
+    total_steps: int
+    learning_rate: optax.ScalarOrSchedule = 0.3
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor
+    loss: Loss = Loss()
+    num_microbatches: int = 1
+    eval_period: int = 1_000
+    checkpoint_period: int = 1_000
+    log_period: int = 50
+    keep: int = 1
+    seed: int = 0
+
+    def __call__(
+        self,
+        tuned: TunedModel,
+        *,
+        model_dir: epath.PathLike,
+        batches: Batches,
+        evaluators: Sequence[Evaluator] = (),
+        identity: Identity | None = None,
+    ) -> TunedModel:
+        """Trains `tuned`, resuming from the newest complete checkpoint in `model_dir`.
+
+        An interrupted and resumed run gives bit-identical leaves, logs and validation scores on the
+        same number of devices.
+
+        Args:
+          tuned: Model from `initialize`. The `dropout_rate` of its configuration applies while
+            training; its trained leaves are donated to the first step.
+          model_dir: Folder of the run's checkpoints and logs.
+          batches: Function from a step to an iterator over the batches from that step on.
+          evaluators: Evaluators to call before the first step, every `eval_period` steps, and after
+            the last step.
+          identity: Identity of the backbone; computed from its leaves if None.
+
+        Returns:
+          The model with its trained leaves.
+
+        Raises:
+          CheckpointError: If the run cannot resume from the checkpoint in `model_dir`.
+          FloatingPointError: If the loss is not finite.
+          Preempted: On SIGTERM, once the current step is finished and saved.
+        """
+        identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
+        return _Loop(self, tuned, epath.Path(model_dir), batches, evaluators, identity).run()
+
+    def transformation(self, split: ParamSplit) -> optax.GradientTransformation:
+        """The optimizer of the trained leaves."""
+        return only_trained(self.optimizer(self.learning_rate), split)
+
+    def resumes_from(self, tuned: TunedModel, model_dir: epath.Path, identity: Identity) -> int:
+        """Returns the step that a run in `model_dir` resumes from; 0 if it starts afresh.
+
+        Raises:
+          CheckpointError: If the checkpoint does not fit these settings.
+        """
+        checkpoints = RunCheckpoints(model_dir, backbone=identity)
+        if checkpoints.latest is None:
+            return 0
+        optimizer = self.transformation(tuned.split)
+        return checkpoints.check(
+            jax.eval_shape(lambda trained: TrainState.create(trained, optimizer), tuned.trained)
+        )
 
 
 def fit(
     tuned: TunedModel,
     *,
     model_dir: epath.PathLike,
-    batches: Callable[[int], Iterator[HostBatch]],
-    total_steps: int,
-    learning_rate: optax.ScalarOrSchedule = 0.3,
-    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = adafactor,
-    loss: Loss = Loss(),
-    num_microbatches: int = 1,
+    batches: Batches,
     evaluators: Sequence[Evaluator] = (),
-    eval_period: int = 1_000,
-    checkpoint_period: int = 1_000,
-    keep: int = 1,
-    log_period: int = 50,
-    seed: int = 0,
     identity: Identity | None = None,
+    **settings: Any,
 ) -> TunedModel:
-    """Trains a model's trained leaves; goes on from the newest whole checkpoint in `model_dir`.
-
-    The model, logs and validation of a run that was stopped anywhere and goes on are, bit for bit,
-    those of one that was not, on as many devices.
+    """Trains a model: `Fit(**settings)(tuned, ...)` in one call.
 
     Args:
-      tuned: from `initialize`; its configuration's `dropout_rate` is used while training, and its
-        trained leaves are donated to the first step.
-      model_dir: where checkpoints and logs are written.
-      batches: from a step to the batches from that step on.
-      total_steps: steps of this run (a backbone's pre-training steps are not counted).
-      learning_rate: constant or schedule; the real one is logged.
-      optimizer: learning rate to optax transformation.
-      loss: its settings.
-      num_microbatches: parts of a batch that go one after the other; see `make_train_step`.
-      evaluators: run before the first step, each `eval_period` steps, and after the last.
-      eval_period, checkpoint_period, log_period: in steps.
-      keep: newest checkpoints to keep.
-      seed: of dropout.
-      identity: of the backbone; None to find it here.
+      tuned, model_dir, batches, evaluators, identity: See `Fit.__call__`.
+      **settings: Fields of `Fit`; `total_steps` is required.
 
     Returns:
       The model with its trained leaves.
-
-    Raises:
-      CheckpointError: if the run cannot go on from what lies in `model_dir`.
-      Preempted: on SIGTERM, when the step is done and saved.
     """
-    transform = only_trained(optimizer(learning_rate), tuned.split)
-    state = create_state(tuned, transform)
-    identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
-    checkpoints = RunCheckpoints(model_dir, keep, identity)
-    if checkpoints.latest is not None:
-        _, state = checkpoints.restore(state)
-    start = int(state.step)
-    compute = make_train_step(tuned.model, tuned.split, transform, loss, num_microbatches)
-
-    def train_step(*arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        log.compilations += 1  # Python comes by when JAX compiles
-        return compute(*arguments)
-
-    step = jax.jit(
-        train_step,
-        donate_argnums=0,
-        out_shardings=(
-            jax.tree.map(lambda leaf: leaf.sharding, state),
-            tuned.layout.everywhere,
-        ),
+    train = Fit(**settings)
+    return train(
+        tuned, model_dir=model_dir, batches=batches, evaluators=evaluators, identity=identity
     )
-    dropout_key = jax.random.key(seed) if tuned.model.config.dropout_rate else None
-    writer = MetricsWriter(epath.Path(model_dir) / "train", start)
-    log = TrainLog(writer, learning_rate, checkpoints.log)
-    # Batches get to the devices ahead of the step too; the host's stay for the log.
-    stream = prefetch((batch, sharding.put_batch(batch, tuned.layout)) for batch in batches(start))
-
-    def evaluate(done: int, saved: bool) -> None:
-        began = time.perf_counter()
-        at_step = dataclasses.replace(tuned, trained=state.trained)
-        try:
-            with watch.at_once():
-                for evaluator in evaluators:
-                    evaluator(at_step, done)
-        except Preempted:
-            if not saved:
-                checkpoints.save(done, state, log.pending(done))
-            raise
-        log.pause(time.perf_counter() - began)
-
-    try:
-        with (
-            Progress(start, total_steps) as progress,
-            sharding.on(tuned.layout),
-            Watch(start) as watch,
-        ):
-            if start:
-                progress.note(f"going on from step {start}")
-            if start % eval_period == 0 or start == total_steps:
-                evaluate(start, saved=True)
-            for done in range(start + 1, total_steps + 1):
-                batch, placed = next(stream)
-                state, metrics = step(state, tuned.frozen, placed, dropout_key)
-                log.add(metrics, batch)
-                if done == start + 1:
-                    jax.block_until_ready(state)
-                    log.restart_clock()  # the first step was compiled
-                last, stops = done == total_steps, watch.stops(done)
-                saves = last or done % checkpoint_period == 0
-                if saves or done % log_period == 0:
-                    progress.update(done, log.flush(done))
-                if saves or stops:  # a loss that is not finite is never saved
-                    checkpoints.save(done, state, log.pending(done))
-                if stops:
-                    raise Preempted
-                if last or done % eval_period == 0:
-                    evaluate(done, saves)
-    finally:
-        stream.close()
-        checkpoints.close()
-        writer.close()
-    return dataclasses.replace(tuned, trained=state.trained)
 
 
 def create_state(tuned: TunedModel, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state, its optimizer slots laid out as the leaves they belong to."""
-    replicated = tuned.layout.everywhere
+    """Creates the state before the first step; optimizer slots are laid out as their leaves are."""
     slots = sharding.like_trained(
         jax.eval_shape(optimizer.init, tuned.trained), tuned.trained, tuned.layout
     )
     opt_state = jax.jit(optimizer.init, out_shardings=slots)(tuned.trained)
-    return TrainState(sharding.place(np.zeros((), np.int32), replicated), tuned.trained, opt_state)
+    step = sharding.place(np.zeros((), np.int32), tuned.layout.everywhere)
+    return TrainState(step, tuned.trained, opt_state)
+
+
+class _Loop:
+    """One run of `Fit`: its state, and what happens before, in and after each step."""
+
+    def __init__(
+        self,
+        settings: Fit,
+        tuned: TunedModel,
+        model_dir: epath.Path,
+        batches: Batches,
+        evaluators: Sequence[Evaluator],
+        identity: Identity,
+    ) -> None:
+        self._settings, self._initial, self._evaluators = settings, tuned, evaluators
+        optimizer = settings.transformation(tuned.split)
+        self._state = create_state(tuned, optimizer)
+        self._checkpoints = RunCheckpoints(model_dir, settings.keep, identity)
+        if self._checkpoints.latest is not None:
+            _, self._state = self._checkpoints.restore(self._state)
+        self._start = int(self._state.step)
+        self._watch = Watch(self._start)
+        self._progress = Progress(self._start, settings.total_steps)
+        self._writer = MetricsWriter(model_dir / "train", self._start)
+        self._log = TrainLog(self._writer, settings.learning_rate, self._checkpoints.log)
+        self._step = self._compiled(optimizer)
+        self._dropout_key = (
+            jax.random.key(settings.seed) if tuned.model.config.dropout_rate else None
+        )
+        # Batches are placed ahead of the step; the log counts the tokens of the host's copies.
+        self._batches = prefetch(
+            (batch, sharding.put_batch(batch, tuned.layout)) for batch in batches(self._start)
+        )
+
+    def run(self) -> TunedModel:
+        start, total = self._start, self._settings.total_steps
+        try:
+            with self._progress, sharding.on(self._initial.layout), self._watch:
+                if start:
+                    self._progress.note(f"resuming from step {start}")
+                if start % self._settings.eval_period == 0 or start == total:
+                    self._evaluate(start, is_saved=True)
+                for step in range(start + 1, total + 1):
+                    self._take_step(step)
+                    self._after_step(step)
+        finally:
+            self._batches.close()
+            self._checkpoints.close()
+            self._writer.close()
+        return self._model()
+
+    def _compiled(self, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+        tuned, settings = self._initial, self._settings
+        compute = make_train_step(
+            tuned.model, tuned.split, optimizer, settings.loss, settings.num_microbatches
+        )
+
+        def train_step(*arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+            self._log.compilations += 1  # runs only while JAX traces
+            return compute(*arguments)
+
+        of_state = jax.tree.map(lambda leaf: leaf.sharding, self._state)
+        shardings = (of_state, tuned.layout.everywhere)
+        return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+
+    def _take_step(self, step: int) -> None:
+        batch, placed = next(self._batches)
+        frozen = self._initial.frozen
+        self._state, metrics = self._step(self._state, frozen, placed, self._dropout_key)
+        self._log.add(metrics, batch)
+        if step == self._start + 1:  # which includes compilation
+            jax.block_until_ready(self._state)
+            self._log.restart_clock()
+
+    def _after_step(self, step: int) -> None:
+        """Logs, saves, stops and evaluates, in this order.
+
+        1. A log line is due every `log_period` steps and with each checkpoint. Logging comes first
+           because it raises if the loss is not finite: such a state is never saved.
+        2. A checkpoint is due every `checkpoint_period` steps and after the last step. It precedes
+           the evaluation, so that a run that is killed while it evaluates resumes here.
+        3. A run that is asked to stop saves this step whatever the period, with the sums of the
+           steps since the last log line, and evaluates nothing. An evaluation that is due is made
+           when the run resumes.
+        4. An evaluation is due every `eval_period` steps and after the last step.
+        """
+        settings = self._settings
+        is_last = step == settings.total_steps
+        stops = self._watch.stops(step)
+        saves = is_last or step % settings.checkpoint_period == 0
+        if saves or step % settings.log_period == 0:
+            self._progress.update(step, self._log.flush(step))
+        if saves or stops:
+            self._save(step)
+        if stops:
+            raise Preempted
+        if is_last or step % settings.eval_period == 0:
+            self._evaluate(step, is_saved=saves)
+
+    def _save(self, step: int) -> None:
+        self._checkpoints.save(step, self._state, self._log.pending(step))
+
+    def _evaluate(self, step: int, is_saved: bool) -> None:
+        """Calls the evaluators. SIGTERM interrupts them, and the step is saved if it is not yet."""
+        began = time.perf_counter()
+        try:
+            with self._watch.at_once():
+                for evaluator in self._evaluators:
+                    evaluator(self._model(), step)
+        except Preempted:
+            if not is_saved:
+                self._save(step)
+            raise
+        self._log.pause(time.perf_counter() - began)
+
+    def _model(self) -> TunedModel:
+        return dataclasses.replace(self._initial, trained=self._state.trained)

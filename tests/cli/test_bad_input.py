@@ -19,7 +19,7 @@ from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.checkpoint.formats import huggingface, peft, t5x, t5x_orbax
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.pretrain import pretrain
-from prompt_tuning.runs.suite import suite
+from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.runs.train import train
 from prompt_tuning.t5 import preset
 
@@ -202,7 +202,7 @@ def training(*more: str):
 
 def suites(*more: str):
     files = ["--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/super_glue.gin"]
-    return suite, [*NANO, *files, "--gin.MODEL_DIR=new", *more]
+    return train_tasks, [*NANO, *files, "--gin.MODEL_DIR=new", *more]
 
 
 def pretraining(*more: str):
@@ -398,7 +398,7 @@ CASES = {
     "suite: unknown setting": (suites("--gin.TRAINSTEPS=3"), "did you mean TRAIN_STEPS"),
     "suite: no data": (suites("--gin.BENCHMARKS_DIR=no_data"), "no_data"),
     "suite: a scope of no task": (
-        suites("--gin.bolq/train.train.total_steps=3"),
+        suites("--gin.bolq/loop.Fit.total_steps=3"),
         "there is no scope bolq; there are: boolq",
     ),
     "pretrain: no corpus": (pretraining("--gin.CORPUS=absent"), "absent"),

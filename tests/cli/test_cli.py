@@ -18,6 +18,7 @@ from prompt_tuning import embedded
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.cli import gin_command, gin_parsing, gin_settings
 from prompt_tuning.methods import ModelTuning
+from prompt_tuning.model import summary
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs import loading as run_model
 from prompt_tuning.runs.eval import evaluate
@@ -90,7 +91,7 @@ def command(folder, capsys, monkeypatch) -> Callable[..., Result]:
         gin.clear_config()
         capsys.readouterr()
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            gin_command.main(function)
+            gin_command.main(function, plan=summary.plan)
         gin.clear_config()
         code = exit_info.value.code
         return Result(0 if code is None else code, *capsys.readouterr())
@@ -468,7 +469,7 @@ def test_run_resume_and_mistakes_of_resuming(command, folder, tmp_path):
     # T5X's doubled quotes, a function's name for a macro, another initialiser and optimizer.
     arguments = on_files(
         f"--gin.MODEL_DIR='{model}'",
-        "--gin.train.eval_period=2",
+        "--gin.Fit.eval_period=2",
         "--gin.PROMPT_INIT=@Uniform()",
         "--gin.OPTIMIZER=@optax.adamw",
     )

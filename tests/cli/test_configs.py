@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from prompt_tuning import report
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.cli import gin_command, gin_parsing
-from prompt_tuning.model import params
+from prompt_tuning.model import params, summary
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.pretrain import pretrain
-from prompt_tuning.runs.suite import suite
+from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.runs.train import train
 from prompt_tuning.t5 import network
 from prompt_tuning.t5.config import PRESETS
@@ -93,7 +92,7 @@ _init_shapes = functools.cache(network.init_shapes)
 
 @pytest.fixture(autouse=True)
 def _traced_once(monkeypatch):
-    for module in (params, report):
+    for module in (params, summary):
         monkeypatch.setattr(module, "init_shapes", _init_shapes)
 
 
@@ -107,7 +106,7 @@ def dry_run(capsys, monkeypatch, tmp_path) -> Callable[..., str]:
         gin.clear_config()
         capsys.readouterr()
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            gin_command.main(function)
+            gin_command.main(function, plan=summary.plan)
         gin.clear_config()
         out, err = capsys.readouterr()
         assert (exit_info.value.code, err) == (None, "")
@@ -263,7 +262,7 @@ def test_demo(dry_run):
 
 def test_super_glue(dry_run):
     files = ("models/t5_1_1_small.gin", METHODS[0], "runs/super_glue.gin")
-    out = dry_run(suite, *(f"--gin_file={name}" for name in files), "--gin.PROMPT_LENGTH=10")
+    out = dry_run(train_tasks, *(f"--gin_file={name}" for name in files), "--gin.PROMPT_LENGTH=10")
     assert total(out) == TOTALS["models/t5_1_1_small.gin"] + 10 * 512
 
 

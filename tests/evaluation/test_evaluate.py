@@ -111,7 +111,7 @@ def test_auto():
 def test_the_most_frequent_target():
     data = eval_set(targets=["x", "y", "y", *"zzz", *"abcdefg"])
     assert most_frequent(data).texts == ["z"] * 13
-    found = the_scores.score(None, data, ("auto", "generate"), 4)
+    found = the_scores.majority(data, ("auto", "generate"))
     assert found == {"rank/accuracy": 3 / 13, "generate/accuracy": 3 / 13}
 
 

@@ -29,6 +29,7 @@ import process_run
 from prompt_tuning import methods
 from prompt_tuning.runs import train
 from prompt_tuning.t5 import config
+from prompt_tuning.training import loop
 include 'runs/layout.gin'
 
 RANDOM_SEED = 0
@@ -54,11 +55,14 @@ train.train:
   layout = %LAYOUT
   data = @process_run.Rows()
   initial_checkpoint = %INITIAL_CHECKPOINT_PATH
+  fit = @loop.Fit()
+  eval_batch_size = 8
+  seed = %RANDOM_SEED
+loop.Fit:
   total_steps = %TRAIN_STEPS
   eval_period = 2
   checkpoint_period = 1
   log_period = 1
-  eval_batch_size = 8
   seed = %RANDOM_SEED
 process_run.Rows.signals = {}
 """

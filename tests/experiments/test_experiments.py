@@ -262,7 +262,7 @@ def test_settings_of_every_config(name):
         (step.name, step.files, tuple(step.settings)): step for cell in cells for step in cell.steps
     }
     for step in kinds.values():
-        dry_run.parsed(step)
+        dry_run.planned(step)
     assert found.name == {"ladder": f"ladder_{name.split('/')[-1][:-4]}"}.get(
         name.split("/")[1], name.split("/")[-1].removesuffix(".gin")
     )

@@ -17,6 +17,7 @@ from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.train import train
 from prompt_tuning.t5.config import preset
 from prompt_tuning.t5.paths import flatten
+from prompt_tuning.training.loop import Fit
 
 # mT5's vocabulary, activations and separate output layer; all else is small.
 CONFIG = dataclasses.replace(
@@ -75,14 +76,13 @@ def test_one_prompt_serves_several_languages(languages, tmp_path):
         model_dir=str(tmp_path / "run"),
         method=methods.PromptTuning(length=4),
         data=data,
-        total_steps=2,
-        eval_period=2,
+        fit=Fit(total_steps=2, eval_period=2),
         eval_batch_size=8,
         eval_methods=("auto",),
         **settings,
     )
-    assert result["trained_parameters"] == 4 * CONFIG.d_model
-    assert result["scores"].keys() == {"films_de", "films_fr"}
+    assert result.trained_parameters == 4 * CONFIG.d_model
+    assert result.scores.keys() == {"films_de", "films_fr"}
     prompts.load(tmp_path / "run" / "prompt_last.npy", (4, CONFIG.d_model))
 
     unseen = evaluate(

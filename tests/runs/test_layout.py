@@ -46,10 +46,10 @@ def test_no_number_is_enough():
 
 
 def test_devices_that_do_not_tell_their_memory(capsys):
-    assert dict(layouts.layout(preset("nano"), PROMPT, "auto").mesh.shape)["model"] == 1
+    assert dict(layouts.choose(preset("nano"), PROMPT, "auto").mesh.shape)["model"] == 1
     assert capsys.readouterr().out.startswith("NUM_PARTITIONS = 1: ")
 
 
 def test_a_text_other_than_auto():
     with pytest.raises(UserError, match="NUM_PARTITIONS = 'many': must be a number, or 'auto'"):
-        layouts.layout(preset("nano"), PROMPT, "many")
+        layouts.choose(preset("nano"), PROMPT, "many")

@@ -20,7 +20,7 @@ CONFIG = T5Config(512, 64, 4, 16, 128, 2, 2, dropout_rate=0.1, frozen_dtype="bfl
 
 
 def planned(config: T5Config, num_partitions: int, **settings) -> dict:
-    return plan_run.plan(
+    return plan_run.measure_step(
         config=config,
         method=PromptTuning(4, initializer=Uniform()),
         layout=sharding.layout(num_partitions),

@@ -9,41 +9,41 @@ import gin
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from etils import epath
 
-from prompt_tuning import sharding
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.cli import gin_command, gin_parsing
 from prompt_tuning.data import tasks
 from prompt_tuning.data.catalogue import glue
 from prompt_tuning.data.catalogue.glue_metrics import SUPER_GLUE
-from prompt_tuning.methods import ModelTuning, PromptTuning
+from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.params import ParamSplit
-from prompt_tuning.runs.suite import suite
+from prompt_tuning.runs.result_file import ROWS, Result
+from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.t5.config import preset
 
-NAMES = ("majority class", "frozen backbone, no prompt", "PromptTuning, best step")
 
-
-def result_of(task: str, **metrics: float) -> dict:
-    """What a run on one task writes; the rows' values differ by 0.1."""
-    scores = {
+def rows_of(**metrics: float) -> dict:
+    """Rows of metrics whose values differ by 0.1."""
+    return {
         row: {f"rank/{name}": value + i / 10 for name, value in metrics.items()}
         | {"generate/accuracy": 9.0}
-        for i, row in enumerate(NAMES)
+        for i, row in enumerate(ROWS)
     }
-    return {"task": task, "split": "validation", "best_step": 3, "scores": scores}
 
 
-MNLI = {
-    "task": "mnli",
-    "split": {"matched": "validation", "mismatched": "test"},
-    "best_step": 4,
-    "scores": {
-        task: result_of(task, accuracy=value)["scores"]
-        for task, value in (("matched", 0.3), ("mismatched", 0.5))
-    },
+def result(task: str, splits: dict, scores: dict) -> Result:
+    return Result(task, splits, scores, 3, {"rank/accuracy": 0.5}, 64, 1_000, 0, 1.5)
+
+
+RESULTS = {
+    "a": result("task_a", {"task_a": "validation"}, {"task_a": rows_of(f1=0.2, accuracy=0.4)}),
+    "mnli": result(
+        "mnli",
+        {"matched": "validation", "mismatched": "test"},
+        {"matched": rows_of(accuracy=0.3), "mismatched": rows_of(accuracy=0.5)},
+    ),
 }
-RESULTS = {"a": result_of("task_a", f1=0.2, accuracy=0.4), "mnli": MNLI}
 
 
 class Runs:
@@ -60,7 +60,7 @@ class Runs:
             if name == self.fails:
                 raise FloatingPointError("the loss is not finite")
             Path(model_dir).mkdir(parents=True)
-            (Path(model_dir) / "result.json").write_text(json.dumps(RESULTS[name]))
+            RESULTS[name].write(epath.Path(model_dir))
             return RESULTS[name]
 
         return train
@@ -71,15 +71,8 @@ def mean(results) -> dict[str, float]:
 
 
 def run(folder: Path, runs: Runs, **settings) -> dict:
-    return suite(
-        model_dir=str(folder),
-        tasks={name: runs.of(name) for name in RESULTS},
-        score=mean,
-        config=preset("nano"),
-        method=PromptTuning(4),
-        layout=sharding.layout(),
-        **settings,
-    )
+    tasks = {name: runs.of(name) for name in RESULTS}
+    return train_tasks(model_dir=str(folder), tasks=tasks, score=mean, **settings)
 
 
 def test_summary_and_table(tmp_path, capsys):
@@ -124,14 +117,8 @@ def test_goes_on_with_what_is_not_finished(tmp_path):
 
 
 def test_no_score_where_a_task_is_missing(tmp_path):
-    summary = suite(
-        model_dir=str(tmp_path),
-        tasks={"a": Runs().of("a")},
-        score=glue.scores,
-        config=preset("nano"),
-        method=PromptTuning(4),
-        layout=sharding.layout(),
-    )
+    tasks = {"a": Runs().of("a")}
+    summary = train_tasks(model_dir=str(tmp_path), tasks=tasks, score=glue.scores)
     assert summary["scores"] == {"majority": {}, "frozen": {}, "trained": {}}
 
 
@@ -213,7 +200,7 @@ def two_tasks(tmp_path, monkeypatch, capsys) -> Iterator:
         "BATCH_SIZE": "8",
         "EVAL_BATCH_SIZE": "8",
         "TRAIN_STEPS": "2",
-        "wsc/train.train.total_steps": "1",
+        "wsc/loop.Fit.total_steps": "1",
     }
 
     def run(*arguments: str) -> tuple[int | None, str, str]:
@@ -223,7 +210,7 @@ def two_tasks(tmp_path, monkeypatch, capsys) -> Iterator:
         gin.clear_config()
         capsys.readouterr()
         with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            gin_command.main(suite)
+            gin_command.main(train_tasks)
         gin.clear_config()
         return exit_info.value.code, *capsys.readouterr()
 
@@ -250,7 +237,7 @@ def test_command(two_tasks, tmp_path):
     status, out, err = two_tasks(f"--gin.MODEL_DIR={folder}")
     assert status is None, err
     assert (folder / "suite.json").read_bytes() == before
-    assert f"cb: finished, as {folder}/cb/result.json says" in out and "step 0" not in out
+    assert f"cb: already finished, see {folder}/cb/result.json" in out and "step 0" not in out
 
 
 def test_a_mistake_in_the_settings_of_one_task(two_tasks, tmp_path):

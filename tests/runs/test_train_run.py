@@ -21,9 +21,11 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import validation as validation
 from prompt_tuning.evaluation.validation import Validation
 from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.result_file import Result
 from prompt_tuning.runs.train import train
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import preset
+from prompt_tuning.training.loop import Fit
 from prompt_tuning.training.metrics_writer import read_metrics
 from prompt_tuning.training.optim import adafactor
 
@@ -64,7 +66,16 @@ def data() -> TaskData:
     )
 
 
-def run(data: TaskData, model_dir: Path, steps: int, method=PROMPT, **settings) -> dict:
+def run(
+    data: TaskData,
+    model_dir: Path,
+    steps: int,
+    *,
+    method=PROMPT,
+    eval_methods=("rank",),
+    on_start=lambda folder: None,
+    **settings,
+) -> Result:
     """Trains with dropout, so that a resumed run has to find its random key again."""
     return train(
         model_dir=str(model_dir),
@@ -73,15 +84,15 @@ def run(data: TaskData, model_dir: Path, steps: int, method=PROMPT, **settings) 
         layout=one_device(),
         data=data,
         initial_checkpoint=embedded.backbone(),
-        total_steps=steps,
+        fit=Fit(total_steps=steps, log_period=1, **{"eval_period": 2, **settings}),
+        eval_methods=eval_methods,
         eval_batch_size=64,
-        log_period=1,
-        **{"eval_period": 2, **settings},
+        on_start=on_start,
     )
 
 
 @pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> tuple[Path, dict]:
+def finished(data, tmp_path_factory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("run") / "model"
     started = []
 
@@ -121,13 +132,12 @@ def test_only_trained_leaves_are_saved(finished):
 
 def test_result(finished):
     folder, result = finished
-    assert json.loads((folder / "result.json").read_text()) == result
-    assert result["majority_accuracy"] == 0.5
-    assert {result["task"], result["split"]} == {"demo_reviews", "test"}
-    assert result["trained_parameters"] == 4 * CONFIG.d_model
-    assert result["total_parameters"] == 8_655_104 + 4 * CONFIG.d_model
-    assert result["best_step"] in (0, 2, 4) and result["seconds"] > 0
-    assert 0 <= result["prompt_accuracy"] <= 1 and 0 <= result["frozen_accuracy"] <= 1
+    assert Result.read(folder) == result
+    assert result.summary["majority_accuracy"] == 0.5
+    assert (result.task, result.splits) == ("demo_reviews", {"demo_reviews": "test"})
+    assert result.trained_parameters == 4 * CONFIG.d_model
+    assert result.total_parameters == 8_655_104 + 4 * CONFIG.d_model
+    assert result.seconds > 0
 
 
 def test_logs(finished):
@@ -140,7 +150,7 @@ def test_logs(finished):
     assert [line["step"] for line in lines] == [0, 2, 4]
     assert all(line.keys() == {"step", "rank/accuracy"} for line in lines)
     # The first of the best ones.
-    assert max(lines, key=lambda line: line["rank/accuracy"])["step"] == result["best_step"]
+    assert max(lines, key=lambda line: line["rank/accuracy"])["step"] == result.best_step
     for kind in ("train", "inference_eval/demo_reviews"):
         assert list((folder / kind).glob("events.out.tfevents.*"))
 
@@ -159,8 +169,8 @@ def test_the_card(finished):
         initialisation=str(PROMPT.initializer),
         optimizer="adafactor",
         learning_rate=0.3,
-        steps=result["best_step"],
-        metric={"rank/accuracy": result["validation"]["rank/accuracy"]},
+        steps=result.best_step,
+        metric={"rank/accuracy": result.validation["rank/accuracy"]},
         version=__version__,
         config="PROMPT_LENGTH = 4",
     )
@@ -187,7 +197,7 @@ def test_a_resumed_run_is_the_same_run(data, finished, tmp_path):
     log = tmp_path / "model" / "train" / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 3, "loss": 0}\n{"step": 4, "lo')
     result = run(data, tmp_path / "model", 4, checkpoint_period=3)
-    assert result["resumed_from_step"] == 2
+    assert result.resumed_from_step == 2
     for name in ("prompt_last.npy", "prompt_best.npy", "trained_last.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
     for kind in ("train", "inference_eval/demo_reviews"):
@@ -207,14 +217,14 @@ def test_a_finished_run_writes_its_results_again(data, finished):
     last = (folder / "prompt_last.npy").read_bytes()
     (folder / "prompt_last.npy").unlink()
     again = run(data, folder, 4)
-    assert (result["resumed_from_step"], again["resumed_from_step"]) == (0, 4)
-    of_the_process = {"seconds": 0, "resumed_from_step": 0}
-    assert again | of_the_process == result | of_the_process
+    assert (result.resumed_from_step, again.resumed_from_step) == (0, 4)
+    of_process = {"seconds": 0.0, "resumed_from_step": 0}
+    assert dataclasses.replace(again, **of_process) == dataclasses.replace(result, **of_process)
     assert (folder / "prompt_last.npy").read_bytes() == last
 
 
 def test_a_run_refuses_fewer_steps_than_it_has(data, finished):
-    with pytest.raises(UserError, match=r"TRAIN_STEPS = 2: .* is at step 4 already"):
+    with pytest.raises(UserError, match=r"TRAIN_STEPS = 2: .* is already at step 4"):
         run(data, finished[0], 2)
 
 
@@ -228,10 +238,10 @@ def test_the_saved_prompt_has_the_runs_accuracy(data, finished, tmp_path):
     folder, result = finished
     method = methods.PromptTuning(4, initializer=methods.FromFile(str(folder / "prompt_best.npy")))
     by_prompt = measured(data, tmp_path / "a", method, eval_methods=("rank", "generate"))
-    assert by_prompt["demo_reviews"]["rank/accuracy"] == result["prompt_accuracy"]
+    assert by_prompt["demo_reviews"]["rank/accuracy"] == result.summary["prompt_accuracy"]
     trained = str(folder / "trained_best.safetensors")
     found = measured(data, tmp_path / "b", PROMPT, trained_file=trained)
-    assert found == {"demo_reviews": {"rank/accuracy": result["prompt_accuracy"]}}
+    assert found == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
 
 
 def measured(data: TaskData, folder: Path, method: methods.Method, **settings) -> dict:
@@ -255,11 +265,11 @@ def test_model_tuning(data, tmp_path):
         learning_rate=0.001,
         optimizer=lambda rate: adafactor(rate, multiply_by_parameter_scale=True, factored=True),
     )
-    assert result["trained_parameters"] == result["total_parameters"] == 8_655_104
+    assert result.trained_parameters == result.total_parameters == 8_655_104
     assert not list((tmp_path / "model").glob("prompt_*"))
     trained = str(tmp_path / "model" / "trained_best.safetensors")
     found = measured(data, tmp_path / "eval", methods.ModelTuning(), trained_file=trained)
-    assert found == {"demo_reviews": {"rank/accuracy": result["prompt_accuracy"]}}
+    assert found == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
     curve = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
     assert curve[0]["loss"] != curve[1]["loss"]
 
@@ -282,9 +292,9 @@ def test_a_mixture(mixture, data, tmp_path, capsys):
         run(mixture, folder, 2, eval_methods=("rank",))
     assert not folder.exists()
     result = run(mixture, folder, 2, eval_methods=("auto",))
-    assert json.loads((folder / "result.json").read_text()) == result
-    assert result["task"] == "reviews_and_numbers"
-    assert result["split"] == {"demo_reviews": "test", "numbers": "validation"}
+    assert Result.read(folder) == result
+    assert result.task == "reviews_and_numbers"
+    assert result.splits == {"demo_reviews": "test", "numbers": "validation"}
     metrics = {"demo_reviews": "rank/accuracy", "numbers": "generate/accuracy"}
     logs = {
         task: read_metrics(folder / "inference_eval" / task / "metrics.jsonl") for task in metrics
@@ -296,13 +306,12 @@ def test_a_mixture(mixture, data, tmp_path, capsys):
         / 2
         for i, step in enumerate((0, 2))
     }
-    assert result["best_step"] == max(means, key=means.get)
-    assert next(iter(result["scores"]["numbers"])) == "most frequent answer"
-    for who, row in (("majority", 0), ("frozen", 1), ("prompt", 2)):
-        of_tasks = [list(result["scores"][task].values())[row] for task in metrics]
-        values = [row[metric] for row, metric in zip(of_tasks, metrics.values(), strict=True)]
-        assert result[f"{who}_mean"] == pytest.approx(sum(values) / 2)
+    assert result.best_step == max(means, key=means.get)
+    for name, row in (("majority", "majority"), ("frozen", "frozen"), ("prompt", "trained")):
+        values = [result.scores[task][row][metric] for task, metric in metrics.items()]
+        assert result.summary[f"{name}_mean"] == pytest.approx(sum(values) / 2)
     out = capsys.readouterr().out
+    assert "majority class" in out and "most frequent answer" in out
     assert "demo_reviews, test split, step" in out and "numbers, validation split, step" in out
     for other in (data, dataclasses.replace(data, task="numbers")):
         with pytest.raises(UserError, match="holds a run of the task demo_reviews, numbers"):
@@ -320,7 +329,7 @@ def test_a_mixture(mixture, data, tmp_path, capsys):
         task: {name: value for name, value in line.items() if name != "step"}
         for task, log in logs.items()
         for line in log
-        if line["step"] == result["best_step"]
+        if line["step"] == result.best_step
     }
     assert found == best
     names = {path.name for path in (tmp_path / "eval").iterdir()}

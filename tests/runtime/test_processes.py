@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_and_stopped_is_as_one(alone, weights, tmp_path):
 
     ended = start(2, folder, weights, 2)
     assert_as_alone(folder, alone, ended)
-    assert f"going on from step {at}" in ended[0].stdout
+    assert f"resuming from step {at}" in ended[0].stdout
 
 
 @pytest.mark.slow

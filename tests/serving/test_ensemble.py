@@ -16,7 +16,7 @@ from prompt_tuning.evaluation.predict import generate, rank_labels
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods import FromFile, Method, PromptTuning
 from prompt_tuning.model.tuned import initialize
-from prompt_tuning.runs.ensemble import ensemble
+from prompt_tuning.runs import ensemble
 from prompt_tuning.t5 import T5Config
 from prompt_tuning.t5.paths import flatten
 
@@ -109,10 +109,9 @@ def alone(folder, layout, data: EvalSet, ask) -> list[Sequence[str]]:
 
 def run(folder, layout, output, data: Texts, **settings) -> dict:
     defaults = {"prompt_files": [str(folder / f"{i}.npy") for i in range(VOTERS)]}
-    return ensemble(
+    return ensemble.evaluate(
         output_dir=str(output),
         config=CONFIG,
-        method=Method(),
         layout=layout,
         data=data,
         vocabulary=Numbers(),
