@@ -14,7 +14,7 @@ SLOW = {"quickstart", "scaling_curve", "your_own_csv"}
 FOUND = {
     "quickstart": "curve[-1][1] > curve[0][1]",
     "load_checkpoints": "len({model.fingerprint for model in models.values()}) == 1",
-    "your_own_csv": "result['prompt_accuracy'] > 0.2 + result['majority_accuracy']",
+    "your_own_csv": "result.summary['prompt_accuracy'] > 0.2 + result.summary['majority_accuracy']",
     "many_tasks": "all(a > b for a, b in zip(with_prompts[:2], alone, strict=False))",
     "read_a_prompt": "found['neighbours'][0]['tokens'][0] == '▁business'",
     "scaling_curve": "'6 cells: 6 done' in printed",
