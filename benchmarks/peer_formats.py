@@ -77,9 +77,9 @@ def compare(folder: Path, config: T5Config) -> dict[str, float]:
     changed = leaves_of(folder / "theirs" / "hf", config)
     ours["theirs/hf"] = run(config, inputs, changed)
     for path in sorted((folder / "theirs").glob("adapter_*")):
-        held, leaves = adapters.read(str(path), 1 if path.name.endswith("multitask") else None)
-        method = PromptTuning(LENGTH) if isinstance(held, np.ndarray) else held
-        ours[f"theirs/{path.name}"] = run(config, inputs, plain | leaves, method)
+        adaptation = adapters.read(str(path), 1 if path.name.endswith("multitask") else None)
+        method = adaptation.method or PromptTuning(LENGTH)
+        ours[f"theirs/{path.name}"] = run(config, inputs, plain | adaptation.leaves, method)
     if ours.keys() != theirs.keys():
         raise SystemExit(f"one side only: {ours.keys() ^ theirs.keys()}")
     found = {case: float(np.abs(ours[case] - theirs[case]).max()) for case in theirs}

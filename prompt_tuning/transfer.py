@@ -1,13 +1,20 @@
-"""python -m prompt_tuning.transfer: which tasks' prompts to start a new task's prompt from.
+"""python -m prompt_tuning.transfer: ranks trained prompts as initialisations for a new task.
 
-SPoT (Vu et al., ACL 2022, arXiv 2110.07904): a task's prompt also is its embedding, so
-similar prompts tell of tasks that transfer to each other. A prompt starts from one of them through
+SPoT (Vu et al., ACL 2022, arXiv 2110.07904): a task's prompt is also its embedding, so similar
+prompts indicate tasks that transfer to each other. A prompt starts from one of them through
 `PROMPT_INIT=@FromFile()`, or from the weighted average of several.
 """
 
 from absl import flags
 
-from prompt_tuning.analysis.similarity import MEASURES, rank, top_k_weights, weighted_average
+from prompt_tuning.analysis import style
+from prompt_tuning.analysis.similarity import (
+    MEASURES,
+    rank,
+    ranking,
+    top_k_weights,
+    weighted_average,
+)
 from prompt_tuning.analysis.sources import source_files
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.cli import plain_command
@@ -32,10 +39,7 @@ def main() -> None:
         ]
         files.write_json(given.json, {"measure": given.measure, "sources": rows})
     if given.plot:
-        from prompt_tuning.analysis import similarity as drawing  # imports this module
-        from prompt_tuning.analysis import style
-
-        style.save(drawing.ranking(similarities, weights, given.measure), given.plot)
+        style.save(ranking(similarities, weights, given.measure), given.plot)
     print("similarity  weight  prompt")
     for path, similarity in similarities.items():
         weight = f"{weights[path]:.4f}" if path in weights else ""
@@ -43,13 +47,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Not at import: a flag's name can be taken once in a process, and every command has some.
-    flags.DEFINE_string("prompt", None, "The new task's prompt.", required=True)
+    flags.DEFINE_string("prompt", None, "Prompt of the new task.", required=True)
     flags.DEFINE_list(
         "sources", None, "Prompts of other tasks: files, folders and globs.", required=True
     )
     flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
-    flags.DEFINE_integer("top_k", None, "Average this many of the most similar prompts.", 1)
+    flags.DEFINE_integer("top_k", None, "How many of the most similar prompts to average.", 1)
     flags.DEFINE_string("output", None, "File to write their weighted average to.")
     flags.DEFINE_string("json", None, "File to write the table to.")
     flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")

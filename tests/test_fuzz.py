@@ -194,7 +194,7 @@ def test_mutated_file(folder, name, read, argument):
 
 
 def looked_at(path: Path) -> None:
-    found = inspection.found_at(path)
+    found = inspection.contents_of(path)
     inspection.lines(found)
     if found.prompt:
         inspection.prompt_lines(found.prompt())

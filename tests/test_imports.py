@@ -33,7 +33,7 @@ CORE = (
     "prompt_tuning.training.loss",
     "prompt_tuning.methods",
     "prompt_tuning.training.optim",
-    "prompt_tuning.analysis.parameters",
+    "prompt_tuning.analysis.parameter_counts",
     "prompt_tuning.model.params",
     "prompt_tuning.recycle",
     "prompt_tuning.serving.model",

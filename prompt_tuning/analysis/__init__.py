@@ -1,1 +1,1 @@
-"""What trained prompts and runs show: nearest words, similarity, learning curves; figures."""
+"""Reads trained prompts and runs: nearest words, similarity, learning curves; figures."""

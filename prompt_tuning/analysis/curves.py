@@ -1,7 +1,7 @@
-"""python -m prompt_tuning.analysis.curves NAME=RUNS ...: learning curves of several runs at once.
+"""python -m prompt_tuning.analysis.curves NAME=RUNS ...: compares learning curves of several runs.
 
-RUNS is a glob of run folders (`MODEL_DIR`s) that differ in their seed alone; a name's curve is
-their mean, with its standard deviation.
+RUNS is a glob of run folders (`MODEL_DIR`s) that differ only in their seed; the curve of a name is
+their mean, with the standard deviation.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ LOSS = "train/loss_per_nonpadding_target_token"
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric over training, of runs that differ in their seed.
+    """A metric over training, averaged over runs that differ in their seed.
 
     Attributes:
-      steps: that all runs have.
-      mean, sd: at each; the deviation is the sample's, 0 of one run.
-      runs: how many.
+      steps: steps that all runs have.
+      mean, sd: mean and sample standard deviation at each step; the latter is 0 for a single run.
+      runs: number of runs.
     """
 
     steps: tuple[int, ...]
@@ -40,34 +40,35 @@ class Curve:
 
 
 def of_run(folder: epath.PathLike, metric: str) -> dict[int, float]:
-    """A run's metric by step; of a mixture's validation the mean over its tasks.
+    """Reads a run's metric by step; for the validation of a mixture, the mean over its tasks.
 
     Args:
-      folder: its `MODEL_DIR`.
-      metric: LOG/NAME: "train/gradient_norm", "validation/rank/accuracy".
+      folder: the run's `MODEL_DIR`.
+      metric: LOG/NAME, such as "train/gradient_norm" or "validation/rank/accuracy".
 
     Raises:
-      UserError: if the run has no such log, or the log no such metric.
+      UserError: if the run has no such log, or the log has no such metric.
     """
     log, _, name = metric.partition("/")
     if log not in LOGS or not name:
-        raise UserError(f"--metric={metric}: LOG/NAME, LOG one of {', '.join(LOGS)}")
+        raise UserError(f"--metric={metric}: must be LOG/NAME, with LOG one of {', '.join(LOGS)}")
     files = sorted(epath.Path(folder).glob(f"{LOGS[log]}/metrics.jsonl"))
     if not files:
         raise UserError(f"{folder}: no {LOGS[log]}/metrics.jsonl; give the folder of a run")
-    found = []
+    by_task = []
     for file in files:
         lines = read_metrics(file)
-        found.append({int(line["step"]): line[name] for line in lines if name in line})
-        if not found[-1]:
+        by_task.append({int(line["step"]): line[name] for line in lines if name in line})
+        if not by_task[-1]:
             names = sorted({name for line in lines for name in line} - {"step"})
             raise UserError(f"--metric={metric}: {file} has {', '.join(names) or 'no lines'}")
-    return {step: float(np.mean([one[step] for one in found])) for step in _common(found)}
+    steps = _common_steps(by_task)
+    return {step: float(np.mean([values[step] for values in by_task])) for step in steps}
 
 
 def mean(runs: Sequence[Mapping[int, float]]) -> Curve:
-    """The curve of runs {step: value}, at the steps that all of them have."""
-    steps = _common(runs)
+    """Averages runs {step: value} over the steps that all of them have."""
+    steps = _common_steps(runs)
     values = np.array([[run[step] for step in steps] for run in runs])
     sd = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
     return Curve(tuple(steps), tuple(values.mean(axis=0)), tuple(sd), len(runs))
@@ -75,8 +76,8 @@ def mean(runs: Sequence[Mapping[int, float]]) -> Curve:
 
 @style.styled
 def figure(curves: Mapping[str, Curve], metric: str) -> Any:
-    """A Figure of curves by name; bands are one standard deviation to each side."""
-    made, [[axis]] = style.figure()
+    """Draws curves by name; bands are one standard deviation to each side."""
+    drawing, [[axis]] = style.figure()
     for i, (name, curve) in enumerate(curves.items()):
         look = style.line(i)
         values, sd = np.array(curve.mean), np.array(curve.sd)
@@ -89,24 +90,34 @@ def figure(curves: Mapping[str, Curve], metric: str) -> Any:
     spread = "\nmean ± sd" if any(curve.runs > 1 for curve in curves.values()) else ""
     axis.set_xlabel("training step")
     axis.set_ylabel(_label(metric) + spread)
-    style.legend(made)
-    return made
+    style.legend(drawing)
+    return drawing
+
+
+def read_curves(words: Sequence[str], metric: str) -> dict[str, Curve]:
+    """Reads the curves that words NAME=RUNS describe, by name.
+
+    Raises:
+      UserError: if a word matches no run, runs have no step in common, or as `of_run`.
+    """
+    curves = {}
+    for word in words:
+        name, equals, pattern = word.partition("=")
+        folders = sorted(glob.glob(pattern))
+        if not equals or not folders:
+            raise UserError(f"{word}: must be NAME=RUNS, with RUNS a run folder or a glob of some")
+        curves[name] = mean([of_run(folder, metric) for folder in folders])
+        if not curves[name].steps:
+            raise UserError(f"{name}: its runs have no step in common")
+    return curves
 
 
 def main(words: Sequence[str]) -> None:
     given = flags.FLAGS
     if not words:
         raise UserError("give curves: python -m prompt_tuning.analysis.curves NAME=RUNS ...")
-    curves = {}
-    for word in words:
-        name, equals, pattern = word.partition("=")
-        folders = sorted(glob.glob(pattern))
-        if not equals or not folders:
-            raise UserError(f"{word}: NAME=RUNS, RUNS a run's folder or a glob of such; found none")
-        curves[name] = mean([of_run(folder, given.metric) for folder in folders])
+    curves = read_curves(words, given.metric)
     for name, curve in curves.items():
-        if not curve.steps:
-            raise UserError(f"{name}: its runs have no step in common")
         last = f"{curve.mean[-1]:.4f} ± {curve.sd[-1]:.4f} at step {curve.steps[-1]}"
         print(f"{name}: {last}, {curve.runs} runs")
     if given.json:
@@ -116,7 +127,7 @@ def main(words: Sequence[str]) -> None:
         style.save(figure(curves, given.metric), given.plot)
 
 
-def _common(runs: Sequence[Mapping[int, float]]) -> list[int]:
+def _common_steps(runs: Sequence[Mapping[int, float]]) -> list[int]:
     return sorted(set.intersection(*(set(run) for run in runs)))
 
 
@@ -128,7 +139,6 @@ def _label(metric: str) -> str:
 
 
 if __name__ == "__main__":
-    # Not at import: a flag's name can be taken once in a process, and every command has some.
     flags.DEFINE_string("metric", LOSS, "LOG/NAME, such as validation/rank/accuracy.")
     flags.DEFINE_string("json", None, "File to write the curves to.")
     flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")

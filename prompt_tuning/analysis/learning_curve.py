@@ -1,7 +1,4 @@
-"""What a run tells at its end: parameters, the table of scores, the learning curve.
-
-`python -m prompt_tuning.report parameters` compares the tuning methods' parameters.
-"""
+"""Draws the learning curve of a single run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,13 +14,13 @@ def learning_curve(
     validation: Sequence[Mapping[str, float]],
     levels: Mapping[str, float],
 ) -> None:
-    """Draws training loss and the validation metrics against the step, as a PNG.
+    """Draws training loss and validation metrics against the step.
 
     Args:
-      path: the file.
-      train: lines {"step", "loss_per_nonpadding_target_token", ...}.
-      validation: lines {"step", metric: value, ...}.
-      levels: horizontal lines by name (majority class, frozen backbone).
+      path: figure file; its suffix, such as `.png`, selects the format.
+      train: log lines {"step", "loss_per_nonpadding_target_token", ...}.
+      validation: log lines {"step", metric: value, ...}.
+      levels: heights of horizontal lines by name (majority class, frozen backbone).
     """
     figure, [[above], [below]] = style.figure(5, 4.5, rows=2, sharex=True)
     loss = [line["loss_per_nonpadding_target_token"] for line in train]

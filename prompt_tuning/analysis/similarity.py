@@ -1,7 +1,6 @@
-"""python -m prompt_tuning.analysis.similarity: how alike the prompts of several tasks are.
+"""python -m prompt_tuning.analysis.similarity: compares the prompts of several tasks.
 
-The measures, and ranking sources for a new task (SPoT, Vu et al. 2022), are `transfer`'s; here they
-are drawn.
+Also the measures, ranking and averaging of SPoT (Vu et al. 2022), for `prompt_tuning.transfer`.
 """
 
 import math
@@ -22,7 +21,7 @@ Measure = Callable[[np.ndarray, np.ndarray], float]
 
 
 def units(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., D] at length 1; zero stays zero."""
+    """Scales vectors [..., D] to length 1; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
@@ -45,15 +44,15 @@ MEASURES: Mapping[str, Measure] = {"average": average_tokens, "per_token": per_t
 def rank(
     target: np.ndarray, sources: Mapping[str, np.ndarray], measure: Measure = average_tokens
 ) -> dict[str, float]:
-    """The similarity of each source to the target, highest first.
+    """Compares each source with the target; the most similar source comes first.
 
     Args:
-      target: the new task's prompt [P, D].
+      target: prompt of the new task, [P, D].
       sources: prompts [P', D] by name.
       measure: `average_tokens` or `per_token_average`.
 
     Raises:
-      UserError: if a source is of another width.
+      UserError: if a source has another width.
     """
     for name, source in sources.items():
         if source.shape[1] != target.shape[1]:
@@ -61,15 +60,15 @@ def rank(
                 f"{name}: the prompt is {source.shape[1]} wide, not {target.shape[1]}; "
                 "only prompts of one backbone can be compared"
             )
-    found = {name: measure(target, source) for name, source in sources.items()}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    similarities = {name: measure(target, source) for name, source in sources.items()}
+    return dict(sorted(similarities.items(), key=lambda item: -item[1]))
 
 
 def top_k_weights(similarities: Mapping[str, float], k: int) -> dict[str, float]:
-    """Weights of the first `k` similarities, in proportion to them; their sum is 1.
+    """Weights in proportion to the first `k` similarities, with sum 1.
 
     Raises:
-      UserError: if there are fewer, or one of them is not positive.
+      UserError: if there are fewer than `k`, or one of them is not positive.
     """
     if k > len(similarities):
         raise UserError(f"--top_k={k}: there are {len(similarities)} source prompts; lower it")
@@ -77,15 +76,15 @@ def top_k_weights(similarities: Mapping[str, float], k: int) -> dict[str, float]
     for place, (name, similarity) in enumerate(top.items()):
         if similarity <= 0:
             raise UserError(
-                f"--top_k={k}: the similarity of {name} is {similarity:.4f}, and weights are above "
-                f"0; {place} of the source prompts can be averaged"
+                f"--top_k={k}: the similarity of {name} is {similarity:.4f}, and must be above 0; "
+                f"at most {place} source prompts can be averaged"
             )
     total = math.fsum(top.values())
     return {name: similarity / total for name, similarity in top.items()}
 
 
 def weighted_average(sources: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """The sum [P, D] of the prompts that have a weight, times it.
+    """Sums the prompts [P, D] that have a weight, each times its weight.
 
     Raises:
       UserError: if these prompts differ in length.
@@ -104,31 +103,31 @@ _LABELS = {
     "average": "cosine of the mean vectors",
     "per_token": "mean cosine of pairs of vectors",
 }
-_NUMBERS = 12  # prompts up to which the cells hold their values
+_LABELLED_PROMPTS = 12  # the most prompts with numbers in the cells of the heatmap
 
 
-def matrix(of: Mapping[str, np.ndarray], measure: Measure) -> np.ndarray:
-    """Similarities [N, N] of N prompts [P, D] with each other.
+def matrix(prompts_by_name: Mapping[str, np.ndarray], measure: Measure) -> np.ndarray:
+    """Similarities [N, N] of N prompts [P, D] to each other.
 
     Raises:
       UserError: if they differ in width.
     """
-    rows = [rank(prompt, of, measure) for prompt in of.values()]
-    return np.array([[row[name] for name in of] for row in rows])
+    rows = [rank(prompt, prompts_by_name, measure) for prompt in prompts_by_name.values()]
+    return np.array([[row[name] for name in prompts_by_name] for row in rows])
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """Short names of prompt files: their stems, or folders where stems are alike; else paths."""
-    for short in (lambda path: path.stem, lambda path: path.absolute().parent.name):
-        found = [short(Path(path)) for path in paths]
-        if len(set(found)) == len(found):
-            return found
+    """Short, distinct names of prompt files: their stems, else their folders, else the paths."""
+    for shorten in (lambda path: path.stem, lambda path: path.absolute().parent.name):
+        shortened = [shorten(Path(path)) for path in paths]
+        if len(set(shortened)) == len(shortened):
+            return shortened
     return list(paths)
 
 
 @style.styled
 def heatmap(similarities: np.ndarray, names: Sequence[str], measure: str) -> Any:
-    """A Figure of similarities [N, N] from -1 to 1, white at 0; few of them with their values."""
+    """Draws similarities [N, N] from -1 to 1, white at 0; a small matrix has its values printed."""
     side = max(style.COLUMN, 0.28 * len(names) + 1.2)
     figure, [[axis]] = style.figure(side, side * 0.85)
     image = axis.imshow(similarities, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -136,7 +135,7 @@ def heatmap(similarities: np.ndarray, names: Sequence[str], measure: str) -> Any
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
     for (row, column), value in np.ndenumerate(similarities):
-        if len(names) <= _NUMBERS:
+        if len(names) <= _LABELLED_PROMPTS:
             color = "white" if abs(value) > 0.6 else "black"
             text = f"{value:.2f}"
             axis.text(column, row, text, ha="center", va="center", color=color, fontsize=6)
@@ -146,8 +145,9 @@ def heatmap(similarities: np.ndarray, names: Sequence[str], measure: str) -> Any
 
 @style.styled
 def ranking(similarities: Mapping[str, float], weights: Mapping[str, float], measure: str) -> Any:
-    """A Figure of each source's similarity to one prompt, the highest on top; those with a weight
-    in an average are dark.
+    """Draws each source's similarity to one prompt, in the given order from the top.
+
+    Sources that have a weight in an average are dark.
     """
     figure, [[axis]] = style.figure(height=0.7 + 0.18 * len(similarities))
     colors = [style.COLORS[0 if name in weights else 5] for name in similarities]
@@ -161,29 +161,46 @@ def ranking(similarities: Mapping[str, float], weights: Mapping[str, float], mea
     return figure
 
 
+def compare(paths: Mapping[str, str], measure: str) -> np.ndarray:
+    """Reads prompts and compares each pair; `paths` are files by name, `measure` a name.
+
+    Raises:
+      UserError: if there are fewer than two prompts, or they differ in width.
+    """
+    if len(paths) < 2:
+        [path] = paths.values()
+        raise UserError(f"--sources or --experiment: only one prompt ({path}); give two or more")
+    loaded = {name: prompts.load(path) for name, path in paths.items()}
+    return matrix(loaded, MEASURES[measure])
+
+
+def table(similarities: np.ndarray, names: Sequence[str]) -> str:
+    """Formats similarities [N, N] with the names of their rows and columns."""
+    width = max(map(len, names))
+    widths = [max(7, len(name)) for name in names]
+    head = [f"{name:>{size}}" for name, size in zip(names, widths, strict=True)]
+    lines = [" ".join([" " * width, *head])]
+    for name, row in zip(names, similarities, strict=True):
+        values = [f"{value:{size}.4f}" for value, size in zip(row, widths, strict=True)]
+        lines.append(" ".join([f"{name:{width}}", *values]))
+    return "\n".join(lines)
+
+
 def main() -> None:
     given = flags.FLAGS
-    chosen = sources.chosen()
-    paths = list(chosen.values())
-    if len(paths) < 2:
-        raise UserError(f"--sources or --experiment: one prompt ({paths[0]}); give two or more")
-    labels = list(chosen) if given.experiment else names(paths)
-    found = {name: prompts.load(path) for name, path in zip(labels, paths, strict=True)}
-    similarities = matrix(found, MEASURES[given.measure])
-    width = max(map(len, labels))
-    print(" " * width, *(f"{name:>{max(7, len(name))}}" for name in labels))
-    for name, row in zip(labels, similarities, strict=True):
-        values = zip(labels, row, strict=True)
-        print(f"{name:{width}}", *(f"{value:{max(7, len(other))}.4f}" for other, value in values))
+    paths = sources.from_flags()
+    if not given.experiment:
+        paths = dict(zip(names(list(paths)), paths.values(), strict=True))
+    similarities = compare(paths, given.measure)
+    print(table(similarities, list(paths)))
     if given.json:
-        content = {"measure": given.measure, "prompts": dict(zip(labels, paths, strict=True))}
+        content = {"measure": given.measure, "prompts": paths}
         files.write_json(given.json, content | {"similarities": similarities.tolist()})
     if given.plot:
-        style.save(heatmap(similarities, labels, given.measure), given.plot)
+        style.save(heatmap(similarities, list(paths), given.measure), given.plot)
 
 
 if __name__ == "__main__":
-    # Not at import: a flag's name can be taken once in a process, and every command has some.
     sources.define_flags()
     flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
     flags.DEFINE_string("json", None, "File to write the similarities to.")

@@ -1,4 +1,4 @@
-"""Which prompts a command of `analysis` reads: files, or those of an experiment's cells."""
+"""Finds the prompts that a command reads: files, or those of an experiment's cells."""
 
 import glob
 import json
@@ -15,26 +15,26 @@ from prompt_tuning.errors import UserError
 
 
 def source_files(patterns: Sequence[str], prompt: str | None = None) -> list[str]:
-    """The files that `patterns` name, each once, without the file `prompt` itself.
+    """Expands patterns to prompt files, each once, without the file `prompt` itself.
 
     Args:
       patterns: files, PEFT adapters, folders of `.npy` and `.safetensors` files, and globs.
-      prompt: the one that they are compared with, which would be the most similar.
+      prompt: prompt that they are compared with, and which would be the most similar.
 
     Raises:
-      UserError: if a pattern names nothing.
+      UserError: if a pattern matches nothing.
     """
-    found: dict[Path, str] = {}
+    matches: dict[Path, str] = {}
     for pattern in patterns:
         paths = list(_expanded(pattern))
         if not paths:
             raise UserError(f"--sources={pattern}: no such file, and no folder with prompts in it")
-        found |= {Path(path).resolve(): path for path in paths}
+        matches |= {Path(path).resolve(): path for path in paths}
     if prompt is not None:
-        found.pop(Path(prompt).expanduser().resolve(), None)
-    if not found:
+        matches.pop(Path(prompt).expanduser().resolve(), None)
+    if not matches:
         raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
-    return list(found.values())
+    return list(matches.values())
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -47,11 +47,11 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def prompts_of(folder: epath.PathLike, where: Mapping[str, str]) -> dict[str, str]:
-    """The best prompts of an experiment's cells, by their names.
+    """Finds the best prompts of an experiment's cells, by the names of the cells.
 
     Args:
-      folder: of the experiment, where its `table.jsonl` is.
-      where: values of axes that the cells must have.
+      folder: folder of the experiment, which contains `table.jsonl`.
+      where: values of axes that a cell must have.
 
     Raises:
       UserError: if there are none.
@@ -63,38 +63,41 @@ def prompts_of(folder: epath.PathLike, where: Mapping[str, str]) -> dict[str, st
     records = [record for record in map(json.loads, lines) if record["status"] == "done"]
     axes = sorted({axis for record in records for axis in record["axes"]})
     if unknown := [axis for axis in where if axis not in axes]:
-        raise UserError(f"--where: there is no axis {unknown[0]!r}; there are {', '.join(axes)}")
-    chosen = [record for record in records if where.items() <= record["axes"].items()]
-    places = {r["cell"]: (epath.Path(folder) / r["config"]).parent for r in chosen}
-    found = {name: str(place / "prompt_best.npy") for name, place in places.items()}
-    found = {name: path for name, path in found.items() if epath.Path(path).exists()}
-    if not found:
-        said = ",".join(f"{axis}:{value}" for axis, value in where.items())
-        raise UserError(f"--experiment={folder} --where={said}: no finished cell with a prompt")
-    return found
+        raise UserError(f"--where: unknown axis {unknown[0]!r}; available: {', '.join(axes)}")
+    cells = [record for record in records if where.items() <= record["axes"].items()]
+    files = {
+        cell["cell"]: (epath.Path(folder) / cell["config"]).parent / "prompt_best.npy"
+        for cell in cells
+    }
+    files = {name: file for name, file in files.items() if file.exists()}
+    if not files:
+        conditions = ",".join(f"{axis}:{value}" for axis, value in where.items())
+        raise UserError(
+            f"--experiment={folder} --where={conditions}: no finished cell with a prompt"
+        )
+    return {name: str(file) for name, file in files.items()}
 
 
-def chosen() -> dict[str, str]:
-    """The prompt files that the flags choose, by cell or path.
+def define_flags() -> None:
+    """Defines the flags that `from_flags` reads."""
+    flags.DEFINE_list("sources", None, "Trained prompts: files, folders and globs.")
+    flags.DEFINE_string("experiment", None, "Experiment folder, to read its cells' best prompts.")
+    flags.DEFINE_list("where", [], "AXIS:VALUE, ...: selects cells of the experiment.")
+
+
+def from_flags() -> dict[str, str]:
+    """The prompt files that the flags select, by cell or path.
 
     Raises:
-      UserError: if they choose none.
+      UserError: if they select none.
     """
     given = flags.FLAGS
     if (given.sources is None) == (given.experiment is None):
         raise UserError("give either --sources or --experiment")
     if given.experiment is None:
         if given.where:
-            raise UserError(f"--where={','.join(given.where)}: is for --experiment")
+            raise UserError(f"--where={','.join(given.where)}: requires --experiment")
         return {path: path for path in source_files(given.sources)}
-    pairs = [word.partition(":") for word in given.where]
-    if bad := [word for word in given.where if ":" not in word]:
-        raise UserError(f"--where={bad[0]}: give AXIS:VALUE")
-    return prompts_of(given.experiment, {axis: value for axis, _, value in pairs})
-
-
-def define_flags() -> None:
-    """The flags of `chosen`; not at import, since a flag's name can be taken once in a process."""
-    flags.DEFINE_list("sources", None, "Trained prompts: files, folders and globs.")
-    flags.DEFINE_string("experiment", None, "Folder of an experiment: its cells' best prompts.")
-    flags.DEFINE_list("where", [], "AXIS:VALUE, ...: of which of its cells.")
+    if malformed := [word for word in given.where if ":" not in word]:
+        raise UserError(f"--where={malformed[0]}: must be AXIS:VALUE")
+    return prompts_of(given.experiment, dict(word.split(":", 1) for word in given.where))

@@ -1,5 +1,7 @@
-"""What all figures share: one column wide, told apart by colour-blind readers and in black and
-white, the same bytes for the same data.
+"""The common style of all figures.
+
+Figures are one column wide, readable by colour-blind readers and in black and white, and have the
+same bytes for the same data.
 """
 
 import functools
@@ -43,7 +45,7 @@ _METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a function that makes a Figure: with the fonts, lines and grid of all figures."""
+    """Decorates a function that returns a Figure with the fonts, lines and grid of all figures."""
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **named: Any) -> Any:
@@ -58,20 +60,21 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 def figure(
     width: float = COLUMN, height: float = 2.5, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> tuple[Any, Any]:
-    """A matplotlib Figure in inches, and its axes [rows, columns]; needs no screen.
+    """Creates a matplotlib Figure without a display, and its axes [rows, columns].
 
-    `subplots` are of matplotlib's `Figure.subplots`.
+    Args:
+      width, height: size in inches.
+      rows, columns: numbers of axes.
+      **subplots: further arguments of matplotlib's `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(width, height), layout="constrained")
-    return made, made.subplots(rows, columns, squeeze=False, **subplots)
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    return drawing, drawing.subplots(rows, columns, squeeze=False, **subplots)
 
 
 def line(i: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the i-th line of a figure, on top of those behind it; 28 of
-    them differ.
-    """
+    """Colour, marker and dashes of line `i`, drawn on top of later ones; 28 lines differ."""
     return {
         "color": COLORS[i % len(COLORS)],
         "marker": _MARKERS[i % len(_MARKERS)],
@@ -81,22 +84,22 @@ def line(i: int) -> dict[str, Any]:
 
 
 def save(figure: Any, path: epath.PathLike) -> None:
-    """Writes a figure in the format that the path's suffix names, without a date.
+    """Writes a figure, without a date, in the format of the path's suffix.
 
     Raises:
-      UserError: if it is none of `FORMATS`.
+      UserError: if the suffix is none of `FORMATS`.
     """
     import matplotlib
 
     suffix = epath.Path(path).suffix.removeprefix(".")
     if suffix not in FORMATS:
-        raise UserError(f"{path}: a figure's name ends with one of .{', .'.join(FORMATS)}")
+        raise UserError(f"{path}: the name of a figure must end in one of .{', .'.join(FORMATS)}")
     with matplotlib.rc_context(_RC), renamed_when_done(path) as temporary:
         figure.savefig(temporary, format=suffix, metadata=_METADATA[suffix])
 
 
 def legend(figure: Any, **settings: Any) -> None:
-    """Puts the names of what the figure's axes show below them, where they hide no data."""
+    """Adds a legend below the axes, where it hides no data."""
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))

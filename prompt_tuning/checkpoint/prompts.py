@@ -11,7 +11,6 @@ from prompt_tuning.runtime.files import renamed_when_done
 
 SUFFIXES = (".npy", safetensors_file.SUFFIX)  # of the files that `save` writes
 TENSOR = "prompt"
-SUFFIXES = (".npy", ".safetensors")
 
 
 def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Backbones, prompts and adapters in other projects' formats, and for other backbones."""

@@ -1,4 +1,6 @@
-"""python -m prompt_tuning.adapters: prompts and trained leaves to Hugging Face PEFT and back."""
+"""Reads and writes prompts and trained leaves, as Hugging Face PEFT adapters or as our files."""
+
+import dataclasses
 
 import numpy as np
 from etils import epath
@@ -11,85 +13,102 @@ from prompt_tuning.exchange import peft_layers
 from prompt_tuning.methods import IA3, LoRA
 from prompt_tuning.methods.prompt import PROMPT_PATH
 
-FORMATS = ("peft", "prompt", "trained")
+SUFFIXES = {
+    "peft": ("",),
+    "prompt": prompts.SUFFIXES,
+    "trained": (safetensors_file.SUFFIX,),
+}
+FORMATS = tuple(SUFFIXES)
 
 
-def read(
-    path: str, task: int | None = None, lora_alpha: float | None = None
-) -> tuple[np.ndarray | LoRA | IA3, dict[str, np.ndarray]]:
-    """What a PEFT adapter, a prompt's file or a file of trained leaves holds.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adaptation:
+    """What a run trained.
+
+    Attributes:
+      leaves: trained leaves by path, float32.
+      method: LoRA or IA3; None for a prompt, the leaf at `PROMPT_PATH`.
+    """
+
+    leaves: dict[str, np.ndarray]
+    method: LoRA | IA3 | None = None
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """The prompt [P, D], if there is no method."""
+        return self.leaves[PROMPT_PATH]
+
+    def __str__(self) -> str:
+        """What it is, with the settings of a run that takes its leaves."""
+        if self.method is None:
+            return f"{self.prompt.shape[0]} vectors, {self.prompt.shape[1]} wide"
+        if isinstance(self.method, IA3):
+            return "IA3"
+        lora = self.method
+        return (
+            f"LORA_RANK = {lora.rank}, LORA_ALPHA = {lora.alpha}, "
+            f"LORA_PROJECTIONS = {lora.projections}, LORA_LAYERS = {lora.layers}"
+        )
+
+
+def read(path: str, task: int | None = None, lora_alpha: float | None = None) -> Adaptation:
+    """Reads a PEFT adapter, a prompt file or a file of trained leaves.
 
     Args:
       path: the adapter's folder, or the file.
-      task: of an adapter with a prompt for each task, from 0.
-      lora_alpha: of trained leaves of LoRA, which do not hold it.
-
-    Returns:
-      The prompt [P, D] or the method, and the trained leaves by path.
+      task: number, from 0, of the task in an adapter with one prompt per task.
+      lora_alpha: alpha of LoRA's trained leaves, which do not contain it.
 
     Raises:
       CheckpointError: if it cannot be read.
-      UserError: if `task` or `lora_alpha` is missing or of no use.
+      UserError: if `task` or `lora_alpha` is missing or does not apply.
     """
-    place = epath.Path(path).expanduser()
-    adapter = place.is_dir() and peft.is_adapter(place)
-    is_prompt = not adapter or peft.read_config(place).get("peft_type") in peft.PROMPTS
+    location = epath.Path(path).expanduser()
+    adapter = location.is_dir() and peft.is_adapter(location)
+    is_prompt = not adapter or peft.read_config(location).get("peft_type") in peft.PROMPTS
     if task is not None and not (adapter and is_prompt):
         raise UserError(f"--task={task}: only a PEFT adapter of prompts has tasks; leave it out")
     stored = {}
-    if not adapter and place.suffix == safetensors_file.SUFFIX:
-        stored = safetensors_file.stored(place)
+    if not adapter and location.suffix == safetensors_file.SUFFIX:
+        stored = safetensors_file.stored(location)
     lora = any("/lora_" in name for name in stored)
     if lora != (lora_alpha is not None):
         raise UserError(
-            f"--lora_alpha={lora_alpha}: belongs to trained leaves of LoRA, which do not hold it; "
-            + (f"give the LORA_ALPHA of {path}" if lora else "leave it out")
+            f"--lora_alpha={lora_alpha}: belongs to trained leaves of LoRA, which do not contain "
+            "it; " + (f"give the LORA_ALPHA of {path}" if lora else "leave it out")
         )
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in stored.items()}
     if lora_alpha is not None:
-        return peft_layers.lora_of(path, leaves, lora_alpha), leaves
+        return Adaptation(leaves, peft_layers.lora_of(path, leaves, lora_alpha))
     if any("/ia3_" in name for name in leaves):
-        return peft_layers.ia3_of(path, leaves), leaves
+        return Adaptation(leaves, peft_layers.ia3_of(path, leaves))
     if adapter and not is_prompt:
-        return peft_layers.load(place)
+        method, leaves = peft_layers.load(location)
+        return Adaptation(leaves, method)
     if set(leaves) == {PROMPT_PATH}:
-        prompt = leaves[PROMPT_PATH]
-    else:
-        prompt = peft.load_prompt(place, task) if adapter else prompts.load(place)
-    return prompt, {PROMPT_PATH: prompt}
+        return Adaptation(leaves)
+    prompt = peft.load_prompt(location, task) if adapter else prompts.load(location)
+    return Adaptation({PROMPT_PATH: prompt})
 
 
-def write(
-    path: str, form: str, held: np.ndarray | LoRA | IA3, leaves: dict[str, np.ndarray]
-) -> None:
-    """Writes what `read` returns in one of `FORMATS`.
+def write(path: str, form: str, adaptation: Adaptation) -> None:
+    """Writes an adaptation in one of `FORMATS`.
 
     Raises:
-      CheckpointError: if a folder exists, or leaves cannot be written.
-      UserError: if the format has no place for it, or the path another suffix.
+      CheckpointError: if the folder exists, or leaves cannot be written.
+      UserError: if the format cannot represent it, or the path has another suffix.
     """
-    suffixes = {"peft": ("",), "prompt": prompts.SUFFIXES, "trained": (safetensors_file.SUFFIX,)}
-    suffix = epath.Path(path).suffix
-    if form != "peft" and suffix not in suffixes[form]:
-        raise UserError(f"--to={path}: a {form} file ends in {' or '.join(suffixes[form])}")
+    location = epath.Path(path).expanduser()
+    if form != "peft" and location.suffix not in SUFFIXES[form]:
+        endings = " or ".join(SUFFIXES[form])
+        raise UserError(f"--to={path}: the name of a {form} file must end in {endings}")
     if form == "trained":
-        save_trained(epath.Path(path).expanduser(), leaves)
-    elif isinstance(held, np.ndarray):
+        save_trained(location, adaptation.leaves)
+    elif adaptation.method is None:
         save = peft.save_prompt if form == "peft" else prompts.save
-        save(epath.Path(path).expanduser(), held)
+        save(location, adaptation.prompt)
     elif form == "peft":
-        peft_layers.save(path, held, leaves)
+        peft_layers.save(path, adaptation.method, adaptation.leaves)
     else:
-        raise UserError(f"--format={form}: not for {type(held).__name__}; write trained leaves")
-
-
-def described(held: np.ndarray | LoRA | IA3) -> str:
-    """What it is, with the settings of a run that takes its leaves."""
-    if isinstance(held, np.ndarray):
-        return f"{held.shape[0]} vectors, {held.shape[1]} wide"
-    if isinstance(held, IA3):
-        return "IA3"
-    return (
-        f"LORA_RANK = {held.rank}, LORA_ALPHA = {held.alpha}, "
-        f"LORA_PROJECTIONS = {held.projections}, LORA_LAYERS = {held.layers}"
-    )
+        name = type(adaptation.method).__name__
+        raise UserError(f"--format={form}: {name} has no prompt; use --format=trained or peft")

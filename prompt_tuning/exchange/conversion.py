@@ -1,4 +1,4 @@
-"""python -m prompt_tuning.convert: a backbone from one format into another, leaf by leaf."""
+"""Converts a backbone from one checkpoint format to another, leaf by leaf."""
 
 from collections.abc import Callable, Mapping
 
@@ -20,31 +20,30 @@ def convert(
     model: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Writes the backbone `source` to `target`; one leaf is in memory at a time.
+    """Writes the backbone at `source` to `target`, with one leaf in memory at a time.
 
     Args:
-      source: what `checkpoint.backbone.load` reads.
-      target: the path to make: for `t5x` and `orbax` a folder `checkpoint_STEP`, for `huggingface`
-        a folder, for `safetensors` a file of that suffix.
+      source: checkpoint in any format that `checkpoint.backbone.load` reads.
+      target: path to create: a folder `checkpoint_STEP` for `t5x` and `orbax`, a folder for
+        `huggingface`, a `.safetensors` file for `safetensors`.
       form: one of `FORMATS`.
-      model: the preset that `source` is of; None: as its `config.json` says.
-      dtype: of what is written; None: as it is stored.
+      model: preset of the backbone; None to read the shape from `config.json` beside the weights.
+      dtype: dtype to write; None to keep the stored one.
 
     Raises:
-      UserError, CheckpointError: if one of these does not fit, or `target` exists.
+      UserError, CheckpointError: if an argument does not fit, or `target` exists.
     """
     path = epath.Path(target).expanduser()
     if path.exists():
-        raise UserError(f"--to={target}: exists; choose another path, or remove it first")
+        raise UserError(f"--to={target}: already exists; choose another path, or remove it first")
     config = _config(source, model)
     leaves = backbone.open_leaves(source, huggingface.shapes_of(config))
+    written_dtype = np.dtype(dtype or safetensors_file.common_dtype(leaves))
     try:
-        FORMATS[form](
-            path, leaves, config, np.dtype(dtype or safetensors_file.common_dtype(leaves))
-        )
+        FORMATS[form](path, leaves, config, written_dtype)
     except OSError as error:
         raise UserError(
-            f"--to={target}: cannot be written ({error}); check access and the room on the disk"
+            f"--to={target}: cannot be written ({error}); check access and free disk space"
         ) from error
 
 
@@ -58,8 +57,8 @@ def _config(source: epath.PathLike, model: str | None) -> T5Config:
     folder = folder if folder.is_dir() else folder.parent
     if not (folder / huggingface.CONFIG).exists():
         raise UserError(
-            f"--from={source}: no {huggingface.CONFIG} there says which model it is; give --model, "
-            "such as --model=t5_1_1_base"
+            f"--from={source}: no {huggingface.CONFIG} beside the weights states the shape; give "
+            "--model, such as --model=t5_1_1_base"
         )
     return huggingface.config_of(folder)
 
@@ -76,7 +75,7 @@ def _step(path: epath.Path) -> int:
     name, _, step = path.name.rpartition("_")
     if name != "checkpoint" or not step.isdecimal():
         raise UserError(
-            f"--to={path}: T5X reads folders named checkpoint_STEP; give such a name, as "
+            f"--to={path}: T5X reads folders named checkpoint_STEP; use such a name, as in "
             f"{path / 'checkpoint_0'}"
         )
     return int(step)
@@ -88,7 +87,7 @@ def _to_huggingface(path: epath.Path, leaves: Leaves, config: T5Config, dtype: n
 
 def _to_safetensors(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
     if path.suffix != safetensors_file.SUFFIX:
-        raise UserError(f"--to={path}: give a file whose name ends in {safetensors_file.SUFFIX}")
+        raise UserError(f"--to={path}: the file name must end in {safetensors_file.SUFFIX}")
     safetensors_file.write(path, leaves, dtype)
 
 

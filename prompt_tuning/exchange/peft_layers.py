@@ -1,6 +1,6 @@
-"""PEFT's LoRA and IA3 of a T5: methods and their trained leaves, from adapters and to them.
+"""Converts LoRA and IA3 of a T5, with their trained leaves, from and to PEFT adapters.
 
-PEFT's A is [r, in] and its B [out, r], of y = W x + scale * B A x; ours are their transposes.
+PEFT's A is [r, in] and its B [out, r] in y = W x + scale * B A x; ours are their transposes.
 """
 
 import math
@@ -27,8 +27,8 @@ _LEAF = re.compile(
 )
 _A, _B, _SCALE = "lora_A.weight", "lora_B.weight", "ia3_l"
 
-# What would change the function that we compute, or the backbone's own weights.
-_NOT_OURS = (
+# Fields that change the computed function or the backbone's weights in ways we do not have.
+_UNSUPPORTED = (
     "use_dora",
     "use_qalora",
     "lora_bias",
@@ -45,34 +45,34 @@ _BACKBONE_KEPT = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def load(path: epath.PathLike) -> tuple[LoRA | IA3, dict[str, np.ndarray]]:
-    """The method of a LoRA or IA3 adapter, and its trained leaves by path, float32.
+    """Reads the method of a LoRA or IA3 adapter, and its trained leaves by path, float32.
 
-    LoRA's alpha is the one that gives PEFT's scale, with rank-stabilised scaling too.
+    LoRA's alpha is set so that the scale equals PEFT's, also under rank-stabilised scaling.
 
     Args:
-      path: an adapter's folder.
+      path: folder of the adapter.
 
     Raises:
       CheckpointError: as `peft.read`, or if the method cannot express the adapter.
     """
     adapter = peft.read(path, (peft.LORA, peft.IA3))
-    for field in _NOT_OURS:
+    for field in _UNSUPPORTED:
         if adapter.config.get(field):
-            raise adapter.refused(field, "this cannot be expressed here; train without it")
+            raise adapter.refused(field, "not supported here; train without it")
     return _lora(adapter) if adapter.config["peft_type"] == peft.LORA else _ia3(adapter)
 
 
 def save(path: epath.PathLike, method: LoRA | IA3, leaves: Mapping[str, np.ndarray]) -> None:
-    """Writes trained leaves of LoRA or IA3 as the folder of an adapter that PEFT loads.
+    """Writes trained leaves of LoRA or IA3 as an adapter folder that PEFT loads.
 
     Raises:
-      CheckpointError: if the folder exists, or the leaves are not those of the method.
+      CheckpointError: if the folder exists, or the leaves do not belong to the method.
     """
     if isinstance(method, IA3):
         return _save_ia3(path, leaves)
     modules = _modules_of(leaves)
     if any(leaves[f"{ours}/a"].shape[1] != method.rank for ours in modules.values()):
-        raise CheckpointError(f"{path}: the leaves' rank is not LORA_RANK = {method.rank}")
+        raise CheckpointError(f"{path}: the rank of the leaves must be LORA_RANK = {method.rank}")
     arrays = {}
     for module, ours in modules.items():
         theirs = _theirs(module)
@@ -86,7 +86,7 @@ def save(path: epath.PathLike, method: LoRA | IA3, leaves: Mapping[str, np.ndarr
         "bias": "none",
         "target_modules": sorted({_theirs(module).rpartition(".")[2] for module in modules}),
         "layers_to_transform": None if method.layers is None else list(method.layers),
-        # Without it PEFT would count a T5's sublayers.
+        # By default PEFT would count the sublayers of a T5.
         "layers_pattern": None if method.layers is None else ["block"],
     }
     peft.write(path, config, arrays)
@@ -103,14 +103,16 @@ def _save_ia3(path: epath.PathLike, leaves: Mapping[str, np.ndarray]) -> None:
 
 
 def lora_of(path: object, leaves: Mapping[str, np.ndarray], alpha: float) -> LoRA:
-    """The LoRA whose trained leaves these are; `alpha` is not among them.
+    """The LoRA with these trained leaves, which do not contain its `alpha`.
 
     Raises:
-      CheckpointError: if they are no LoRA's.
+      CheckpointError: if the leaves are not those of one LoRA.
     """
     modules = _modules_of(_all_known(path, leaves))
     if len(modules) * 2 != len(leaves) or not modules:
-        raise CheckpointError(f"{path}: holds other leaves than LoRA's; only those can be written")
+        raise CheckpointError(
+            f"{path}: contains leaves other than LoRA's; only LoRA's can be written"
+        )
     ranks = {leaves[f"{ours}/a"].shape[1] for ours in modules.values()}
     missing = _missing(modules)
     if missing or len(ranks) != 1:
@@ -119,10 +121,10 @@ def lora_of(path: object, leaves: Mapping[str, np.ndarray], alpha: float) -> LoR
 
 
 def ia3_of(path: object, leaves: Mapping[str, np.ndarray]) -> IA3:
-    """The IA3 whose trained leaves these are.
+    """The IA3 with these trained leaves.
 
     Raises:
-      CheckpointError: if they are no IA3's.
+      CheckpointError: if the leaves are not those of IA3.
     """
     modules = [_scaled(name) for name in _all_known(path, leaves)]
     if set(_projections(modules)) != {"key", "value", "wo"} or _missing(modules):
@@ -134,13 +136,14 @@ def _all_known(path: object, leaves: Mapping[str, np.ndarray]) -> Mapping[str, n
     for name, leaf in leaves.items():
         if not _LEAF.fullmatch(name) or leaf.ndim != (1 if name.endswith("/scale") else 2):
             raise CheckpointError(
-                f"{path}: {name} {list(leaf.shape)} is no leaf of LoRA or IA3; PEFT has no other"
+                f"{path}: {name} {list(leaf.shape)} is not a leaf of LoRA or IA3, the only ones "
+                "that PEFT has"
             )
     return leaves
 
 
 def _scaled(name: str) -> str:
-    """The module that a leaf of IA3 scales."""
+    """Path of the module that a leaf of IA3 scales."""
     return name.removesuffix("/scale").replace("/ia3_", "/")
 
 
@@ -150,11 +153,11 @@ def _lora(adapter: peft.Adapter) -> tuple[LoRA, dict[str, np.ndarray]]:
     if not isinstance(alpha, (int, float)) or not abs(alpha) <= _LARGEST:
         raise adapter.refused("lora_alpha", "must be a number")
     if config.get("bias") not in (None, "none"):
-        raise adapter.refused("bias", "this cannot be expressed here; train without it")
+        raise adapter.refused("bias", "not supported here; train without it")
     if config.get("init_lora_weights") not in _BACKBONE_KEPT:
         raise adapter.refused(
             "init_lora_weights",
-            "it changes the backbone's weights; save with path_initial_model_for_weight_conversion",
+            "changes the backbone's weights; save with path_initial_model_for_weight_conversion",
         )
     modules = _modules_in(adapter, (_A, _B))
     leaves = {}
@@ -171,10 +174,10 @@ def _lora(adapter: peft.Adapter) -> tuple[LoRA, dict[str, np.ndarray]]:
 def _ia3(adapter: peft.Adapter) -> tuple[IA3, dict[str, np.ndarray]]:
     modules = _modules_in(adapter, (_SCALE,))
     if set(_projections(modules)) != {"key", "value", "wo"} or _layers(modules) is not None:
-        raise adapter.refused("target_modules", "IA3 here is of k, v and wo in every layer")
+        raise adapter.refused("target_modules", "must be k, v and wo in every layer")
     leaves = {}
     for module, theirs in modules.items():
-        # Of a feed-forward module PEFT scales the input.
+        # PEFT scales the input of a feed-forward module, and the output of others.
         shape = (1, None) if module.endswith("/wo") else (None, 1)
         scale = adapter.tensor(f"{theirs}.{_SCALE}", shape, 'feedforward_modules ["wo"]')
         leaves[f"{_named(module, 'ia3')}/scale"] = scale.reshape(-1)
@@ -182,36 +185,40 @@ def _ia3(adapter: peft.Adapter) -> tuple[IA3, dict[str, np.ndarray]]:
 
 
 def _modules_in(adapter: peft.Adapter, suffixes: Iterable[str]) -> dict[str, str]:
-    """PEFT's names of the adapted modules, by ours; all tensors are theirs."""
+    """PEFT's names of the adapted modules, by our paths.
+
+    Raises:
+      CheckpointError: if a tensor belongs to no such module, or the stacks and layers differ.
+    """
     matches = map(_LAYER.match, adapter.tensors)
     layers = {(match[1], int(match[2])) for match in matches if match}
     known = {
         _theirs(module): module for stack, layer in layers for module in _of_layer(stack, layer)
     }
-    found = {}
+    modules = {}
     for name in adapter.tensors:
         theirs = next((name.removesuffix(f".{x}") for x in suffixes if name.endswith(f".{x}")), "")
         if theirs not in known:
             raise CheckpointError(
-                f"{adapter.path / peft.WEIGHTS}: {name} (target_modules, {peft.CONFIG}) is not of "
-                "T5's attention or feed-forward; it cannot be expressed here"
+                f"{adapter.path / peft.WEIGHTS}: {name} (target_modules, {peft.CONFIG}) belongs to "
+                "neither attention nor feed-forward of T5; not supported here"
             )
-        found[known[theirs]] = theirs
-    if not found:
-        raise CheckpointError(f"{adapter.path / peft.WEIGHTS}: holds no tensor")
-    if missing := _missing(found):
-        raise adapter.refused("target_modules", f"{missing}; methods here act in both stacks alike")
-    return found
+        modules[known[theirs]] = theirs
+    if not modules:
+        raise CheckpointError(f"{adapter.path / peft.WEIGHTS}: contains no tensor")
+    if missing := _missing(modules):
+        raise adapter.refused("target_modules", f"{missing}; must be the same in both stacks")
+    return modules
 
 
 def _modules_of(leaves: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Paths of LoRA's modules among trained leaves, by the modules that they adapt."""
+    """Paths of LoRA's modules among trained leaves, by the path of the module each adapts."""
     paths = [path.removesuffix("/a") for path in leaves if "/lora_" in path and path[-2:] == "/a"]
     return {path.replace("/lora_", "/"): path for path in paths if f"{path}/b" in leaves}
 
 
 def _missing(modules: Iterable[str]) -> str:
-    """What keeps modules from being the same projections of every block; "" if nothing does."""
+    """What is missing for the same projections in every block; "" if nothing is."""
     places = {tuple(module.split("/")) for module in modules}
     chosen = {projection for *_, projection in places}
     layers = {_number(layer) for _, layer, *_ in places}
@@ -219,7 +226,7 @@ def _missing(modules: Iterable[str]) -> str:
         of_stack = {_number(layer) for each, layer, *_ in places if each == stack}
         if not of_stack:
             return f"nothing in the {stack}"
-        # A stack may be the shorter one.
+        # One stack may be shorter than the other.
         for layer in sorted(layer for layer in layers if layer <= max(of_stack)):
             for module in _of_layer(stack, layer):
                 if module.rpartition("/")[2] in chosen and tuple(module.split("/")) not in places:
@@ -228,7 +235,7 @@ def _missing(modules: Iterable[str]) -> str:
 
 
 def _layers(modules: Iterable[str], stated: bool = False) -> tuple[int, ...] | None:
-    """The layers of both stacks, None for all; an adapter may state that they are not."""
+    """Layers of both stacks; None for all, unless the adapter states (`stated`) a selection."""
     layers = sorted({_number(module.split("/")[1]) for module in modules})
     return None if layers == list(range(len(layers))) and not stated else tuple(layers)
 
@@ -239,7 +246,7 @@ def _projections(modules: Iterable[str]) -> tuple[str, ...]:
 
 
 def _of_layer(stack: str, layer: int) -> list[str]:
-    """Paths of all projections that a layer may have."""
+    """Paths of all projections that a layer can have."""
     return [
         f"{stack}/layers_{layer}/{block}/{name}"
         for block in BLOCKS[stack]

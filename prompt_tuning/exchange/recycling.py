@@ -1,44 +1,39 @@
-"""python -m prompt_tuning.recycle: carries a trained prompt over to another backbone.
+"""Carries a trained prompt over to another backbone.
 
 Lester et al., 2022 (arXiv 2208.05577): two backbones with one vocabulary embed the same tokens, so
-what takes one table of embeddings to the other also takes prompts there. No training of the target,
-and no task's data. In each method `source` [N, D] and `target` [N, D'] embed the same N tokens.
+a map from one embedding table to the other also maps prompts. It needs neither training of the
+target nor task data. In each method `source` [N, D] and `target` [N, D'] embed the same N tokens.
 """
 
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.network import EMBEDDING
 from prompt_tuning.t5.paths import Params
 
-# The tokens and the network of the original code's recycling/run_recycle.py. Its list of tokens is
-# cut down to English ones first.
+# The tokens and the network of the original code's recycling/run_recycle.py, which first reduces
+# its list of tokens to English ones.
 SKIP, TOKENS = 1_000, 4_000
-
-
 EXPANSION, BATCH = 4, 50
-
-
 EPOCHS, LEARNING_RATE = 25, 3e-4
 
 
 def linear_least_squares(prompt: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The prompt [P, D] times the Y [D, D'] that makes `source @ Y` nearest to `target`."""
+    """The prompt [P, D] times the Y [D, D'] that brings `source @ Y` closest to `target`."""
     return prompt @ np.linalg.lstsq(source, target)[0]
 
 
 def linear_combination(prompt: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The prompt's vectors [P, D] as sums of source embeddings, with the target's in their place.
+    """Writes the prompt's vectors [P, D] as sums of source embeddings, and sums the target's.
 
-    Of the many such sums that with the smallest weights is taken. In exact arithmetic the result
-    then is that of `linear_least_squares`: both are P pinv(source) target.
+    Of all such sums, the one with the smallest weights is used. In exact arithmetic the result
+    equals that of `linear_least_squares`: both are P pinv(source) target.
     """
     weights = np.linalg.lstsq(source.T, prompt.T)[0]
     return weights.T @ target
@@ -53,14 +48,13 @@ def mlp(
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
 ) -> np.ndarray:
-    """The prompt [P, D] through a two-layer network that was trained from `source` to `target`.
+    """Passes the prompt [P, D] through a two-layer network trained to map `source` to `target`.
 
-    The hidden layer is `EXPANSION` times D' wide, with ReLU; Adam on the mean squared error.
+    The hidden layer has width `EXPANSION` times D' and ReLU; Adam minimises the mean squared error.
     """
     width, size = target.shape[1], min(BATCH, len(source))
     network = nn.Sequential([nn.Dense(EXPANSION * width), nn.relu, nn.Dense(width)])
     optimizer = optax.adam(learning_rate)
-    init_key, *keys = jax.random.split(jax.random.key(seed), epochs + 1)
 
     @jax.jit
     def trained(source: jax.Array, target: jax.Array, keys: jax.Array) -> Params:
@@ -77,10 +71,10 @@ def mlp(
             batches = order[: len(source) // size * size].reshape(-1, size)
             return jax.lax.scan(step, carry, batches)
 
-        params = network.init(init_key, source[:1])
-        return jax.lax.scan(epoch, (params, optimizer.init(params)), keys)[0][0]
+        params = network.init(keys[0], source[:1])
+        return jax.lax.scan(epoch, (params, optimizer.init(params)), keys[1:])[0][0]
 
-    params = trained(source, target, jnp.stack(keys))
+    params = trained(source, target, jax.random.split(jax.random.key(seed), epochs + 1))
     return np.asarray(network.apply(params, prompt))
 
 
@@ -91,13 +85,66 @@ MAPPINGS: Mapping[str, Callable[..., np.ndarray]] = {
 }
 
 
+def recycle(
+    prompt_file: str,
+    source: str,
+    target: str,
+    output: str,
+    method: str = "linear_least_squares",
+    *,
+    skip: int = SKIP,
+    tokens: int = TOKENS,
+    epochs: int = EPOCHS,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
+) -> str:
+    """Writes a prompt, trained on one backbone, for another one.
+
+    Args:
+      prompt_file: trained prompt.
+      source: checkpoint of the backbone that it was trained on.
+      target: checkpoint of the other backbone.
+      output: prompt file to write.
+      method: one of `MAPPINGS`.
+      skip: tokens to leave out at the beginning of the vocabulary.
+      tokens: tokens after those to fit the map on.
+      epochs, learning_rate, seed: training of `mlp`.
+
+    Returns:
+      What was done, in one line, or two where the embedding tables differ in length.
+
+    Raises:
+      CheckpointError: if a file cannot be read.
+      UserError: if prompt and source differ in width, a table has too few rows, or `mlp` diverges.
+    """
+    prompt, source_table = prompts.load(prompt_file), embedding(source)
+    if prompt.shape[1] != source_table.shape[1]:
+        raise UserError(
+            f"{prompt_file}: the prompt is {prompt.shape[1]} wide, {source} "
+            f"{source_table.shape[1]}; give the backbone that it was trained on as --source"
+        )
+    target_table = embedding(target)
+    rows = fitting_rows(source_table, target_table, skip, tokens)
+    training = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed}
+    recycled = MAPPINGS[method](prompt, *rows, **(training if method == "mlp" else {}))
+    if not np.isfinite(recycled).all():
+        raise UserError(f"--learning_rate={learning_rate}: mlp diverges; lower it")
+    prompts.save(output, recycled)
+    sizes = len(source_table), len(target_table)
+    remark = "{} and {} rows of embeddings: the first ones are taken as common\n".format(*sizes)
+    return (remark if sizes[0] != sizes[1] else "") + (
+        f"{output}: {recycled.shape[0]} vectors, {recycled.shape[1]} wide, by {method} "
+        f"over tokens {skip} to {skip + tokens - 1}"
+    )
+
+
 def fitting_rows(
     source: np.ndarray, target: np.ndarray, skip: int, tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows `skip` to `skip + tokens` of both tables [V, D] and [V', D'], as float64.
 
     Raises:
-      UserError: if one table ends before.
+      UserError: if a table has fewer rows.
     """
     common = min(len(source), len(target))
     if skip + tokens > common:
@@ -110,13 +157,15 @@ def fitting_rows(
 
 
 def embedding(checkpoint: str) -> np.ndarray:
-    """A backbone's embeddings [V, D], float32.
+    """Reads a backbone's embeddings [V, D], float32.
 
     Raises:
-      CheckpointError: if it cannot be read or has none.
-      UserError: if they are not finite.
+      CheckpointError: if the checkpoint cannot be read or has none.
+      UserError: if a value is not finite.
     """
     table = backbone.load_leaf(checkpoint, EMBEDDING)
     if not np.isfinite(table).all():
-        raise UserError(f"{checkpoint}: {EMBEDDING} is not finite; copy the checkpoint again")
+        raise UserError(
+            f"{checkpoint}: {EMBEDDING} has values that are not finite; copy the checkpoint again"
+        )
     return table

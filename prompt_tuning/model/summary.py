@@ -1,7 +1,4 @@
-"""What a run tells at its end: parameters, the table of scores, the learning curve.
-
-`python -m prompt_tuning.report parameters` compares the tuning methods' parameters.
-"""
+"""Summarises a tuned model: parameter counts, and every leaf's shape and placement."""
 
 import jax
 from etils import epath
@@ -16,7 +13,7 @@ from prompt_tuning.t5.paths import flatten
 
 
 def parameters(split: ParamSplit) -> str:
-    """How many parameters are trained, added and frozen, one line each."""
+    """Counts of trained, added, frozen and all parameters, as a table of one line each."""
     total = split.count(frozenset(split.shapes))
     kinds = {"trained": split.trained, "added": split.added, "frozen": split.frozen}
     counts = {kind: split.count(paths) for kind, paths in kinds.items()}
@@ -28,7 +25,7 @@ def parameters(split: ParamSplit) -> str:
 
 
 def plan(config: T5Config, method: Method, layout: Layout) -> str:
-    """Parameters, and each leaf's shape, dtype and partition spec: from shapes alone."""
+    """Shape, dtype and partition spec of each leaf, and the counts; nothing is allocated."""
     split = ParamSplit.of(config, method)
     shardings = flatten(shardings_of(init_shapes(config, method), layout))
     lines = [

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import matplotlib.colors
 import numpy as np
@@ -14,14 +12,10 @@ from prompt_tuning.analysis import curves, neighbours, similarity, sources, styl
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.vocabulary import SentencePiece
+from prompt_tuning.testing import run_command
 
 PROMPT = np.array([[3, 4], [0, 1], [-6, 8]], np.float32)
 TABLE = np.array([[1, 0], [0, 2], [-3, 4], [0, 0]], np.float32)
-
-
-def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-m", f"prompt_tuning.{module}", *map(str, arguments)]
-    return subprocess.run(program, capture_output=True, text=True, timeout=300)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +33,10 @@ def test_nearest_by_hand():
 
 @pytest.mark.parametrize(
     ("width", "count", "message"),
-    [(3, 2, "3 wide, the prompt 2"), (2, 5, "^5 neighbours of each vector: there are 4 tokens")],
+    [
+        (3, 2, "3 wide, the prompt 2"),
+        (2, 5, "^5 neighbours of each vector: there are only 4 tokens"),
+    ],
 )
 def test_no_neighbours(width, count, message):
     with pytest.raises(UserError, match=message):
@@ -107,9 +104,9 @@ def test_persistence():
     ids = np.array([[5, 1], [2, 3], [5, 4]])
     labels = {"yes": [1, 9], "no": [5], "maybe": [8], "beyond": [5]}
     yes, no, maybe = neighbours.persistence(ids, labels)
-    assert (yes.position, yes.own, yes.positions) == (0, (1,), (0,))
-    assert (no.position, no.own, no.positions) == (1, (), (0, 2))
-    assert (maybe.own, maybe.positions) == ((), ())
+    assert (yes.position, yes.kept, yes.positions) == (0, (1,), (0,))
+    assert (no.position, no.kept, no.positions) == (1, (), (0, 2))
+    assert (maybe.kept, maybe.positions) == ((), ())
 
 
 def test_words_of_the_vocabulary():
@@ -150,15 +147,15 @@ def planted(tmp_path_factory):
 
 def test_neighbours_command(planted):
     """The prompt of the one finished cell of its task, and the backbone that its card names."""
-    done = run(
-        "analysis.neighbours",
+    done = run_command(
+        "prompt_tuning.analysis.neighbours",
         f"--experiment={planted}",
         "--where=task:reviews,seed:0",
         f"--vocabulary={embedded.vocabulary()}",
         "--labels=bad,good",
         f"--json={planted / 'found.json'}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.err
     written = json.loads((planted / "found.json").read_text())
     assert set(written) == {"ours"}
     found = written["ours"]
@@ -170,8 +167,8 @@ def test_neighbours_command(planted):
     bad, good = found["labels"]
     assert (bad["own"], bad["positions"]) == (["▁bad"], [0])
     assert (good["own"], good["positions"]) == (["▁good"], [1, 4])
-    lines = done.stdout.splitlines()
-    assert lines[0] == "ours, started from ClassLabels()"
+    lines = done.out.splitlines()
+    assert lines[0] == "ours, initialised from ClassLabels()"
     assert "  good (▁good): of vector 1: ▁good; vectors that have any: 1, 4" in lines
     assert lines[-1].endswith("2 of 2")
 
@@ -187,7 +184,7 @@ def test_all_rows_may_be_neighbours(planted):
 def test_no_prompts_in_an_experiment(planted):
     with pytest.raises(UserError, match=r"--where=task:none: no finished cell with a prompt"):
         sources.prompts_of(planted, {"task": "none"})
-    with pytest.raises(UserError, match=r"--where: there is no axis 'tusk'; there are .*task"):
+    with pytest.raises(UserError, match=r"--where: unknown axis 'tusk'; available: .*task"):
         sources.prompts_of(planted, {"tusk": "none"})
     with pytest.raises(UserError, match=r"no table.jsonl; `experiments table` writes it"):
         sources.prompts_of(planted / "cell", {})
@@ -235,17 +232,17 @@ def test_similarity_command(tmp_path):
     prompts.save(tmp_path / "prompts/b.npy", b)
     flags = (f"--plot={tmp_path / 'map.pdf'}", f"--json={tmp_path / 'map.json'}")
     given = f"--sources={tmp_path / 'prompts'}"
-    done = run("analysis.similarity", given, "--measure=per_token", *flags)
-    assert done.returncode == 0, done.stderr
+    done = run_command("prompt_tuning.analysis.similarity", given, "--measure=per_token", *flags)
+    assert done.status == 0, done.err
     written = json.loads((tmp_path / "map.json").read_text())
     assert written["similarities"][0][1] == pytest.approx(similarity.per_token_average(a, b))
     assert (tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_similarity_of_cells(planted):
-    done = run("analysis.similarity", f"--experiment={planted}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].split() == ["ours", "other"]
+    done = run_command("prompt_tuning.analysis.similarity", f"--experiment={planted}")
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[0].split() == ["ours", "other"]
 
 
 def write_run(folder, log: str, name: str, values: dict[int, float]) -> None:
@@ -273,7 +270,7 @@ def test_a_mixtures_validation_is_the_mean_over_its_tasks(tmp_path):
 def test_no_curve(tmp_path):
     write_run(tmp_path, "train", "loss", {0: 1})
     for metric, message in {
-        "loss": "LOG/NAME, LOG one of train, validation",
+        "loss": "must be LOG/NAME, with LOG one of train, validation",
         "train/los": r"metrics.jsonl has loss$",
         "validation/rank/accuracy": "no inference_eval/",
     }.items():
@@ -299,8 +296,10 @@ def test_curves_command(tmp_path):
     for seed, loss in enumerate((1.0, 2.0)):
         write_run(tmp_path / f"run_{seed}", "train", "loss", {1: loss, 2: loss / 2})
     flags = (f"--json={tmp_path / 'c.json'}", f"--plot={tmp_path / 'c.png'}")
-    done = run("analysis.curves", f"ours={tmp_path}/run_*", "--metric=train/loss", *flags)
-    assert done.stdout == "ours: 0.7500 ± 0.3536 at step 2, 2 runs\n", done.stderr
+    done = run_command(
+        "prompt_tuning.analysis.curves", f"ours={tmp_path}/run_*", "--metric=train/loss", *flags
+    )
+    assert done.out == "ours: 0.7500 ± 0.3536 at step 2, 2 runs\n", done.stderr
     assert json.loads((tmp_path / "c.json").read_text())["curves"]["ours"]["mean"] == [1.5, 0.75]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
@@ -314,7 +313,7 @@ def test_figures_have_the_same_bytes_each_time(tmp_path, suffix):
 
 
 def test_other_formats_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a.gif: .* ends with one of .png, .pdf, .svg"):
+    with pytest.raises(UserError, match=r"a.gif: .* must end in one of .png, .pdf, .svg"):
         style.save(curves.figure({}, "train/loss"), tmp_path / "a.gif")
 
 

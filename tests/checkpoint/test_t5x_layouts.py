@@ -93,7 +93,7 @@ def test_item_folder_and_inspect(shared_data):
     assert backbone.open_t5x(path / "state").target_shapes == (
         backbone.open_t5x(path).target_shapes
     )
-    found = inspection.found_at(path)
+    found = inspection.contents_of(path)
     assert (found.kind, found.step) == ("T5X checkpoint, Orbax", 2)
 
 
@@ -146,7 +146,7 @@ def test_orbax_write_refuses_to_overwrite_and_leaves_nothing_half(tmp_path):
         t5x_orbax.write_checkpoint(tmp_path, {"a": np.ones(2)}, step=1)
     with pytest.raises(CheckpointError, match="cannot be written") as caught:
         t5x_orbax.write_checkpoint(tmp_path / "checkpoint_1", {"a": Unreadable()}, step=1)
-    assert "\n" not in str(caught.value) and "room on the disk" in str(caught.value)
+    assert "\n" not in str(caught.value) and "free disk space" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from prompt_tuning.checkpoint.formats import peft
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.exchange import inspection
+from prompt_tuning.testing import assert_mistake, run_command
 
 DATA = Path(__file__).parents[1] / "fixtures"
 PROMPT = np.array([[3, 4], [0, 1], [-6, 8]], np.float32)  # norms 5, 1, 10
@@ -24,7 +23,7 @@ TABLE = np.array([[1, 0], [0, 2], [-3, 4], [0, 0]], np.float32)
 
 
 def report(path: Path) -> list[str]:
-    return inspection.lines(inspection.found_at(path))
+    return inspection.lines(inspection.contents_of(path))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,7 @@ def report(path: Path) -> list[str]:
 )
 def test_prompt_files(tmp_path, name):
     prompts.save(tmp_path / name, PROMPT)
-    found = inspection.found_at(tmp_path / name)
+    found = inspection.contents_of(tmp_path / name)
     assert found.kind.startswith("prompt (")
     np.testing.assert_array_equal(found.prompt(), PROMPT)
     assert inspection.lines(found)[1:] == ["leaves: 1, 24 bytes", "  prompt  float32  3 x 2  24"]
@@ -80,7 +79,7 @@ def test_run_and_its_checkpoint(tmp_path):
 
 
 def test_t5x_checkpoint():
-    found = inspection.found_at(DATA / "t5x_mini_bfloat16" / "checkpoint_0")
+    found = inspection.contents_of(DATA / "t5x_mini_bfloat16" / "checkpoint_0")
     assert (found.kind, found.step) == ("T5X checkpoint", 0)
     leaf = found.leaves["target/token_embedder/embedding"]
     assert np.dtype(leaf.dtype).name == "bfloat16"
@@ -98,7 +97,7 @@ def test_hugging_face_checkpoint(tmp_path):
 
 def test_adapter(tmp_path):
     peft.save_prompt(tmp_path / "adapter", PROMPT)
-    found = inspection.found_at(tmp_path / "adapter")
+    found = inspection.contents_of(tmp_path / "adapter")
     assert found.kind == "PEFT adapter, PROMPT_TUNING"
     assert found.facts == ["task_type: SEQ_2_SEQ_LM"]
     np.testing.assert_array_equal(found.prompt(), PROMPT)
@@ -121,7 +120,7 @@ def test_pickles_are_not_read(tmp_path, name):
     mark = tmp_path / "executed"
     (tmp_path / name).write_bytes(pickle.dumps(Planted(mark)))
     with pytest.raises(CheckpointError) as caught:
-        inspection.found_at(tmp_path / name)
+        inspection.contents_of(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert not mark.exists()
 
@@ -130,7 +129,7 @@ def test_pickled_array_is_not_read(tmp_path):
     mark = tmp_path / "executed"
     np.save(tmp_path / "prompt.npy", np.array([Planted(mark)], object), allow_pickle=True)
     with pytest.raises(CheckpointError, match=r"prompt.npy: not a whole .npy of numbers"):
-        inspection.found_at(tmp_path / "prompt.npy")
+        inspection.contents_of(tmp_path / "prompt.npy")
     assert not mark.exists()
 
 
@@ -139,9 +138,9 @@ def test_nothing_known(tmp_path):
         if path != tmp_path:
             path.write_text("words")
         with pytest.raises(CheckpointError, match="not a prompt, trained leaves, a backbone"):
-            inspection.found_at(path)
+            inspection.contents_of(path)
     with pytest.raises(CheckpointError, match="no such file or folder"):
-        inspection.found_at(tmp_path / "absent")
+        inspection.contents_of(tmp_path / "absent")
 
 
 def test_damaged_run(tmp_path):
@@ -149,32 +148,33 @@ def test_damaged_run(tmp_path):
     step.mkdir()
     (step / "_CHECKPOINT_METADATA").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="checkpoint_5: ") as caught:
-        inspection.found_at(tmp_path)
+        inspection.contents_of(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def command(*arguments: object) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-m", "prompt_tuning.inspect", *map(str, arguments)]
-    return subprocess.run(program, capture_output=True, text=True, timeout=300)
 
 
 def test_command(tmp_path):
     prompts.save(tmp_path / "prompt.npy", PROMPT)
     backbone.save(tmp_path / "backbone.safetensors", {"token_embedder/embedding": TABLE})
-    done = command(tmp_path / "prompt.npy", f"--backbone={tmp_path / 'backbone.safetensors'}")
-    assert done.stdout.splitlines()[-4:] == [
+    done = run_command(
+        "prompt_tuning.inspect",
+        tmp_path / "prompt.npy",
+        f"--backbone={tmp_path / 'backbone.safetensors'}",
+    )
+    assert done.out.splitlines()[-4:] == [
         "nearest tokens, by cosine:",
         "  0: 1 0.800, 0 0.600, 2 0.280",
         "  1: 1 1.000, 2 0.800, 0 0.000",
         "  2: 2 1.000, 1 0.800, 3 0.000",
-    ], done.stderr
-    done = command(tmp_path / "backbone.safetensors", "--backbone=backbone.safetensors")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --backbone: ")
-    assert done.stderr.count("\n") == 1
+    ], done.err
+    done = run_command(
+        "prompt_tuning.inspect",
+        tmp_path / "backbone.safetensors",
+        "--backbone=backbone.safetensors",
+    )
+    assert_mistake(done, "--backbone: ")
 
 
 def test_words_of_the_nearest_tokens():
-    word = inspection.words(embedded.vocabulary())
+    word = inspection.token_names(embedded.vocabulary())
     assert (word(1), word(8_191), word(8_099)) == ("'</s>'", "8191", "'▁<extra_id_0>'")
-    assert inspection.words(None)(7) == "7"
+    assert inspection.token_names(None)(7) == "7"

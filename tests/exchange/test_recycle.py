@@ -1,15 +1,12 @@
 """Prompt recycling: maps that are known by hand, the same model in another basis, the command."""
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import recycle
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.checkpoint.formats import t5x
 from prompt_tuning.errors import CheckpointError, UserError
@@ -17,7 +14,9 @@ from prompt_tuning.exchange import recycling
 from prompt_tuning.methods import Backbone, FromFile, PromptTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5, preset
+from prompt_tuning.t5.network import EMBEDDING
 from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.testing import CommandResult, run_command
 
 LINEAR = pytest.mark.parametrize(
     "method", [recycling.linear_least_squares, recycling.linear_combination]
@@ -127,18 +126,17 @@ def folder(tmp_path_factory):
     backbone.save(folder / "source.safetensors", leaves, "float32")
     backbone.save(folder / "target.safetensors", moved, "float32")
     t5x.write_checkpoint(folder / "checkpoint_1", moved, step=1)
-    short = {recycle.EMBEDDING: leaves[recycle.EMBEDDING][:200, :20]}
+    short = {EMBEDDING: leaves[EMBEDDING][:200, :20]}
     backbone.save(folder / "short.safetensors", short, "float32")
     backbone.save(folder / "other.safetensors", {"lm_head.weight": np.zeros((256, 24))}, "float32")
     prompts.save(folder / "prompt.npy", rng.normal(size=(3, 24)))
     return folder
 
 
-def command(folder, *arguments: str, tokens: int = 100) -> subprocess.CompletedProcess:
+def command(*arguments: str, tokens: int = 100) -> CommandResult:
     flags = ["--prompt=prompt.npy", "--source=source.safetensors", "--skip=3", f"--tokens={tokens}"]
     flags += ["--target=target.safetensors", "--output=recycled.npy", *arguments]
-    program = [sys.executable, "-m", "prompt_tuning.recycle", *flags]
-    return subprocess.run(program, capture_output=True, text=True, timeout=300, cwd=folder)
+    return run_command("prompt_tuning.recycle", *flags)
 
 
 @jax.jit
@@ -151,15 +149,16 @@ def logits(folder, checkpoint: str, prompt: str) -> np.ndarray:
     wanted = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in SHAPES.items()}
     leaves = backbone.load(folder / checkpoint, wanted)
     method = dataclasses.replace(METHOD, initializer=FromFile(str(folder / prompt)))
-    leaves |= method.initial_values(Backbone(leaves[recycle.EMBEDDING]), seed=0)
+    leaves |= method.initial_values(Backbone(leaves[EMBEDDING]), seed=0)
     return np.asarray(forward(unflatten(leaves)))
 
 
-def test_the_same_model_in_another_basis(folder):
-    done = command(folder, "--target=checkpoint_1")
-    assert done.returncode == 0, done.stderr
+def test_the_same_model_in_another_basis(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    done = command("--target=checkpoint_1")
+    assert done.status == 0, done.err
     by = "linear_least_squares over tokens 3 to 102"
-    assert done.stdout == f"recycled.npy: 3 vectors, 24 wide, by {by}\n"
+    assert done.out == f"recycled.npy: 3 vectors, 24 wide, by {by}\n"
     before = logits(folder, "source.safetensors", "prompt.npy")
     after = logits(folder, "checkpoint_1", "recycled.npy")
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
@@ -168,19 +167,22 @@ def test_the_same_model_in_another_basis(folder):
     assert abs(unmapped - before).max() > 100 * abs(after - before).max()
 
 
-def test_a_target_of_another_width_and_vocabulary(folder):
+def test_a_target_of_another_width_and_vocabulary(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     flags = "--target=short.safetensors", "--output=short/new.safetensors", "--method=mlp"
-    done = command(folder, *flags, "--epochs=1", tokens=197)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("256 and 200 rows of embeddings: the first ones are common\n")
+    done = command(*flags, "--epochs=1", tokens=197)
+    assert done.status == 0, done.err
+    assert done.out.startswith(
+        "256 and 200 rows of embeddings: the first ones are taken as common\n"
+    )
     assert prompts.load(folder / "short" / "new.safetensors").shape == (3, 20)
 
 
 @pytest.mark.parametrize("name", ["source.safetensors", "checkpoint_1"])
 def test_one_leaf_in_its_own_shape(folder, name):
-    leaf = backbone.load_leaf(folder / name, recycle.EMBEDDING)
+    leaf = backbone.load_leaf(folder / name, EMBEDDING)
     assert leaf.shape == (256, 24) and leaf.dtype == np.float32
-    wanted = backbone.load_leaf(folder / "source.safetensors", recycle.EMBEDDING)
+    wanted = backbone.load_leaf(folder / "source.safetensors", EMBEDDING)
     np.testing.assert_array_equal(leaf, reordered(wanted) if name == "checkpoint_1" else wanted)
 
 
@@ -194,4 +196,4 @@ def test_one_leaf_in_its_own_shape(folder, name):
 )
 def test_no_leaf_to_read(folder, name, message):
     with pytest.raises(CheckpointError, match=message):
-        backbone.load_leaf(name if "//" in name else folder / name, recycle.EMBEDDING)
+        backbone.load_leaf(name if "//" in name else folder / name, EMBEDDING)

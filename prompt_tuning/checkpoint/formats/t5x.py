@@ -26,7 +26,7 @@ from prompt_tuning.checkpoint.formats.t5x_leaves import Leaf, Part, opened, unsc
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import folder_when_done
 
-UNWRITTEN = ("cannot be written", "check access and the room on the disk")  # for `explained`
+UNWRITTEN = ("cannot be written", "check access and free disk space")  # for `explained`
 _VERSIONS = (2, 3)
 _TARGET = "target/"
 _CHUNK_BYTES = 64 << 20  # what T5X's own writer aims at

@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from prompt_tuning.analysis import parameters
+from prompt_tuning.analysis import parameter_counts
 from prompt_tuning.errors import UserError
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5.config import preset
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return parameters.rows(("small",))
+    return parameter_counts.rows(("small",))
 
 
 def test_prompts_cost_what_the_paper_prints(rows):
@@ -19,6 +20,17 @@ def test_prompts_cost_what_the_paper_prints(rows):
     row = next(row for row in rows if row.method == "prompt_tuning")
     assert (row.trained_parameters, row.inference_parameters) == (51_200, 51_200)
     assert f"{row.trained_parameters / (row.total_parameters - 51_200):.4%}" == "0.0665%"
+
+
+@pytest.mark.parametrize("name", sorted(parameter_counts.METHODS.keys() - {"deep_prompt"}))
+def test_scanned_layers_have_the_same_counts(name):
+    """Counts are of scanned layers; deep prompts cannot be scanned."""
+    method = parameter_counts.METHODS[name]
+    scanned, layered = (
+        ParamSplit.of(preset("nano", scan_layers=scan), method) for scan in (True, False)
+    )
+    for half in ("trained", "added", "frozen"):
+        assert scanned.count(getattr(scanned, half)) == layered.count(getattr(layered, half))
 
 
 def test_networks_are_not_kept_for_inference(rows):
@@ -38,10 +50,10 @@ def test_names_are_those_of_the_gin_files(rows):
 
 
 def test_table_and_rows(rows):
-    lines = parameters.table(rows).splitlines()
+    lines = parameter_counts.table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     assert "51,200    0.0665%" in lines[3]
-    written = json.loads(json.dumps(parameters.content(("small",))))
+    written = json.loads(json.dumps(parameter_counts.content(("small",))))
     assert written["rows"][1] == {
         "method": "prompt_tuning",
         "size": "small",
@@ -54,7 +66,7 @@ def test_table_and_rows(rows):
 
 def test_prompt_of_the_largest_size():
     """The paper's 409,600 parameters, 0.0037 % of 11,135,332,352."""
-    rows = {row.method: row for row in parameters.paper_rows(("xxl",), 100)}
+    rows = {row.method: row for row in parameter_counts.paper_rows(("xxl",), 100)}
     assert rows["prompt_tuning"].trained_parameters == 409_600
     assert rows["prompt_tuning"].total_parameters == 11_135_332_352 + 409_600
     assert rows["model_tuning"].trained_parameters == 11_135_332_352
@@ -73,7 +85,7 @@ def test_figure_follows_the_papers_formulas(size, length):
     network = [(length * d) + (d * 512 + 512) + (513 * 2 * width * layers) for layers in stacks]
     found = {
         row.method: (row.trained_parameters, row.inference_parameters)
-        for row in parameters.paper_rows((size,), length)
+        for row in parameter_counts.paper_rows((size,), length)
     }
     del found["model_tuning"]
     assert found == {
@@ -86,8 +98,8 @@ def test_figure_follows_the_papers_formulas(size, length):
 
 def test_figure_shows_the_counts():
     sizes = ("ladder_s", "ladder_xs")
-    above, below = parameters.figure(sizes).axes
-    counts = {(row.method, row.size): row for row in parameters.paper_rows(sizes, 100)}
+    above, below = parameter_counts.figure(sizes).axes
+    counts = {(row.method, row.size): row for row in parameter_counts.paper_rows(sizes, 100)}
     x = [counts["model_tuning", size].total_parameters for size in ("ladder_xs", "ladder_s")]
     for axis, label, method, count in [
         (above, "prompt tuning", "prompt_tuning", "trained_parameters"),
@@ -104,5 +116,5 @@ def test_figure_shows_the_counts():
 
 
 def test_no_such_size():
-    with pytest.raises(UserError, match=r"^--sizes=tiny: choose from small, base"):
-        parameters.rows(("tiny",))
+    with pytest.raises(UserError, match=r"^--sizes=tiny: unknown size; available: small, base"):
+        parameter_counts.rows(("tiny",))

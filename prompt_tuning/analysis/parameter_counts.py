@@ -1,6 +1,6 @@
-"""Parameters that each tuning method costs, against model size (Lester et al. 2021, figure 4).
+"""Counts the parameters of each tuning method against model size (Lester et al. 2021, figure 4).
 
-From shapes alone: nothing is allocated, so the largest sizes take no memory.
+Counts come from shapes: nothing is allocated, so the largest sizes take no memory.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5.config import PRESETS, preset
 
 SIZES = ("small", "base", "large", "xl", "xxl")
-# Lengths and ranks of methods/*.gin; the prompt of 100 vectors and the prefix network are the
-# paper's figure's, WARP and multitask prompts for two labels and one task.
+# Lengths and ranks are those of methods/*.gin. The prompt of 100 vectors and the prefix network are
+# those of the paper's figure; WARP has two labels, multitask prompts one task.
 METHODS: Mapping[str, Method] = {
     "prompt_design": methods.PromptDesign(),
     "prompt_tuning": methods.PromptTuning(100),
@@ -34,7 +34,7 @@ METHODS: Mapping[str, Method] = {
     "multitask_prompt": methods.MultitaskPrompt(100),
     "model_tuning": methods.ModelTuning(),
 }
-LENGTHS = (1, 100)  # that the paper's figure spans
+LENGTHS = (1, 100)  # the range of the paper's figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Row:
     """Parameters of a method at a size.
 
     Attributes:
-      method: as its gin file is called.
-      size: of `SIZES`, T5 v1.1, or another preset.
-      trained_parameters: while training.
-      inference_parameters: that a task brings to the frozen backbone, networks folded away.
-      total_parameters: of the whole model while training.
+      method: name of the method's gin file.
+      size: one of `SIZES` of T5 v1.1, or another preset.
+      trained_parameters: parameters that are trained.
+      inference_parameters: parameters that a task adds to the frozen backbone, after the networks
+        of training are folded.
+      total_parameters: parameters of the whole model in training.
     """
 
     method: str
@@ -57,28 +58,29 @@ class Row:
 
 
 def rows(sizes: Sequence[str] = SIZES) -> tuple[Row, ...]:
-    """Every method at every size.
+    """Counts every method at every size.
 
     Raises:
-      UserError: if there is no such size.
+      UserError: for an unknown size.
     """
     return tuple(_row(name, METHODS[name], size) for name in METHODS for size in sizes)
 
 
 def paper_rows(sizes: Sequence[str], length: int) -> tuple[Row, ...]:
-    """The methods of the paper's figure at every size, with prompts and prefixes of a length."""
-    chosen = {
+    """Counts the methods of the paper's figure, with prompts and prefixes of `length` vectors."""
+    figure_methods = {
         "model_tuning": methods.ModelTuning(),
         "prefix_tuning": methods.PrefixTuning(length, hidden=512),
         "warp": methods.Warp(length, label_ids=(3, 4)),
         "prompt_tuning": methods.PromptTuning(length),
         "prompt_design": methods.PromptDesign(),
     }
-    # Scanned layers have as many parameters, and one of a stack is traced.
-    return tuple(_row(name, chosen[name], size, True) for name in chosen for size in sizes)
+    return tuple(
+        _row(name, method, size) for name, method in figure_methods.items() for size in sizes
+    )
 
 
-# By its name in the figure: the method, and which of its counts.
+# For each line of the figure: the method, and the count to draw.
 _LINES = {
     "model tuning": ("model_tuning", "trained_parameters"),
     "prefix tuning, training": ("prefix_tuning", "trained_parameters"),
@@ -89,13 +91,17 @@ _LINES = {
 
 
 @functools.cache
-def _row(name: str, method: Method, size: str, scan_layers: bool = False) -> Row:
-    known = f"t5_1_1_{size}" if size in SIZES else size
-    if known not in PRESETS:
-        raise UserError(f"--sizes={size}: choose from {', '.join((*SIZES, *sorted(PRESETS)))}")
-    config = preset(known, scan_layers=scan_layers)
+def _row(name: str, method: Method, size: str) -> Row:
+    preset_name = f"t5_1_1_{size}" if size in SIZES else size
+    if preset_name not in PRESETS:
+        available = ", ".join((*SIZES, *sorted(PRESETS)))
+        raise UserError(f"--sizes={size}: unknown size; available: {available}")
+    # Scanned layers have the same parameters, and JAX traces one layer per stack. Deep prompts
+    # differ by layer, so they cannot be scanned.
+    config = preset(preset_name, scan_layers=not isinstance(method, methods.DeepPrompt))
     split = ParamSplit.of(config, method)
-    folded = ParamSplit.of(config, kept) if (kept := method.folded()) != method else split
+    at_inference = method.folded()
+    folded = split if at_inference == method else ParamSplit.of(config, at_inference)
     return Row(
         name,
         size,
@@ -106,7 +112,7 @@ def _row(name: str, method: Method, size: str, scan_layers: bool = False) -> Row
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each row; shares are of the whole model."""
+    """Formats one line per row; shares are of the whole model."""
     head = (
         f"{'method':18} {'size':9} {'trained':>15} {'share':>10} {'at inference':>15} {'share':>10}"
     )
@@ -120,24 +126,25 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def content(sizes: Sequence[str] = SIZES) -> dict[str, Any]:
-    """What `--json` writes: every method, and by length those of the paper's figure."""
+    """The content of `--json`: rows of every method, and of the paper's figure by length."""
     lengths = {str(length): paper_rows(sizes, length) for length in LENGTHS}
     return {
         "rows": [dataclasses.asdict(row) for row in rows(sizes)],
         "lengths": {
-            length: [dataclasses.asdict(row) for row in own] for length, own in lengths.items()
+            length: [dataclasses.asdict(row) for row in figure_rows]
+            for length, figure_rows in lengths.items()
         },
     }
 
 
 @style.styled
 def figure(sizes: Sequence[str] = SIZES) -> Any:
-    """The paper's figure 4: a task's parameters, and their share of the backbone, against the
-    backbone's parameters; a matplotlib Figure.
+    """Draws the paper's figure 4, as a matplotlib Figure.
 
-    Lines are of prompts and prefixes of 100 vectors; bands reach down to one vector.
+    A task's parameters, and their share of the backbone, against the backbone's parameters. Lines
+    show prompts and prefixes of 100 vectors; bands extend down to one vector.
     """
-    made, [[above], [below]] = style.figure(height=4.6, rows=2, sharex=True)
+    drawing, [[above], [below]] = style.figure(height=4.6, rows=2, sharex=True)
     short, long = (
         {(row.method, row.size): row for row in paper_rows(sizes, length)} for length in LENGTHS
     )
@@ -146,7 +153,8 @@ def figure(sizes: Sequence[str] = SIZES) -> Any:
     x = np.array([backbones[size] for size in order])
     for i, (label, (method, count)) in enumerate(_LINES.items()):
         low, high = (
-            np.array([getattr(of[method, size], count) for size in order]) for of in (short, long)
+            np.array([getattr(by_name[method, size], count) for size in order])
+            for by_name in (short, long)
         )
         look = style.line(i)
         for axis, whole in ((above, 1), (below, x / 100)):
@@ -157,5 +165,5 @@ def figure(sizes: Sequence[str] = SIZES) -> Any:
     above.set(yscale="log", ylabel="parameters of a task")
     below.set(xscale="log", yscale="log", ylabel="share of the backbone (%)")
     below.set_xlabel("parameters of the backbone")
-    style.legend(made, title="prompts and prefixes of 100 vectors; bands down to 1")
-    return made
+    style.legend(drawing, title="prompts and prefixes of 100 vectors; bands down to 1")
+    return drawing
