@@ -6,13 +6,13 @@ __version__ = "0.1.0"
 __all__ = ["Model", "Sampling", "load"]
 
 if TYPE_CHECKING:
-    from prompt_tuning.serving.model import Model, Sampling, load
+    from prompt_tuning.serving import Model, Sampling, load
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and what belongs to it; JAX is imported when they are asked for."""
+    """Imports the public names when they are first asked for, and JAX with them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from prompt_tuning.serving import model
+    from prompt_tuning import serving
 
-    return getattr(model, name)
+    return getattr(serving, name)

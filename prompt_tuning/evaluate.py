@@ -1,4 +1,4 @@
-"""Scores a tuned model on a task: by rank classification over the labels, or by generation."""
+"""Scores a tuned model on a task: the public names of `evaluation`."""
 
 from prompt_tuning.evaluation.predict import generate, rank_labels
 from prompt_tuning.evaluation.scores import measure, score

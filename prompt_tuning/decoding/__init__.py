@@ -1,6 +1,6 @@
 """Decoding with a cache, and scores of given targets (rank classification).
 
-The loops (`decode`, `beam_search`) know no model, only a step function; `start` makes a T5's.
+The loops `decode` and `beam_search` call a step function and know no model; `start` makes a T5's.
 """
 
 from prompt_tuning.decoding.beam import beam_search

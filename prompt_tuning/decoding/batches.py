@@ -1,4 +1,7 @@
-"""Rows of any number and length through compiled functions: padded to powers of two, in batches."""
+"""Runs functions over rows of any number and length: plans batches, pads them, restores the order.
+
+Evaluation and serving share `map_rows`. `plan` needs no device, so that a scheduler can use it too.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,15 +19,126 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.network import T5
 from prompt_tuning.t5.paths import Params
 
-SHORTEST = 16  # tokens of the smallest bucket
+SHORTEST = 16  # tokens of the shortest batch
 
-# Of model, settings, parameters, tokens [B, T], slots [B] and further arrays [B, ...].
+# From model, settings, parameters, tokens [B, T], slots [B] and further arrays [B, ...].
 Function = Callable[..., tuple[Array, ...]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows that are computed together.
+
+    Attributes:
+      rows: indices of the rows.
+      shape: rows and tokens after padding, (B, T).
+    """
+
+    rows: np.ndarray
+    shape: tuple[int, int]
+
+    def tokens(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """The rows' tokens [B, T] int32 from the ids of all rows; 0 is padding."""
+        tokens = np.zeros(self.shape, np.int32)
+        for padded, row in zip(tokens, self._padded_rows, strict=True):
+            padded[: len(ids[row])] = ids[row]
+        return tokens
+
+    def take(self, arrays: Any) -> Any:
+        """The rows' part [B, ...] of a pytree of arrays [N, ...]."""
+        return jax.tree.map(lambda array: array[self._padded_rows], arrays)
+
+    @property
+    def _padded_rows(self) -> np.ndarray:
+        return np.pad(self.rows, (0, self.shape[0] - len(self.rows)), mode="edge")
+
+
+def plan(
+    lengths: Sequence[int], batch_size: int, *, fewest_rows: int = 1, longest: int | None = None
+) -> list[Batch]:
+    """Divides rows into batches of similar length and of few shapes, since each shape is compiled.
+
+    The longest rows come first: what does not fit into memory fails at once. Missing rows of the
+    last batch are copies of its last row.
+
+    Args:
+      lengths: number of tokens of each row.
+      batch_size: most rows of a batch.
+      fewest_rows: rows are padded to this number times a power of two, at most to `batch_size`.
+      longest: most tokens of a batch, which are otherwise 16 times a power of two; None for no
+        bound.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    batches = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = power(lengths[rows[0]], SHORTEST)
+        shape = (
+            min(power(len(rows), fewest_rows), batch_size),
+            width if longest is None else min(width, longest),
+        )
+        batches.append(Batch(rows, shape))
+    return batches
+
+
+def map_rows(
+    function: Callable[..., Any],
+    ids: Sequence[Sequence[int]],
+    arrays: Any,
+    *,
+    layout: Layout,
+    batch_size: int,
+    fewest_rows: int | None = None,
+    longest: int | None = None,
+) -> Any:
+    """Applies a function to rows in batches, and returns its results in the order of the rows.
+
+    Args:
+      function: called with tokens [B, T] and `arrays` of the batch, both on the devices; returns a
+        pytree of arrays [B, ...].
+      ids: token ids of each row, N rows, at least one.
+      arrays: pytree of arrays [N, ...].
+      layout: devices that the rows of a batch are divided over.
+      batch_size, longest: as in `plan`.
+      fewest_rows: as in `plan`; None for one row per part of the layout.
+
+    Returns:
+      The function's pytree, with NumPy arrays [N, ...].
+    """
+    lengths = [len(row) for row in ids]
+    fewest_rows = fewest_rows or layout.row_shards
+    batches = plan(lengths, batch_size, fewest_rows=fewest_rows, longest=longest)
+    results = []
+    with sharding.on(layout):
+        for batch in batches:
+            inputs = sharding.put_batch((batch.tokens(ids), batch.take(arrays)), layout)
+            results.append(function(*inputs))
+    back = np.argsort(np.concatenate([batch.rows for batch in batches]))
+
+    def ordered(*parts: Array) -> np.ndarray:
+        real = [to_host(x)[: len(b.rows)] for x, b in zip(parts, batches, strict=True)]
+        return np.concatenate(real)[back]
+
+    return jax.tree.map(ordered, *results)
+
+
+def power(count: int, smallest: int = 1) -> int:
+    """The first of `smallest` times 1, 2, 4, ... that is at least `count`."""
+    while smallest < count:
+        smallest *= 2
+    return smallest
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What a decoding is compiled for: most tokens, how they are drawn, or beams and penalty."""
+    """Static settings of a decoding; each combination is compiled.
+
+    Attributes:
+      length: maximum number of tokens.
+      sampling: settings of sampling; None for the most likely token or beam search.
+      beams: number of beams; 1 for no beam search.
+      alpha: exponent of beam search's length penalty.
+    """
 
     length: int
     sampling: Sampling | None = None
@@ -32,23 +146,28 @@ class Search:
     alpha: float = 0.6
 
 
-class Batches:
-    """Runs functions over rows in batches.
+class Programs:
+    """Compiled functions of a model, run over rows in batches.
 
     Attributes:
-      compiled: how many programs were compiled.
+      compiled: number of programs compiled so far.
     """
 
     def __init__(self, layout: Layout, batch_size: int) -> None:
-        """`batch_size` is the most rows of a batch, which divides over the layout's devices."""
+        """`batch_size` is the most rows of a batch; a multiple of the layout's row shards."""
         sharding.check_batch_size(batch_size, layout, "batch_size")
-        self._layout, self._size, self.compiled = layout, batch_size, 0
+        self._layout, self._batch_size, self.compiled = layout, batch_size, 0
 
         def run(
-            function: Function, model: T5, settings: Any, params: Params, rows: tuple[Array, ...]
+            function: Function,
+            model: T5,
+            settings: Any,
+            params: Params,
+            tokens: Array,
+            arrays: tuple[Array, ...],
         ) -> tuple[Array, ...]:
-            self.compiled += 1  # Python comes by when JAX compiles
-            return function(model, settings, params, *rows)
+            self.compiled += 1  # runs only while JAX traces, so this counts compilations
+            return function(model, settings, params, tokens, *arrays)
 
         self._run = jax.jit(run, static_argnums=(0, 1, 2))
 
@@ -59,47 +178,29 @@ class Batches:
         model: T5,
         params: Params,
         ids: Sequence[Sequence[int]],
-        slots: Sequence[int],
-        *arguments: np.ndarray,
-    ) -> list[np.ndarray]:
+        *arrays: np.ndarray,
+    ) -> tuple[np.ndarray, ...]:
         """What the function returns for all rows, in their order.
 
         Args:
           function: see `Function`.
-          settings: hashable; compiled for.
-          model, params: its parameters are no constants of what is compiled.
-          ids: tokens of each row, one or more.
-          slots: of each row.
-          *arguments: further arrays, [rows, ...].
+          settings: hashable; static in what is compiled.
+          model: static too.
+          params: an argument of what is compiled.
+          ids: token ids of each row.
+          *arrays: slots [N] and further arrays [N, ...].
         """
-        order = np.array(sorted(range(len(ids)), key=lambda row: -len(ids[row])))
-        inputs = (np.asarray(slots, np.int32), *arguments)
-        results, counts = [], []
-        with sharding.on(self._layout):
-            for start in range(0, len(order), self._size):
-                rows = order[start : start + self._size]
-                counts.append(len(rows))
-                rows = np.pad(rows, (0, self._filled(len(rows)) - len(rows)), mode="edge")
-                tokens = np.zeros((len(rows), power(len(ids[rows[0]]), SHORTEST)), np.int32)
-                for padded, row in zip(tokens, rows, strict=True):
-                    padded[: len(ids[row])] = ids[row]
-                arrays = {str(i): x for i, x in enumerate((tokens, *(x[rows] for x in inputs)))}
-                placed = tuple(sharding.put_batch(arrays, self._layout).values())
-                results.append(self._run(function, model, settings, params, placed))
-        back = np.argsort(order)
-        return [
-            np.concatenate([to_host(x)[:n] for x, n in zip(part, counts, strict=True)])[back]
-            for part in zip(*results, strict=True)
-        ]
 
-    def _filled(self, rows: int) -> int:
-        return min(power(rows, self._layout.row_shards), self._size)
+        def run(tokens: Array, placed: tuple[Array, ...]) -> tuple[Array, ...]:
+            return self._run(function, model, settings, params, tokens, placed)
+
+        return map_rows(run, ids, arrays, layout=self._layout, batch_size=self._batch_size)
 
 
 def classify(
     model: T5, settings: None, params: Params, tokens: Array, slots: Array, targets: Array
 ) -> tuple[Array]:
-    """Log p [B, K] of targets [B, K, L]."""
+    """The log-probabilities [B, K] of targets [B, K, L]."""
     return (decoding.score(model, params, tokens, targets, slots),)
 
 
@@ -113,14 +214,19 @@ def generate(
     stops: Array,
     keys: Array,
 ) -> tuple[Array, Array]:
-    """Tokens [B, L] and scores [B], from limits [B], stops [B, S], and the numbers [B, 2], seed and
-    row, that random keys are made of.
+    """Tokens [B, L] and scores [B].
+
+    Args:
+      model, search, params, tokens, slots: see `Function`.
+      limits: [B] int32, each row's maximum number of tokens.
+      stops: [B, S] int32, tokens that end a row.
+      keys: [B, 2] uint32, seed and number of each row, from which its random key is made.
     """
     step_fn, cache = decoding.start(model, params, tokens, search.length, slots)
     batch, length = tokens.shape[0], search.length
     ends: dict[str, Any] = {"limits": limits, "stops": stops}
     if search.beams > 1:
-        found = decoding.beam_search(
+        decoded = decoding.beam_search(
             step_fn,
             cache,
             batch=batch,
@@ -129,12 +235,12 @@ def generate(
             alpha=search.alpha,
             **ends,
         )
-        return found.tokens[:, 0], found.scores[:, 0]
+        return decoded.tokens[:, 0], decoded.scores[:, 0]
     draw = None
     if search.sampling is not None:
         draw = search.sampling, decoding.keys_of(keys[0, 0], keys[:, 1])
-    found = decoding.decode(step_fn, cache, batch=batch, length=length, draw=draw, **ends)
-    return found.tokens, found.scores
+    decoded = decoding.decode(step_fn, cache, batch=batch, length=length, draw=draw, **ends)
+    return decoded.tokens, decoded.scores
 
 
 def embed(model: T5, settings: None, params: Params, tokens: Array, slots: Array) -> tuple[Array]:
@@ -144,10 +250,3 @@ def embed(model: T5, settings: None, params: Params, tokens: Array, slots: Array
     states = encoded.states[:, -tokens.shape[1] :].astype(jnp.float32)
     real = (tokens > 0)[..., None]
     return (jnp.sum(states * real, axis=1) / jnp.sum(real, axis=1),)
-
-
-def power(count: int, smallest: int = 1) -> int:
-    """`smallest` times the power of two that is enough for `count`."""
-    while smallest < count:
-        smallest *= 2
-    return smallest

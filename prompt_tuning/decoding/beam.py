@@ -1,8 +1,9 @@
-"""Beam search with T5X's candidates, length penalty and ending, so that scores compare."""
+"""Beam search with T5X's candidates, length penalty and stopping rule: scores are comparable."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,18 +13,38 @@ from prompt_tuning.t5.vocabulary import EOS
 
 
 class Rows(Protocol):
-    """A cache that can go on from other rows."""
+    """A cache whose rows can be chosen anew."""
 
     def rows(self, index: Array) -> Any:
-        """The cache whose row i goes on from row `index[i]`, of this row's batch element."""
+        """The cache whose row i continues row `index[i]`, which is of the same batch element."""
 
 
 def penalty(alpha: float, length: Array | int) -> Array:
-    """What log p of a sequence is divided by (Wu et al., 2016, equation 14): ((5 + n) / 6)^alpha.
+    """The divisor of a sequence's log p (Wu et al., 2016, equation 14): ((5 + n) / 6)^alpha.
 
     `length` counts the stop token.
     """
     return ((5.0 + length) / 6.0) ** jnp.float32(alpha)
+
+
+class _State(flax.struct.PyTreeNode):
+    """The search after `index` steps; K beams per row, the best first.
+
+    Attributes:
+      index: [] int32.
+      tokens: [B, K, L] int32, the unfinished sequences so far, then 0.
+      log_p: [B, K] float32, their log p; -inf where there is none.
+      finished_tokens: [B, K, L] int32, the best finished sequences.
+      finished_scores: [B, K] float32, their scores; -inf where there is none.
+      cache: The cache of the step function, B K rows; None before the first step.
+    """
+
+    index: Array
+    tokens: Array
+    log_p: Array
+    finished_tokens: Array
+    finished_scores: Array
+    cache: Any
 
 
 def beam_search(
@@ -37,87 +58,92 @@ def beam_search(
     limits: Array | None = None,
     stops: Array | Sequence[int] = (EOS,),
 ) -> Decoded:
-    """The best sequences found by going on from the best `beams` unfinished ones.
+    """Searches for the best sequences by extending the best `beams` unfinished ones.
 
-    Each step looks at the 2 K best candidates, of which K are unfinished or K finished. A row ends
-    at its limit, or when no unfinished sequence can get better than its worst finished one.
+    Each step looks at the 2 K best candidates, of which at least K are unfinished or at least K
+    finished. A row ends at its limit, or when no unfinished sequence can become better than its
+    worst finished one.
 
     Args:
-      step_fn: see `StepFn`; called with B rows first, then with B K, those of a row one after
-        another.
-      cache: its first; the ones that `step_fn` returns have `rows`.
-      batch: rows, B.
-      beams: K.
-      length: most tokens to make, L.
-      alpha: of the length penalty; 0 for none.
-      limits: [B] int32, most tokens of each row; None for L.
+      step_fn: The model, see `StepFn`; called with B rows first, then with B K, the K of a row
+        one after another.
+      cache: Its first cache; those that `step_fn` returns have `rows`.
+      batch: Number of rows, B.
+      beams: Number of beams, K.
+      length: Maximum number of tokens, L.
+      alpha: Exponent of the length penalty; 0 for none.
+      limits: [B] int32, each row's maximum number of tokens; None for L.
       stops: [S] or [B, S] int32, tokens that finish a sequence.
 
     Returns:
-      tokens [B, K, L] and scores [B, K], the best first. A row of which nothing has finished: its
-      unfinished sequences and their log p. A place that nothing takes has tokens 0, score -inf.
+      Tokens [B, K, L] and scores [B, K], the best first. A row without a finished sequence has its
+      unfinished ones and their log p. Places without a sequence have tokens 0 and score -inf.
     """
     limits = jnp.full(batch, length) if limits is None else limits
     stops = jnp.asarray(stops)
     first_rows = jnp.arange(batch)[:, None] * beams
 
-    def going(state: tuple) -> Array:
-        index, _, live, _, finished, _ = state
-        best = live[:, 0] / penalty(alpha, limits)  # log p is negative: at most this
-        open_rows = (index < limits) & (finished[:, -1] <= best)
-        return (index < length) & jnp.any(open_rows)
+    def unfinished(state: _State) -> Array:
+        bound = state.log_p[:, 0] / penalty(alpha, limits)  # log p is negative: at most this
+        open_rows = (state.index < limits) & (state.finished_scores[:, -1] <= bound)
+        return (state.index < length) & jnp.any(open_rows)
 
-    def grow(state: tuple, logits: Array, cache: Any) -> tuple:
+    def extend(state: _State, logits: Array, cache: Any) -> _State:
         """The state after a step; logits [B, K, V], cache of B K rows."""
-        index, tokens, live, finished_tokens, finished, _ = state
         vocabulary = logits.shape[-1]
-        log_p = live[..., None] + jax.nn.log_softmax(logits, axis=-1)
-        wide = min(2 * beams, beams * vocabulary)
-        log_p, flat = jax.lax.top_k(log_p.reshape(batch, -1), wide)  # [B, 2 K]
+        log_p = state.log_p[..., None] + jax.nn.log_softmax(logits, axis=-1)
+        candidate_count = min(2 * beams, beams * vocabulary)
+        log_p, flat = jax.lax.top_k(log_p.reshape(batch, -1), candidate_count)  # [B, 2 K]
         parents, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
-        candidates = _take(tokens, parents).at[:, :, index].set(token)
+        candidates = _take(state.tokens, parents).at[:, :, state.index].set(token)
         ends = is_stop(token, stops)
 
-        live_after, kept = jax.lax.top_k(jnp.where(ends, NOTHING, log_p), beams)
-        scores = jnp.where(ends, log_p / penalty(alpha, index + 1), NOTHING)
-        every_score = jnp.concatenate([finished, scores], axis=1)
-        every = jnp.concatenate([finished_tokens, candidates], axis=1)
-        finished_after, best = jax.lax.top_k(every_score, beams)
+        live_log_p, live = jax.lax.top_k(jnp.where(ends, NOTHING, log_p), beams)
+        scores = jnp.where(ends, log_p / penalty(alpha, state.index + 1), NOTHING)
+        all_scores = jnp.concatenate([state.finished_scores, scores], axis=1)
+        all_tokens = jnp.concatenate([state.finished_tokens, candidates], axis=1)
+        finished_scores, finished = jax.lax.top_k(all_scores, beams)
 
-        cache = cache.rows((first_rows + jnp.take_along_axis(parents, kept, axis=1)).reshape(-1))
-        running = index < limits
+        running = state.index < limits
 
-        def keep(after: Array, before: Array) -> Array:
+        def where_running(after: Array, before: Array) -> Array:
             return jnp.where(running.reshape(-1, *(1,) * (after.ndim - 1)), after, before)
 
-        return (
-            index + 1,
-            keep(_take(candidates, kept), tokens),
-            keep(live_after, live),
-            keep(_take(every, best), finished_tokens),
-            keep(finished_after, finished),
-            cache,
+        rows = first_rows + jnp.take_along_axis(parents, live, axis=1)
+        return state.replace(
+            index=state.index + 1,
+            tokens=where_running(_take(candidates, live), state.tokens),
+            log_p=where_running(live_log_p, state.log_p),
+            finished_tokens=where_running(_take(all_tokens, finished), state.finished_tokens),
+            finished_scores=where_running(finished_scores, state.finished_scores),
+            cache=cache.rows(rows.reshape(-1)),
         )
 
-    def advance(state: tuple) -> tuple:
-        index, tokens, *_, cache = state
-        last = jax.lax.dynamic_index_in_dim(tokens, index - 1, axis=2, keepdims=False)
-        logits, cache = step_fn(last.reshape(-1), cache)
-        return grow(state, logits.reshape(batch, beams, -1), cache)
+    def advance(state: _State) -> _State:
+        last = jax.lax.dynamic_index_in_dim(state.tokens, state.index - 1, axis=2, keepdims=False)
+        logits, cache = step_fn(last.reshape(-1), state.cache)
+        return extend(state, logits.reshape(batch, beams, -1), cache)
 
     nothing = jnp.full((batch, beams), NOTHING)
     empty = jnp.zeros((batch, beams, length), jnp.int32)
-    start = (jnp.int32(0), empty, nothing.at[:, 0].set(0.0), empty, nothing, None)
+    start = _State(
+        index=jnp.int32(0),
+        tokens=empty,
+        log_p=nothing.at[:, 0].set(0.0),  # all beams of a row are equal: extend one of them
+        finished_tokens=empty,
+        finished_scores=nothing,
+        cache=None,
+    )
     logits, cache = step_fn(jnp.zeros(batch, jnp.int32), cache)
     logits = jnp.repeat(logits[:, None], beams, axis=1)
-    state = grow(start, logits, cache.rows(jnp.repeat(jnp.arange(batch), beams)))
-    _, tokens, live, finished_tokens, finished, _ = jax.lax.while_loop(going, advance, state)
-    some = finished[:, :1] > NOTHING
-    scores = jnp.where(some, finished, live)
-    tokens = jnp.where(some[..., None], finished_tokens, tokens)
+    state = extend(start, logits, cache.rows(jnp.repeat(jnp.arange(batch), beams)))
+    final = jax.lax.while_loop(unfinished, advance, state)
+    has_finished = final.finished_scores[:, :1] > NOTHING
+    scores = jnp.where(has_finished, final.finished_scores, final.log_p)
+    tokens = jnp.where(has_finished[..., None], final.finished_tokens, final.tokens)
     return Decoded(jnp.where((scores > NOTHING)[..., None], tokens, 0), scores)
 
 
 def _take(x: Array, index: Array) -> Array:
-    """x [B, K, L] at index [B, N] of its second axis."""
+    """Takes places [B, N] of the second axis of x [B, K, L]."""
     return jnp.take_along_axis(x, index[..., None], axis=1)

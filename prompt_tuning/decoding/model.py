@@ -1,4 +1,4 @@
-"""Decoding by a T5: its step function, greedy decoding, and scores of given targets."""
+"""T5's step function, greedy decoding with it, and scores of given targets."""
 
 import functools
 from collections.abc import Callable
@@ -21,13 +21,13 @@ def start(
     length: int,
     tasks: Array | None = None,
 ) -> tuple[StepFn, Cache]:
-    """Encodes the input; the step function and first cache for decoding up to `length` tokens.
+    """Encodes the input; returns the step function and first cache for up to `length` tokens.
 
     Args:
-      model: the backbone with its method.
-      params: all of its parameters.
+      model: The backbone with its method.
+      params: All of the model's parameters.
       encoder_input_tokens: [B, T] int32.
-      length: most tokens to make.
+      length: Maximum number of tokens.
       tasks: [B] int32, each row's task; see `T5`.
     """
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
@@ -43,10 +43,10 @@ def greedy(
     length: int,
     tasks: Array | None = None,
 ) -> Array:
-    """The most likely next token, step by step; arguments as of `start`.
+    """Decodes the most likely next token, step by step; arguments as in `start`.
 
     Returns:
-      [B, length] int32; after a row's end token (1) its tokens are 0.
+      [B, length] int32; 0 after a row's end token, which is 1.
     """
     step_fn, cache = start(model, params, encoder_input_tokens, length, tasks)
     return decode(step_fn, cache, batch=encoder_input_tokens.shape[0], length=length).tokens
@@ -59,17 +59,18 @@ def score(
     targets: Array,
     tasks: Array | None = None,
 ) -> Array:
-    """Log-probabilities of targets, the input encoded once for all of them.
+    """Log-probabilities of targets; the input is encoded once for all of them.
 
     Args:
-      model: the backbone with its method.
-      params: all of its parameters.
+      model: The backbone with its method.
+      params: All of the model's parameters.
       encoder_input_tokens: [B, T] int32.
-      targets: [K, L] int32 for all rows (label words), or [B, K, L]; each ends in EOS, then 0.
+      targets: [K, L] int32, the same for all rows (label words), or [B, K, L]; EOS ends each
+        target and 0 follows it.
       tasks: [B] int32, each row's task; see `T5`.
 
     Returns:
-      [B, K] float32, the sum over each target's real tokens of log p(token).
+      [B, K] float32, the sum of log p over each target's tokens, without padding.
     """
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     batch = encoder_input_tokens.shape[0]

@@ -1,9 +1,10 @@
-"""Greedy decoding and sampling: one token a row and step, each row to its own end."""
+"""Greedy decoding and sampling: one token per row and step, until each row has ended."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,16 +15,17 @@ from prompt_tuning.t5.vocabulary import EOS
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """What of the next token's distribution is drawn from; applied in the order of the attributes.
+    """The distribution that tokens are drawn from; applied in the order of the attributes.
 
     Attributes:
-      temperature: divides the logits.
-      top_k: only so many most likely tokens (and those that tie with the last); 0 for all.
-      top_p: of these, the fewest most likely that together have this probability (Holtzman et al.,
-        2020).
+      temperature: Divisor of the logits.
+      top_k: Number of most likely tokens that are kept, with any that tie with the last of them; 0
+        to keep all.
+      top_p: Probability that the kept tokens must reach together, as few and as likely ones as
+        possible (Holtzman et al., 2020).
 
     Raises:
-      ValueError: naming the setting, if it is out of its range.
+      ValueError: if a setting is out of its range; the message names it.
     """
 
     temperature: float = 1.0
@@ -36,10 +38,10 @@ class Sampling:
         if self.top_k < 0:
             raise ValueError(f"top_k = {self.top_k}: must be 0, for all tokens, or more")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p = {self.top_p}: must be above 0, at most 1")
+            raise ValueError(f"top_p = {self.top_p}: must be above 0 and at most 1")
 
     def filtered(self, logits: Array) -> Array:
-        """Logits [..., V] of the distribution that is drawn from; -inf where it has nothing."""
+        """The logits [..., V] to draw from; -inf for tokens that are left out."""
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
@@ -54,8 +56,28 @@ class Sampling:
 
 
 def keys_of(seed: int | Array, rows: Sequence[int] | Array) -> Array:
-    """A key for each row, by its number: its sample does not hang on the rows beside it."""
+    """Makes a key from each row's number, so a sample does not depend on the other rows."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows))
+
+
+class _State(flax.struct.PyTreeNode):
+    """The loop's state after `index` steps.
+
+    Attributes:
+      index: [] int32.
+      token: [B] int32, the last token of each row; 0 once it has ended.
+      ended: [B] bool.
+      tokens: [B, L] int32, the tokens so far, then 0.
+      scores: [B] float32, the sum of their log p.
+      cache: The cache of the step function.
+    """
+
+    index: Array
+    token: Array
+    ended: Array
+    tokens: Array
+    scores: Array
+    cache: Any
 
 
 def decode(
@@ -68,19 +90,19 @@ def decode(
     limits: Array | None = None,
     stops: Array | Sequence[int] = (EOS,),
 ) -> Decoded:
-    """Decodes token by token, until each row has ended.
+    """Decodes token by token until each row has ended.
 
     Args:
-      step_fn: see `StepFn`.
-      cache: its first.
-      batch: rows, B.
-      length: most tokens to make, L.
-      draw: how tokens are drawn, and [B] random keys; None for the most likely token.
-      limits: [B] int32, most tokens of each row; None for L.
+      step_fn: The model, see `StepFn`.
+      cache: Its first cache.
+      batch: Number of rows, B.
+      length: Maximum number of tokens, L.
+      draw: Sampling settings and random keys [B]; None for the most likely token at each step.
+      limits: [B] int32, each row's maximum number of tokens; None for L.
       stops: [S] or [B, S] int32, tokens that end a row.
 
     Returns:
-      tokens [B, L] and scores [B] under the model's own distribution.
+      Tokens [B, L] and scores [B] under the model's own distribution, whatever was drawn from.
     """
     limits = jnp.full(batch, length) if limits is None else limits
     stops = jnp.asarray(stops)
@@ -89,31 +111,37 @@ def decode(
         if draw is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         sampling, keys = draw
-        now = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        return jax.vmap(jax.random.categorical)(now, sampling.filtered(logits)).astype(jnp.int32)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        drawn = jax.vmap(jax.random.categorical)(step_keys, sampling.filtered(logits))
+        return drawn.astype(jnp.int32)
 
-    def going(state: tuple) -> Array:
-        index, _, ended, _, _, _ = state
-        return (index < length) & ~jnp.all(ended)
+    def unfinished(state: _State) -> Array:
+        return (state.index < length) & ~jnp.all(state.ended)
 
-    def advance(state: tuple) -> tuple:
-        index, token, ended, tokens, scores, cache = state
-        logits, cache = step_fn(token, cache)
-        token = choose(logits, index)
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
-        token, scores = jnp.where(ended, 0, token), scores + jnp.where(ended, 0.0, log_p)
-        ended = ended | is_stop(token, stops) | (index + 1 >= limits)
-        return index + 1, token, ended, tokens.at[:, index].set(token), scores, cache
+    def advance(state: _State) -> _State:
+        logits, cache = step_fn(state.token, state.cache)
+        token = choose(logits, state.index)
+        logit = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+        log_p = logit - jax.nn.logsumexp(logits, axis=-1)
+        token = jnp.where(state.ended, 0, token)
+        index = state.index + 1
+        return state.replace(
+            index=index,
+            token=token,
+            ended=state.ended | is_stop(token, stops) | (index >= limits),
+            tokens=state.tokens.at[:, state.index].set(token),
+            scores=state.scores + jnp.where(state.ended, 0.0, log_p),
+            cache=cache,
+        )
 
-    start = (
-        jnp.int32(0),
-        jnp.zeros(batch, jnp.int32),
-        limits < 1,
-        jnp.zeros((batch, length), jnp.int32),
-        jnp.zeros(batch, jnp.float32),
-        cache,
+    start = _State(
+        index=jnp.int32(0),
+        token=jnp.zeros(batch, jnp.int32),
+        ended=limits < 1,
+        tokens=jnp.zeros((batch, length), jnp.int32),
+        scores=jnp.zeros(batch, jnp.float32),
+        cache=cache,
     )
-    # The first step stands outside the loop: it changes the cache's structure.
-    _, _, _, tokens, scores, _ = jax.lax.while_loop(going, advance, advance(start))
-    return Decoded(tokens, scores)
+    # The first step is outside the loop because it changes the structure of the cache.
+    final = jax.lax.while_loop(unfinished, advance, advance(start))
+    return Decoded(final.tokens, final.scores)

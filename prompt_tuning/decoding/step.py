@@ -1,4 +1,4 @@
-"""What the decoding loops ask of a model, and what they return."""
+"""The step function that decoding calls, and the result that it returns."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,20 +7,20 @@ import flax.struct
 import jax.numpy as jnp
 from jax import Array
 
-NOTHING = float("-inf")  # the score of a place that no sequence takes
+NOTHING = float("-inf")  # the score of a place without a sequence
 
-# Tokens [B] and a cache to the next token's logits [B, V] float32 and the cache after it. The first
-# call gets tokens 0, and may return a cache of another structure.
+# From tokens [B] and a cache to the next token's logits [B, V] float32 and the next cache. The
+# first call gets tokens 0 and may return a cache of another structure.
 StepFn = Callable[[Array, Any], tuple[Array, Any]]
 
 
 class Decoded(flax.struct.PyTreeNode):
-    """What was decoded.
+    """Decoded sequences and their scores.
 
     Attributes:
-      tokens: [B, L] int32, of beam search [B, K, L]; 0 behind a row's end.
-      scores: [B] float32, the sum of log p of the tokens with the stop token; of beam search
-        [B, K], over the length penalty.
+      tokens: [B, L] int32, or [B, K, L] from beam search; 0 after the end of a sequence.
+      scores: [B] float32, the sum of log p over the tokens, including the stop token; from beam
+        search [B, K], divided by the length penalty.
     """
 
     tokens: Array
@@ -28,7 +28,7 @@ class Decoded(flax.struct.PyTreeNode):
 
 
 def is_stop(tokens: Array, stops: Array) -> Array:
-    """Whether each of tokens [B, ...] is one of its row's stops, [S] or [B, S]."""
+    """Whether each of tokens [B, ...] is one of its row's stop tokens, [S] or [B, S]."""
     stops = jnp.broadcast_to(stops, (tokens.shape[0], stops.shape[-1]))
     stops = stops.reshape(stops.shape[0], *(1,) * (tokens.ndim - 1), -1)
     return jnp.any(tokens[..., None] == stops, axis=-1)

@@ -1,4 +1,4 @@
-"""Scores a tuned model on a task: by rank classification over the labels, or by generation."""
+"""Predictions of a tuned model: by rank classification over the labels, or by generation."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,16 @@ import jax
 import numpy as np
 from jax import Array
 
-from prompt_tuning import decoding, sharding
+from prompt_tuning import decoding
+from prompt_tuning.decoding import batches
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
-from prompt_tuning.runtime import distributed
 from prompt_tuning.t5.network import T5
 from prompt_tuning.t5.paths import Params, join
 
 
 def rank_labels(tuned: TunedModel, data: EvalSet, batch_size: int) -> Predictions:
-    """Predicts the label of highest log-probability.
+    """Predicts the label with the highest log-probability.
 
     Raises:
       ValueError: if the task has no labels.
@@ -43,11 +43,9 @@ AUTO = "auto"
 
 
 def predictors_for(data: EvalSet, names: Sequence[str]) -> list[str]:
-    """`names` with "auto" as what it means for the task: "rank" if it has label words, else
-    "generate".
-    """
-    meant = "rank" if data.labels else "generate"
-    return list(dict.fromkeys(meant if name == AUTO else name for name in names))
+    """Resolves "auto" among `names`: "rank" for a task with label words, otherwise "generate"."""
+    default = "rank" if data.labels else "generate"
+    return list(dict.fromkeys(default if name == AUTO else name for name in names))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -76,26 +74,20 @@ def _map(
     batch_size: int,
     argument: np.ndarray | int,
 ) -> np.ndarray:
-    """Applies a jitted function to batches of inputs of similar length and puts the rows of the
-    results in the order of the inputs.
-
-    A batch is as long as the power of two that holds its longest row, from 32 to T: each shape is
-    compiled once.
-    """
+    """Applies a jitted function to all inputs, in batches of `batch_size` rows."""
     tokens, task = data.encoder_input_tokens, tuned.model.sites.task_index(data.task)
-    tasks = None if task is None else np.full(batch_size, task, np.int32)
-    limit = tokens.shape[1]
-    lengths = limit - np.argmax(tokens[:, ::-1] != 0, axis=1)
-    order = np.argsort(-lengths, kind="stable")  # what does not fit into memory fails at once
-    results = []
-    with sharding.on(tuned.layout):
-        for start in range(0, len(tokens), batch_size):
-            rows = order[start : start + batch_size]
-            longest = int(lengths[rows[0]])
-            batch = tokens[rows, : min(limit, max(32, 1 << (longest - 1).bit_length()))]
-            batch = np.pad(batch, ((0, batch_size - len(rows)), (0, 0)))
-            placed = sharding.put_batch({"tokens": batch}, tuned.layout)["tokens"]
-            model = tuned.model, tuned.trained, tuned.frozen
-            results.append(function(*model, placed, tasks, argument))
-    found = np.concatenate([distributed.to_host(rows) for rows in results])[: len(tokens)]
-    return found[np.argsort(order)]
+    tasks = None if task is None else np.full(len(tokens), task, np.int32)
+    lengths = tokens.shape[1] - np.argmax(tokens[:, ::-1] != 0, axis=1)
+
+    def run(tokens: Array, tasks: Array | None) -> Array:
+        return function(tuned.model, tuned.trained, tuned.frozen, tokens, tasks, argument)
+
+    return batches.map_rows(
+        run,
+        [row[:length] for row, length in zip(tokens, lengths, strict=True)],
+        tasks,
+        layout=tuned.layout,
+        batch_size=batch_size,
+        fewest_rows=batch_size,
+        longest=tokens.shape[1],
+    )

@@ -1,4 +1,4 @@
-"""Scores a tuned model on a task: by rank classification over the labels, or by generation."""
+"""Scores of predictions by the metrics of their task, and the no-information baseline."""
 
 import collections
 import statistics
@@ -10,22 +10,22 @@ from prompt_tuning.model.tuned import TunedModel
 
 
 def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
-    """The task's metrics."""
-    found: dict[str, float] = {}
-    for metric in data.metric_fns:
-        found |= metric(data.targets, predictions.texts)
-    return found
+    """Computes the task's metrics of predictions."""
+    metrics: dict[str, float] = {}
+    for metric_fn in data.metric_fns:
+        metrics |= metric_fn(data.targets, predictions.texts)
+    return metrics
 
 
 def score(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int
 ) -> dict[str, float]:
-    """The task's metrics by each method, named METHOD/METRIC.
+    """Computes the task's metrics by each evaluation method, named METHOD/METRIC.
 
     Args:
-      tuned: the model.
-      data: the task.
-      methods: of `PREDICTORS`, or "auto".
+      tuned: model to score.
+      data: split of a task.
+      methods: evaluation methods: names in `PREDICTORS`, or "auto".
       batch_size: rows of a batch.
     """
     return {
@@ -36,7 +36,7 @@ def score(
 
 
 def majority(data: EvalSet, methods: Sequence[str]) -> dict[str, float]:
-    """The metrics of `most_frequent`, under the names that `score` gives a model's."""
+    """Computes the metrics of `most_frequent`, named as `score` names those of a model."""
     metrics = measure(data, most_frequent(data))
     return {
         f"{name}/{metric}": value
@@ -46,21 +46,21 @@ def majority(data: EvalSet, methods: Sequence[str]) -> dict[str, float]:
 
 
 def mean_score(scores: Iterable[Mapping[str, float]]) -> float:
-    """What tells better from worse: the mean over tasks of the first metric of each."""
+    """The mean over tasks of each task's first metric, by which models are compared."""
     return statistics.fmean(next(iter(metrics.values())) for metrics in scores)
 
 
 def most_frequent(data: EvalSet) -> Predictions:
-    """The most frequent target for every row, what knowing nothing gives.
+    """Predicts the most frequent target for every row: the no-information baseline.
 
-    Of classification that is the majority class. Of a task without label words it is one answer to
-    every question: ReCoRD's metrics give it next to nothing; WSC's about the share of the majority
-    label, since naming some other noun means "False".
+    For classification that is the majority class. For a task without label words it is one answer
+    to every question: ReCoRD's metrics give it next to nothing; WSC's about the share of the
+    majority label, since naming some other noun means "False".
     """
-    ((most, _),) = collections.Counter(data.targets).most_common(1)
-    return Predictions([most] * len(data.targets))
+    ((target, _),) = collections.Counter(data.targets).most_common(1)
+    return Predictions([target] * len(data.targets))
 
 
 def most_frequent_name(data: EvalSet) -> str:
-    """What `most_frequent` is called in a table."""
+    """The name of `most_frequent` in a table."""
     return "majority class" if data.labels else "most frequent answer"

@@ -1,11 +1,12 @@
-"""Scores a tuned model on a task: by rank classification over the labels, or by generation."""
+"""Evaluation data in memory, and predictions on it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-# Of targets and predictions; SeqIO tells kinds of metric apart by the names of these parameters.
+# From parameters named `targets` and `predictions`, by which SeqIO tells kinds of metric apart, to
+# numbers by name.
 MetricFn = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
 
@@ -14,15 +15,15 @@ class EvalSet:
     """A split of a task, in memory.
 
     Attributes:
-      task, split: their names.
-      inputs: N texts.
-      targets: N texts.
-      encoder_input_tokens: [N, T] int32.
-      labels: the K label words of a classification task, else empty.
-      label_tokens: [K, L] int32, each label with its end token, then 0.
-      target_length: L, most tokens to generate.
-      metric_fns: from targets and predictions to named numbers.
-      decode: token ids to text.
+      task, split: names of task and split.
+      inputs: N input texts.
+      targets: N target texts.
+      encoder_input_tokens: [N, T] int32, the tokens of the inputs; 0 is padding.
+      labels: K label words of a classification task; empty for other tasks.
+      label_tokens: [K, L] int32, tokens of the labels, each with its end token, then 0.
+      target_length: maximum number of tokens to generate.
+      metric_fns: metrics of the task.
+      decode: function from token ids to text.
     """
 
     task: str
@@ -39,11 +40,11 @@ class EvalSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model answers on an `EvalSet`.
+    """A model's answers on an `EvalSet`.
 
     Attributes:
-      texts: N predictions.
-      scores: [N, K] log-probabilities of the labels; None when generated.
+      texts: N predicted texts.
+      scores: [N, K] log-probabilities of the labels; None for generated texts.
     """
 
     texts: Sequence[str]

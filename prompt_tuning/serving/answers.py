@@ -1,4 +1,4 @@
-"""What a served model answers, and how the answers of an ensemble's prompts become one."""
+"""Answers of a served model; an ensemble's prompts vote on one."""
 
 import collections
 import dataclasses
@@ -9,13 +9,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """A label word, and how sure it is.
+    """A label with probabilities.
 
     Attributes:
-      label: the most probable; of an ensemble the one that most prompts choose (Lester et al.,
-        2021, section 6), of these the one of the highest mean probability.
-      probabilities: by label, among the task's labels; of an ensemble the mean.
-      votes: by label, how many prompts choose it.
+      label: most probable label; for an ensemble the one that most prompts choose (Lester et al.,
+        2021, section 6), and among ties the one with the highest mean probability.
+      probabilities: probability of each of the task's labels; for an ensemble the mean over its
+        prompts.
+      votes: number of prompts that choose each label.
     """
 
     label: str
@@ -24,7 +25,7 @@ class Classification:
 
     @classmethod
     def of(cls, labels: Sequence[str], scores: np.ndarray) -> "Classification":
-        """From log p of each label by each prompt, [prompts, labels]."""
+        """The answer from log p of each label by each prompt, [prompts, labels]."""
         odds = np.exp(scores - scores.max(axis=1, keepdims=True))
         mean = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
         votes = np.bincount(scores.argmax(axis=1), minlength=len(labels))
@@ -38,11 +39,12 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A text that was made.
+    """A generated text.
 
     Attributes:
-      text: of an ensemble the one that most prompts make, of these the one of the highest score.
-      score: its log p; of beam search over the length penalty.
+      text: generated text; for an ensemble the one that most prompts generate, and among ties the
+        one with the highest score.
+      score: log p of the text; from beam search divided by the length penalty.
     """
 
     text: str
@@ -50,7 +52,7 @@ class Generation:
 
     @classmethod
     def of(cls, texts: Sequence[str], scores: np.ndarray) -> "Generation":
-        """From the text of each prompt and its score."""
+        """The answer from each prompt's text and score [prompts]."""
         votes = collections.Counter(texts)
         best = max(range(len(texts)), key=lambda i: (votes[texts[i]], scores[i]))
         return cls(texts[best], float(scores[best]))

@@ -1,9 +1,9 @@
-"""One frozen backbone, prompts of many tasks: batches whose rows are of different tasks."""
+"""One frozen backbone and the prompts of many tasks: a batch mixes rows of different tasks."""
 
 import dataclasses
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,35 +13,32 @@ from jax import Array
 from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.decoding import Sampling, batches
-from prompt_tuning.decoding.batches import Batches, Function, Search, power
+from prompt_tuning.decoding.batches import Function, Programs, Search, power
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
-from prompt_tuning.serving.task_set import _Served, _words
+from prompt_tuning.serving.task_set import Tasks, TaskSet, label_words
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config, preset
-from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import Params, flatten, join
+from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.t5.vocabulary import EOS, Vocabulary
 from prompt_tuning.t5.vocabulary import read as read_vocabulary
 
 MAX_TOKENS = 32
 
-Tasks = str | Sequence[str]
-
 
 class Model:
-    """A frozen backbone in memory, with the prompts of any number of tasks; made by `load`.
+    """A frozen backbone in memory with the prompts of any number of tasks; made by `load`.
 
-    Inputs are padded to powers of two, and each such shape is compiled once. Tasks that come,
-    change or go compile nothing while they fit the bank's room. Several threads may call.
+    Inputs are padded to powers of two, and each such shape is compiled once. Adding, replacing and
+    removing tasks compiles nothing while they fit into the bank. Threads may share a model.
 
     Attributes:
-      config: the backbone's shape.
-      input_length: tokens, with the end token, to which an input is cut.
+      config: shape of the backbone.
+      input_length: number of tokens, including the end token, to which an input is cut.
     """
 
     def __init__(
@@ -57,16 +54,25 @@ class Model:
         allow_other_backbone: bool = False,
         sums: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """As `load`, of leaves of `T5(config)` on `layout`; `sums` as `TunedModel` has them."""
+        """Serves leaves of `T5(config)` that are placed on `layout`.
+
+        Args:
+          config, vocabulary, batch_size, input_length, allow_other_backbone: as in `load`.
+          backbone: leaves of the backbone.
+          layout: devices that the leaves are on.
+          prompts: bank to start with; None for an empty one.
+          sums: checksums of leaves whose stored values are not in memory, see `TunedModel`.
+        """
         self.config, self.input_length = config, input_length
-        self._backbone, self._sums, self._vocabulary = backbone, sums or {}, vocabulary
-        self._any_backbone = allow_other_backbone
-        self._batches, self._changing = Batches(layout, batch_size), threading.Lock()
-        self._served = self._with(prompts or PromptBank.empty(config.d_model, layout.mesh), {})
+        self._sums, self._vocabulary = sums or {}, vocabulary
+        self._allow_other_backbone = allow_other_backbone
+        self._programs, self._lock = Programs(layout, batch_size), threading.Lock()
+        bank = prompts or PromptBank.empty(config.d_model, layout.mesh)
+        self._task_set = TaskSet(config, backbone, bank, dict.fromkeys(bank.slots, ()))
 
     def __repr__(self) -> str:
         cfg, names = self.config, ", ".join(self.tasks) or "none"
-        count = sum(np.prod(leaf.shape) for leaf in flatten(self._backbone).values())
+        count = sum(np.prod(leaf.shape) for leaf in flatten(self.task_set.backbone).values())
         shown = names if len(names) <= 200 else f"{names[:197]}..."
         return (
             f"Model({count:,} parameters, {cfg.num_encoder_layers}+{cfg.num_decoder_layers} layers "
@@ -74,59 +80,70 @@ class Model:
         )
 
     @property
+    def task_set(self) -> TaskSet:
+        """An immutable snapshot of the tasks that are served now."""
+        return self._task_set
+
+    @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks, in the order in which they were added."""
-        return tuple(self._served.bank.slots)
+        """Names of the tasks, in the order in which they were added."""
+        return tuple(self.task_set.bank.slots)
 
     @property
     def compile_count(self) -> int:
-        """How many programs were compiled for batches."""
-        return self._batches.compiled
+        """Number of programs compiled so far."""
+        return self._programs.compiled
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the backbone; a prompt's card names it."""
-        return fingerprint.of(self._backbone, self._sums)
+        """Fingerprint of the backbone, which the card of a prompt names."""
+        return fingerprint.of(self.task_set.backbone, self._sums)
 
     def labels(self, task: str) -> tuple[str, ...]:
-        """The label words of a task; none where it makes text."""
-        self._served.check(task)
-        return self._served.labels[task]
+        """Label words of a task; empty for a task that generates text."""
+        task_set = self.task_set
+        task_set.check(task)
+        return task_set.labels[task]
 
     def prompts(self, task: str) -> list[np.ndarray]:
-        """The prompts [P, D] of a task."""
-        self._served.check(task)
-        return self._served.bank.prompts_of(task)
+        """Prompts [P, D] of a task."""
+        task_set = self.task_set
+        task_set.check(task)
+        return task_set.bank.prompts_of(task)
 
     def add_task(
         self, name: str, prompt: Any, labels: Sequence[str] = (), *, replace: bool = False
     ) -> None:
-        """Adds a task; it is there for calls that begin afterwards.
+        """Adds a task for the calls that begin afterwards.
 
         Args:
-          name: what calls name it by.
-          prompt: an array [P, D], or a path (`.npy`, `.safetensors`, an adapter's folder); None for
-            the backbone alone; a list of several for an ensemble.
-          labels: the words to choose from, if it is classification.
-          replace: take the place of the task of this name.
+          name: name of the task, by which calls ask for it.
+          prompt: array [P, D] or path (`.npy`, `.safetensors`, folder of an adapter); None for the
+            backbone alone; a list of these for an ensemble.
+          labels: label words to choose from, for a classification task.
+          replace: whether to replace a task of this name.
 
         Raises:
-          UserError, CheckpointError: if there is such a task already, or the prompt is not finite,
-            has another width or was trained on another backbone. Nothing has changed then.
+          UserError, CheckpointError: if the task already exists, or the prompt is not finite, has
+            another width or was trained on another backbone. The model is then unchanged.
         """
-        several = prompt if isinstance(prompt, list | tuple) else [prompt]
-        arrays = {name: [self._array(one) for one in several]}
-        self._add(arrays, {name: _words(name, labels)}, replace)
+        parts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        arrays = {name: [self._prompt_array(part) for part in parts]}
+        self._add(arrays, {name: label_words(name, labels)}, replace=replace)
 
     def add_tasks(self, folder: epath.PathLike) -> tuple[str, ...]:
-        """Adds the tasks of a folder of prompts (`bank.files`, `bank.labels`), all or none, and
-        returns their names.
+        """Adds all tasks of a folder of prompts, or none if one is refused; returns their names.
+
+        The files are those of `prompt_folder.files`, the label words those of
+        `prompt_folder.labels`.
         """
-        found, labels = prompt_folder.files(folder), prompt_folder.labels(folder)
-        words = {task: _words(task, labels.get(task, ())) for task in found}
-        arrays = {task: [self._array(path) for path in paths] for task, paths in found.items()}
-        self._add(arrays, words, replace=False)
-        return tuple(found)
+        files, labels = prompt_folder.files(folder), prompt_folder.labels(folder)
+        words = {task: label_words(task, labels.get(task, ())) for task in files}
+        arrays = {
+            task: [self._prompt_array(path) for path in paths] for task, paths in files.items()
+        }
+        self._add(arrays, words)
+        return tuple(files)
 
     def remove_task(self, name: str) -> None:
         """Removes a task; calls that have begun still see it.
@@ -134,16 +151,15 @@ class Model:
         Raises:
           UserError: if there is no such task.
         """
-        with self._changing:
-            now = self._served
-            labels = {task: words for task, words in now.labels.items() if task != name}
-            self._served = self._with(now.bank.remove(name), labels)
+        with self._lock:
+            self._task_set = self._task_set.remove(name)
 
     def __call__(self, texts: Sequence[str], task: Tasks) -> list[str]:
-        """The label of each text whose task has labels, a generated text for the others.
+        """Answers each text with a label if its task has labels, otherwise with generated text.
 
         Args:
-          texts, task: any number, and the task of all or of each.
+          texts: any number of texts.
+          task: one task for all texts, or one for each.
 
         >>> import prompt_tuning
         >>> model = prompt_tuning.load("demo")
@@ -151,25 +167,24 @@ class Model:
         >>> model(["sentiment: a dull film", "sentiment: a great film"], task="mood")
         ['negative', 'positive']
         """
-        served, names = self._asked(texts, task)
+        task_set, texts, names = self._snapshot(texts, task)
         answers: dict[int, str] = {}
-        for has_labels, method in ((True, self._classify), (False, self._generate)):
-            rows = [i for i, name in enumerate(names) if bool(served.labels[name]) == has_labels]
-            found = method(served, [texts[i] for i in rows], [names[i] for i in rows])
-            answers |= zip(rows, map(str, found), strict=True)
+        for has_labels, verb in ((True, self._classify), (False, self._generate)):
+            rows = [i for i, name in enumerate(names) if bool(task_set.labels[name]) == has_labels]
+            part = verb(task_set, [texts[i] for i in rows], [names[i] for i in rows])
+            answers |= zip(rows, map(str, part), strict=True)
         return [answers[i] for i in range(len(names))]
 
     def classify(self, texts: Sequence[str], task: Tasks) -> list[Classification]:
-        """The label of each text, with probabilities; each text is encoded once for all labels.
+        """Chooses each text's label, with probabilities; encodes a text once for all labels.
 
         Args:
-          texts, task: as of a call; every task has labels.
+          texts, task: as in a call; every task has labels.
 
         Raises:
-          UserError: for a task that is unknown or has no labels.
+          UserError: if a task is unknown or has no labels.
         """
-        served, names = self._asked(texts, task)
-        return self._classify(served, texts, names)
+        return self._classify(*self._snapshot(texts, task))
 
     def generate(
         self,
@@ -183,50 +198,60 @@ class Model:
         beams: int = 1,
         alpha: float = 0.6,
     ) -> list[Generation]:
-        """Makes a text for each text.
+        """Generates a text for each text.
 
         Args:
-          texts, task: as of a call.
-          max_tokens: for all, or one for each.
-          stop: ids of tokens that end a text, beside the end token.
-          sampling: how tokens are drawn; None for the most likely ones.
-          seed: of the draws; those of a text do not hang on the texts beside it.
-          beams: of beam search, if more than 1.
-          alpha: its length penalty.
+          texts, task: as in a call.
+          max_tokens: maximum number of tokens, one for all texts or one for each.
+          stop: ids of tokens that end a text, besides the end token.
+          sampling: settings of sampling; None for the most likely token at each step.
+          seed: seed of the samples; a text's sample does not depend on the other texts.
+          beams: number of beams; 1 for no beam search.
+          alpha: exponent of beam search's length penalty.
 
         Raises:
-          UserError: for a task that is unknown, or a setting out of its range.
+          UserError: if a task is unknown or a setting is out of its range.
         """
         if beams < 1 or (sampling is not None and beams > 1):
-            raise UserError(f"beams = {beams}: must be 1 or more, and 1 where tokens are drawn")
+            raise UserError(f"beams = {beams}: must be at least 1, and exactly 1 with sampling")
         search = Search(0, sampling, beams, alpha)
-        served, names = self._asked(texts, task)
-        return self._generate(served, texts, names, max_tokens, stop, search, seed)
+        return self._generate(*self._snapshot(texts, task), max_tokens, stop, search, seed)
 
     def embed(self, texts: Sequence[str], task: Tasks) -> np.ndarray:
-        """The encoder's mean state over each text's tokens, [N, D] float32; of an ensemble the mean
-        over its prompts.
+        """The encoder's mean state over each text's tokens, [N, D] float32.
+
+        For an ensemble it is the mean over the prompts.
         """
-        served, names = self._asked(texts, task)
-        states = self._map(served, batches.embed, None, texts, names)
-        return np.array([own[0].mean(axis=0) for own in states]).reshape(-1, self.config.d_model)
+        states = self._map(*self._snapshot(texts, task), batches.embed, None)
+        means = [by_prompt.mean(axis=0) for (by_prompt,) in states]
+        return np.array(means).reshape(-1, self.config.d_model)
+
+    def _snapshot(
+        self, texts: Sequence[str], task: Tasks
+    ) -> tuple[TaskSet, Sequence[str], list[str]]:
+        """The tasks served now, the texts, and the task of each."""
+        task_set = self.task_set
+        return task_set, texts, task_set.task_of_each(texts, task)
 
     def _classify(
-        self, served: _Served, texts: Sequence[str], names: Sequence[str]
+        self, task_set: TaskSet, texts: Sequence[str], names: Sequence[str]
     ) -> list[Classification]:
-        if without := [name for name in names if not served.labels[name]]:
-            raise UserError(f"task {without[0]!r}: has no labels; add it with labels, or generate")
-        targets = self._targets({name: served.labels[name] for name in names})
+        labels = {name: task_set.labels[name] for name in names}
+        if unlabelled := [name for name, words in labels.items() if not words]:
+            raise UserError(
+                f"task {unlabelled[0]!r}: has no labels; add it with labels, or use generate"
+            )
+        targets = _label_targets(labels, self._vocabulary.encode)
         rows = np.array([targets[name] for name in names])
-        scores = self._map(served, batches.classify, None, texts, names, rows)
+        scores = self._map(task_set, texts, names, batches.classify, None, rows)
         return [
-            Classification.of(labels, own[:, : len(labels)])
-            for labels, (own,) in zip((served.labels[name] for name in names), scores, strict=True)
+            Classification.of(labels[name], by_prompt[:, : len(labels[name])])
+            for name, (by_prompt,) in zip(names, scores, strict=True)
         ]
 
     def _generate(
         self,
-        served: _Served,
+        task_set: TaskSet,
         texts: Sequence[str],
         names: Sequence[str],
         max_tokens: int | Sequence[int] = MAX_TOKENS,
@@ -237,95 +262,95 @@ class Model:
         limits: list[Any] = [max_tokens] * len(texts)
         if isinstance(max_tokens, Sequence | np.ndarray):
             limits = list(max_tokens)
-        whole = all(isinstance(limit, int | np.integer) and limit > 0 for limit in limits)
-        if len(limits) != len(texts) or not whole:
-            raise UserError(f"max_tokens = {max_tokens}: a number from 1, or one for each text")
-        if odd := [t for t in stop if t not in range(self.config.vocab_size)]:
-            raise UserError(f"stop holds {odd[0]!r}: give ids of tokens")
+        positive = all(isinstance(limit, int | np.integer) and limit > 0 for limit in limits)
+        if len(limits) != len(texts) or not positive:
+            raise UserError(
+                f"max_tokens = {max_tokens}: must be a positive number, or one for each text"
+            )
+        if unknown := [token for token in stop if token not in range(self.config.vocab_size)]:
+            raise UserError(f"stop contains {unknown[0]!r}: must be ids of tokens")
         search = dataclasses.replace(search, length=power(max(limits, default=1)))
-        stops = np.tile(np.array([EOS, *stop], np.int32), (len(texts), 1))
-        keys = np.array([(seed, i) for i in range(len(texts))], np.uint32)
-        ends = np.array(limits, np.int32), stops
-        found = self._map(served, batches.generate, search, texts, names, *ends, keys)
+        arrays = (
+            np.array(limits, np.int32),
+            np.tile(np.array([EOS, *stop], np.int32), (len(texts), 1)),
+            np.array([(seed, i) for i in range(len(texts))], np.uint32),
+        )
+        decoded = self._map(task_set, texts, names, batches.generate, search, *arrays)
         decode = self._vocabulary.decode
-        return [Generation.of([decode(row.tolist()) for row in own], p) for own, p in found]
+        return [
+            Generation.of([decode(row.tolist()) for row in tokens], scores)
+            for tokens, scores in decoded
+        ]
 
     def _map(
         self,
-        served: _Served,
-        function: Function,
-        settings: Any,
+        task_set: TaskSet,
         texts: Sequence[str],
         names: Sequence[str],
-        *arguments: np.ndarray,
+        function: Function,
+        settings: Any,
+        *arrays: np.ndarray,
     ) -> list[tuple[np.ndarray, ...]]:
-        """What a function of `batched` returns for each text, an array's row a prompt."""
+        """Applies a function of `decoding.batches` to each text with every prompt of its task.
+
+        Args:
+          task_set, texts, names: from `_snapshot`.
+          function, settings: see `batches.Function`.
+          *arrays: further arguments of the function, [texts, ...].
+
+        Returns:
+          For each text the function's arrays, with one row per prompt.
+        """
         if not texts:
             return []
-        slots = [served.bank.slots[name] for name in names]
-        rows = np.repeat(np.arange(len(texts)), [len(several) for several in slots])
-        ids = [[*self._vocabulary.encode(text)[: self.input_length - 1], EOS] for text in texts]
-        found = self._batches.map(
+        slots = [task_set.bank.slots[name] for name in names]
+        counts = [len(text_slots) for text_slots in slots]
+        text_of_row = np.repeat(np.arange(len(texts)), counts)
+        encode = self._vocabulary.encode
+        ids = [[*encode(text)[: self.input_length - 1], EOS] for text in texts]
+        results = self._programs.map(
             function,
             settings,
-            served.model,
-            served.params,
-            [ids[row] for row in rows],
-            [slot for several in slots for slot in several],
-            *(argument[rows] for argument in arguments),
+            task_set.model,
+            task_set.params,
+            [ids[text] for text in text_of_row],
+            np.concatenate(slots).astype(np.int32),
+            *(array[text_of_row] for array in arrays),
         )
-        ends = np.cumsum([len(several) for several in slots])[:-1]
-        return list(zip(*(np.split(array, ends) for array in found), strict=True))
+        ends = np.cumsum(counts)[:-1]
+        return list(zip(*(np.split(result, ends) for result in results), strict=True))
 
-    def _targets(self, labels: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-        """Each task's labels as tokens [K, L], of one shape for all; rows of 0 fill up."""
-        encode = self._vocabulary.encode
-        ids = {task: [[*encode(word), EOS] for word in words] for task, words in labels.items()}
-        longest = max((len(word) for words in ids.values() for word in words), default=1)
-        shape = power(max(map(len, ids.values()), default=1)), power(longest)
-        targets = {task: np.zeros(shape, np.int32) for task in ids}
-        for task, words in ids.items():
-            for row, word in zip(targets[task], words, strict=False):
-                row[: len(word)] = word
-        return targets
-
-    def _asked(self, texts: Sequence[str], task: Tasks) -> tuple[_Served, list[str]]:
-        """What is served now, and the task of each text."""
-        served = self._served
-        if isinstance(texts, str):
-            raise UserError("texts is one string: give a list of texts")
-        if odd := [text for text in texts if not isinstance(text, str)]:
-            raise UserError(f"texts holds {odd[0]!r}: give a list of texts")
-        names = [task] * len(texts) if isinstance(task, str) else list(task)
-        if len(names) != len(texts):
-            raise UserError(f"{len(texts)} texts, but {len(names)} tasks: name one for each")
-        for name in dict.fromkeys(names):
-            served.check(name)
-        return served, names
-
-    def _array(self, prompt: Any) -> np.ndarray:
+    def _prompt_array(self, prompt: Any) -> np.ndarray:
         if prompt is None:
             return np.zeros((0, self.config.d_model), np.float32)
         if isinstance(prompt, np.ndarray | Array):
             return np.asarray(prompt)
-        return prompt_folder.read(prompt, None if self._any_backbone else lambda: self.fingerprint)
+        own = None if self._allow_other_backbone else lambda: self.fingerprint
+        return prompt_folder.read(prompt, own)
 
     def _add(
         self,
         prompts: Mapping[str, Sequence[np.ndarray]],
         labels: Mapping[str, tuple[str, ...]],
-        replace: bool,
+        *,
+        replace: bool = False,
     ) -> None:
-        with self._changing:
-            now = self._served
-            held = now.bank
-            for task in prompts if replace else ():
-                held = held.remove(task) if task in held.slots else held
-            self._served = self._with(held.add(prompts), {**now.labels, **labels})
+        with self._lock:
+            self._task_set = self._task_set.add(prompts, labels, replace=replace)
 
-    def _with(self, prompts: PromptBank, labels: Mapping[str, tuple[str, ...]]) -> _Served:
-        params = join(self._backbone, prompts.leaves)
-        return _Served(prompts, T5(self.config, prompts.sites), params, labels)
+
+def _label_targets(
+    labels: Mapping[str, Sequence[str]], encode: Callable[[str], list[int]]
+) -> dict[str, np.ndarray]:
+    """Each task's labels as tokens [K, L] int32, of one shape for all tasks; 0 is padding."""
+    ids = {task: [[*encode(word), EOS] for word in words] for task, words in labels.items()}
+    longest = max((len(word) for words in ids.values() for word in words), default=1)
+    shape = power(max(map(len, ids.values()), default=1)), power(longest)
+    targets = {task: np.zeros(shape, np.int32) for task in ids}
+    for task, words in ids.items():
+        for row, word in zip(targets[task], words, strict=False):
+            row[: len(word)] = word
+    return targets
 
 
 def load(
@@ -344,20 +369,23 @@ def load(
     """Loads a backbone to serve prompts with.
 
     Args:
-      config: a preset's name ("demo" is complete in itself), or a shape.
-      checkpoint: the weights, see `checkpoint.backbone.load`.
-      vocabulary: a SentencePiece model, "bytes" for ByT5's, or an object that encodes and decodes.
-      layout: from `sharding.layout`; None for rows divided over all devices.
-      batch_size: most rows of a batch; more are made into several.
-      input_length: tokens to which inputs are cut.
-      tasks, prompt_length: room for so many prompts of this length from the start; it grows by
-        doubling, and to the longest prompt, and only then batches are compiled again.
-      shard_prompts: the mesh's axis, "data" or "model", that the prompts are divided over, if they
-        are too many for each device.
-      allow_other_backbone: take prompts whose card names another backbone.
+      config: name of a preset ("demo" needs no files), or the shape of a backbone.
+      checkpoint: weights, see `checkpoint.backbone.load`.
+      vocabulary: path of a SentencePiece model, "bytes" for ByT5's, or an object that encodes and
+        decodes.
+      layout: devices, from `sharding.layout`; None to divide rows over all devices.
+      batch_size: most rows of a batch.
+      input_length: number of tokens, including the end token, to which an input is cut.
+      tasks: number of prompts that there is room for at the start; it doubles when more are added,
+        and batches are then compiled again.
+      prompt_length: length of the prompts that there is room for at the start; it grows to the
+        longest prompt, and batches are then compiled again.
+      shard_prompts: mesh axis, "data" or "model", that the prompts are divided over; None to keep
+        all of them on each device.
+      allow_other_backbone: whether to accept prompts whose card names another backbone.
 
     Raises:
-      ValueError: naming what is missing or does not fit.
+      ValueError: if something is missing or does not fit; the message names it.
 
     >>> import prompt_tuning
     >>> prompt_tuning.load("demo")
@@ -368,7 +396,7 @@ def load(
         vocabulary = vocabulary or embedded.vocabulary()
     if checkpoint is None or vocabulary is None:
         missing = "checkpoint" if checkpoint is None else "vocabulary"
-        raise UserError(f"load({config!r}): has no {missing}; name its file")
+        raise UserError(f"load({config!r}): has no {missing}; pass the path of its file")
     shape = preset(config) if isinstance(config, str) else config
     tuned = initialize(shape, Method(), layout=layout or sharding.layout(), checkpoint=checkpoint)
     room = {"capacity": tasks, "length": prompt_length}

@@ -1,8 +1,4 @@
-"""Prompts of many tasks in one array: every row of a batch gets its own task's.
-
-Lester et al., 2021, figure 2. The array is an argument of what is compiled, so that tasks come and
-go without compiling.
-"""
+"""Prompts of many tasks as files in one folder."""
 
 import json
 from collections.abc import Callable
@@ -18,82 +14,77 @@ LABELS_FILE = "labels.json"  # in a folder of prompts
 
 
 def read(path: epath.PathLike, fingerprint: Callable[[], str] | None = None) -> np.ndarray:
-    """A prompt [P, D] from a file or an adapter's folder, refused if its card does not fit.
+    """Reads a prompt [P, D] from a file or an adapter's folder, and checks its card.
 
     Args:
       path: see `checkpoint.prompts.load`.
-      fingerprint: of the backbone, computed if there is a card; None to take a prompt of any.
+      fingerprint: function that returns the backbone's fingerprint, called if there is a card;
+        None to accept a prompt of any backbone.
 
     Raises:
       CheckpointError: as `prompts.load` and `card.check`.
-      UserError: if the card says that the prompt is no prefix.
+      UserError: if the card says that the prompt is not a prefix.
     """
     prompt = prompts.load(path)
     if fingerprint is not None:
         card.check(path, fingerprint)
-    found = card.read(path)
-    if found is not None and found.placement not in ("", "prefix"):
+    prompt_card = card.read(path)
+    if prompt_card is not None and prompt_card.placement not in ("", "prefix"):
         raise UserError(
-            f"{path}: was trained as {found.placement!r}; a bank's prompts are prefixes"
+            f"{path}: was trained as {prompt_card.placement!r}; only a prefix can be served"
         )
     return prompt
 
 
 def files(folder: epath.PathLike) -> dict[str, list[epath.Path]]:
-    """The prompt files of each task in a folder.
+    """Lists the prompt files of each task in a folder.
 
-    `TASK.npy`, `TASK.safetensors` or an adapter's folder `TASK/` is a task's prompt; another folder
-    `TASK/` holds several, an ensemble. What begins with a dot is left out.
+    `TASK.npy`, `TASK.safetensors` or an adapter's folder `TASK/` is the prompt of a task; any other
+    folder `TASK/` contains the prompts of an ensemble. Names that begin with a dot are ignored.
 
     Raises:
-      UserError: if it is no folder, has no prompts, or two for one name.
+      UserError: if the folder does not exist, has no prompts, or has two prompts of one name.
     """
     folder = epath.Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of prompts")
-    found: dict[str, list[epath.Path]] = {}
+    by_task: dict[str, list[epath.Path]] = {}
     for path in sorted(folder.iterdir()):
-        several = [path] if path.suffix in prompts.SUFFIXES or _is_adapter(path) else _inside(path)
-        if not several or path.name.startswith("."):
+        paths = [path] if _is_prompt(path) else _prompts_in(path)
+        if not paths or path.name.startswith("."):
             continue
         task = path.name if path.is_dir() else path.stem
-        if task in found:
+        if task in by_task:
             raise UserError(f"{folder}: two prompts are named {task!r}; rename or delete one")
-        found[task] = several
-    if not found:
-        raise UserError(f"{folder}: no prompts in it, neither .npy, .safetensors nor a folder")
-    return found
+        by_task[task] = paths
+    if not by_task:
+        raise UserError(f"{folder}: contains no prompts: no .npy, .safetensors or adapter folder")
+    return by_task
 
 
 def labels(folder: epath.PathLike) -> dict[str, list[str]]:
-    """The label words by task that the folder's `labels.json` has; none without that file.
+    """Reads the label words by task from the folder's `labels.json`; empty without that file.
 
     Raises:
-      UserError: if it is no JSON object of lists, or names a task that has no prompt there.
+      UserError: if it is not a JSON object of lists, or names a task without a prompt.
     """
     path = epath.Path(folder).expanduser() / LABELS_FILE
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        words = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error})") from error
-    if not isinstance(found, dict) or not all(isinstance(words, list) for words in found.values()):
-        raise UserError(f"{path}: must be a JSON object of lists of label words by task")
-    if unknown := sorted(found.keys() - files(folder).keys()):
+        raise UserError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(words, dict) or not all(isinstance(value, list) for value in words.values()):
+        raise UserError(f"{path}: must be a JSON object with a list of label words per task")
+    if unknown := sorted(words.keys() - files(folder).keys()):
         raise UserError(f"{path}: no prompt for the task {unknown[0]!r}")
-    return found
+    return words
 
 
-def _inside(path: epath.Path) -> list[epath.Path]:
-    if not path.is_dir():
-        return []
-    return [
-        file
-        for file in sorted(path.iterdir())
-        if file.suffix in prompts.SUFFIXES or _is_adapter(file)
-    ]
+def _prompts_in(path: epath.Path) -> list[epath.Path]:
+    return list(filter(_is_prompt, sorted(path.iterdir()))) if path.is_dir() else []
 
 
-def _is_adapter(path: epath.Path) -> bool:
-    return path.is_dir() and peft.is_adapter(path)
+def _is_prompt(path: epath.Path) -> bool:
+    return path.suffix in prompts.SUFFIXES or (path.is_dir() and peft.is_adapter(path))

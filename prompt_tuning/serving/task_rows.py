@@ -1,4 +1,4 @@
-"""Texts of several tasks in one file, each row naming its task."""
+"""Texts of several tasks in one file; each row names its task."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -14,18 +14,18 @@ from prompt_tuning.t5.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class TaskRows:
-    """A file to predict on, and the folder of its tasks' prompts.
+    """A file to predict on, and the folder with the prompts of its tasks.
 
     Attributes:
-      file: as of `TextFiles`.
-      prompts: folder, see `bank.files`; its `labels.json` says which tasks have label words.
-      vocabulary: of the model.
-      text_field: as of `TextFiles`.
+      file: path of a file that `TextFiles` reads.
+      prompts: folder of prompts, see `prompt_folder.files`; its `labels.json` has the label words.
+      vocabulary: vocabulary of the model.
+      text_field: field or fields of the text, as in `TextFiles`.
       task_field: field of the task's name.
-      batch_size: rows of a batch.
-      input_length: tokens, with the end token, to which an input is cut.
-      target_length: most tokens to generate.
-      skip_bad_rows: most malformed rows that are skipped.
+      batch_size: most rows of a batch.
+      input_length: number of tokens, including the end token, to which an input is cut.
+      target_length: maximum number of tokens to generate.
+      skip_bad_rows: maximum number of malformed rows to skip.
     """
 
     file: str
@@ -39,13 +39,14 @@ class TaskRows:
     skip_bad_rows: int = 0
 
     def rows(self, tasks: Collection[str]) -> list[tuple[str, str]]:
-        """Text and task of each row, in the file's order.
+        """Reads the text and task of each row, in the file's order.
 
         Args:
-          tasks: there are.
+          tasks: tasks that have prompts.
 
         Raises:
-          UserError: naming file and line, for the first row that is malformed or of another task.
+          UserError: for the first row that is malformed or of an unknown task; the message names
+            file and line.
         """
         texts = TextFiles(text_field=self.text_field, label_field="")
 

@@ -91,7 +91,7 @@ def test_a_batch_is_as_long_as_its_rows_need(monkeypatch):
     assert found.scores is not None
     np.testing.assert_array_equal(found.scores[:, 0], data.encoder_input_tokens.sum(axis=1))
     # By length: 80 70 65 64 | 40 33 32 31 | 17 5 3 2 | 1
-    assert shapes == [(4, 80), (4, 64), (4, 32), (4, 32)]
+    assert shapes == [(4, 80), (4, 64), (4, 32), (4, 16)]
 
 
 def test_no_batch_is_longer_than_the_task():

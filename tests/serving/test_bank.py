@@ -131,13 +131,13 @@ def nan() -> np.ndarray:
             [np.full((2, D), 1e300)],
             "task 'new': the prompt contains values that are not finite",
         ),
-        (3, [prompt(2)], "task 3: a name is a text"),
+        (3, [prompt(2)], "task 3: a name must be a text"),
         ("new", [prompt(2), nan()], "task 'new': the prompt contains values that are not finite"),
         ("new", [np.ones((2, D + 1), np.float32)], "is 17 wide, the backbone 16"),
         ("new", [np.ones(D, np.float32)], r"a matrix \[P, D\] of floats, not float32 \(16,\)"),
         ("new", [np.ones((2, D), np.int32)], "a matrix .* not int32"),
         ("new", [], "task 'new': has no prompt"),
-        ("old", [prompt(2)], "task 'old': is there already; replace or remove it"),
+        ("old", [prompt(2)], "task 'old': already exists; pass replace=True or remove it first"),
     ],
 )
 def test_what_does_not_fit_is_refused_whole(task, vectors, message):
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused_whole(task, vectors, message):
 
 
 def test_a_task_that_is_not_there_cannot_be_removed():
-    with pytest.raises(UserError, match="no task 'x'; there are: a"):
+    with pytest.raises(UserError, match="no task 'x'; available: a"):
         empty().add({"a": [prompt(1)]}).remove("x")
 
 
