@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,3 +98,35 @@ def _statements(text: str, folders: tuple[str, ...]) -> Statements:
                 names = f"{statement.scope}/{statement.selector}", statement.arg_name
                 bindings[".".join(filter(None, names)).removeprefix("/")] = statement.value
     return Statements(bindings, frozenset(imports - {_DYNAMIC_REGISTRATION}))
+
+
+def reachable(bound: Mapping[str, Any], parameter: str) -> dict[str, Any]:
+    """Returns the bindings that the value of FUNCTION.PARAMETER depends on, its own included."""
+    reached: dict[str, Any] = {}
+    names = [name for name in bound if f".{name}".endswith(f".{parameter}")]
+    while names:
+        name = names.pop()
+        if name not in reached:
+            reached[name] = bound[name]
+            for reference in _references(bound[name]):
+                names += [other for other in bound if _belongs(other, reference)]
+    return reached
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Yields "%MACRO" and "@CONFIGURABLE" of all references in a value."""
+    if isinstance(value, Mapping):
+        for sigil in value.keys() & {"@", "%"}:
+            yield f"{sigil}{value[sigil]}"
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _references(item)
+
+
+def _belongs(name: str, reference: str) -> bool:
+    """Whether the binding `name` is of the macro or configurable that is referred to."""
+    if reference.startswith("%"):
+        return name == reference[1:]
+    selector = name.rpartition(".")[0].rpartition("/")[2]
+    return f".{selector}".endswith(f".{reference[1:].rpartition('/')[2]}")

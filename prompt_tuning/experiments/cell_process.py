@@ -1,4 +1,4 @@
-"""A cell's process: its steps one after the other, each in a child of its own."""
+"""The process of a cell: runs its steps one after the other, each in a child process."""
 
 import contextlib
 import os
@@ -37,20 +37,22 @@ def run(
     keep_weights: bool,
     retry_failed: bool,
 ) -> None:
-    """Runs what is missing of a cell; ends the process with `DONE`, `FAILED`, `STOPPED` (there is
-    no record, the next run goes on), or `BUSY` if another process has the cell.
+    """Runs the steps of a cell that are not done, and records the cell.
 
-    SIGTERM is passed on to the step, which saves and ends. SIGINT is ignored: who started this
-    process has it too, and sends SIGTERM.
+    Ends the process with `DONE`, `FAILED`, `STOPPED` (no record yet; the next run resumes the
+    cell), or `BUSY` if another process holds the cell.
+
+    SIGTERM is passed on to the running step, which saves and ends. SIGINT is ignored: the runner
+    receives it too, and sends SIGTERM.
 
     Args:
-      folder: of the cell.
-      steps: see `Step`.
-      share: of the host.
-      flags: of every command, beside the steps' own.
-      cache: folder of what XLA has compiled, for all cells.
-      keep_weights: see `Experiment`.
-      retry_failed: run it again if it has failed.
+      folder: Folder of the cell.
+      steps: Steps of the cell.
+      share: Share of the host that this process may use.
+      flags: Flags that every step gets in addition to its own.
+      cache: Folder of XLA's compilation cache, shared by all cells.
+      keep_weights: See `Experiment`.
+      retry_failed: Whether to run the cell again if it has failed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
@@ -89,9 +91,10 @@ def _run_step(folder: Path, step: Step, flags: Sequence[str]) -> int:
 
 
 def _in_child(command: str, arguments: Sequence[str]) -> tuple[int, bool]:
-    """The exit status of a command, negative for a signal, and whether it was told to stop.
+    """Runs a command in a forked child, which is safe while this process has no JAX devices.
 
-    This process has no JAX devices, so that it can fork.
+    Returns:
+      The exit status, negative for a signal, and whether this process received SIGTERM meanwhile.
     """
     stopped = False
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
@@ -109,7 +112,7 @@ def _in_child(command: str, arguments: Sequence[str]) -> tuple[int, bool]:
 
 
 def _become(command: str, arguments: Sequence[str]) -> NoReturn:
-    """`python -m prompt_tuning.COMMAND`, in this process."""
+    """Turns this process into `python -m prompt_tuning.COMMAND`."""
     status = 1
     try:
         sys.argv = [command, *arguments]
@@ -132,12 +135,12 @@ def _output_to(log: Path) -> None:
 
 
 def _reason(status: int, log: Path, start: int) -> str:
-    """Why a step failed, in one line: its error, or the last line that it wrote."""
+    """Returns why a step failed, in one line: its error, or the last line that it wrote."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    said = errors or [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else f"ended with status {status}"
+    messages = errors or [line.strip() for line in lines if line.strip()]
+    return messages[-1] if messages else f"ended with status {status}"

@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment that have no record: a process each, several at a time."""
+"""Runs the cells of an experiment that have no record: one process per cell, several at a time."""
 
 import multiprocessing
 import time
@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
-from prompt_tuning.experiments import cell_process as cell_process
-from prompt_tuning.experiments import records
+from prompt_tuning.experiments import cell_process, records
 from prompt_tuning.experiments.devices import Share
 from prompt_tuning.experiments.grid import Cell, Experiment
+from prompt_tuning.experiments.wording import counted
 from prompt_tuning.runtime import preemption
 
 _FORK = multiprocessing.get_context("forkserver")
-_ASK_AGAIN = 2.0  # seconds until a cell that another process has is looked at again
+_ASK_AGAIN = 2.0  # seconds until the runner tries again a cell that another process holds
 
 
 class Runner:
-    """The state of one `run`.
+    """Runs cells, and keeps account of them.
 
     Args:
-      experiment: whose cells they are.
-      cells: to run, in order.
-      shares: of the host; one worker each.
-      flags: of every command, beside the cells' own.
-      retry_failed: run those again that have failed.
-      modules: that the cells' processes begin with, imported once for all.
+      experiment: The experiment of the cells.
+      cells: Cells to run, in order.
+      shares: Shares of the host, one per worker.
+      flags: Flags that every command gets in addition to its own.
+      retry_failed: Whether to run failed cells again.
+      modules: Names of modules to import once, before the cells' processes are forked.
     """
 
     def __init__(
@@ -48,12 +48,13 @@ class Runner:
         self._seconds: list[float] = []
 
     def run(self) -> Counter[str]:
-        """Returns when all cells have a record: how many are "done", "failed".
+        """Runs cells until all of them have a record, those that other runners hold included.
 
-        A cell that another runner has at work is waited for.
+        Returns:
+          `count()`.
 
         Raises:
-          KeyboardInterrupt, Preempted: after the cells that were running have saved and ended.
+          KeyboardInterrupt, Preempted: after the running cells have saved and ended.
         """
         self._experiment.make_root()
         _FORK.set_forkserver_preload([cell_process.__name__, *self._modules])
@@ -68,9 +69,9 @@ class Runner:
         return self.count()
 
     def count(self) -> Counter[str]:
-        """How many cells are "done", "failed", "missing"."""
-        found = (records.read(self._experiment.cell_folder(cell)) for cell in self._cells)
-        return Counter(record["status"] if record else "missing" for record in found)
+        """Returns how many cells are "done", "failed" and "missing"."""
+        lines = (records.read(self._experiment.cell_folder(cell)) for cell in self._cells)
+        return Counter(record["status"] if record else "missing" for record in lines)
 
     def _is_missing(self, cell: Cell) -> bool:
         record = records.read(self._experiment.cell_folder(cell))
@@ -110,7 +111,7 @@ class Runner:
     def _ended(self, cell: Cell, status: int | None, seconds: float) -> None:
         if status == cell_process.BUSY:
             if cell.digest not in self._busy_until:
-                print(f"{cell.name}: another process runs it", flush=True)
+                print(f"{cell.name}: held by another process; waiting", flush=True)
             self._busy_until[cell.digest] = time.monotonic() + _ASK_AGAIN
             self._queue.append(cell)
             return
@@ -120,9 +121,9 @@ class Runner:
             records.fail(folder, f"its process ended with status {status}")
             record = records.read(folder)
         self._seconds.append(seconds)
-        what, error = (record["status"], record["error"]) if record else ("stopped", None)
+        outcome, error = (record["status"], record["error"]) if record else ("stopped", None)
         why = f" ({error}; {folder / cell_process.LOG})" if error else ""
-        print(f"{what}: {cell.name}, {seconds:.0f} s{why}; {self._state()}", flush=True)
+        print(f"{outcome}: {cell.name}, {seconds:.0f} s{why}; {self._state()}", flush=True)
 
     def _state(self) -> str:
         count = self.count()
@@ -131,7 +132,8 @@ class Runner:
         left = len(self._queue) + len(self._running)
         if self._seconds and left:
             mean = sum(self._seconds) / len(self._seconds)
-            parts.append(f"about {mean * left / self._workers / 60:.0f} minutes left")
+            minutes = round(mean * left / self._workers / 60)
+            parts.append(f"about {counted(minutes, 'minute')} left")
         return ", ".join(parts)
 
     def _stop(self) -> None:

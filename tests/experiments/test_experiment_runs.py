@@ -1,26 +1,25 @@
-"""Experiments that run: what is killed goes on, what fails stays failed, nothing runs twice."""
+"""Experiments that run: what is killed resumes, what fails stays failed, nothing runs twice."""
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stub_cells
 
 from prompt_tuning.checkpoint import backbone
+from prompt_tuning.experiments import records
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runtime.lock import only_process
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.testing import assert_mistake, random_leaves, run_command
 
 TESTS = Path(__file__).parents[1]
-KILLS = 5
-NOTHING = "x"  # an output folder that is not to be made
 
 # A layer each, on rows of process_run.py: neither TensorFlow nor SeqIO is loaded.
 RUN = """
@@ -92,197 +91,169 @@ TRAIN = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """With run.gin, grid.gin and a backbone."""
+    """Holds run.gin, grid.gin and a backbone."""
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "run.gin").write_text(RUN)
     (folder / "grid.gin").write_text(GRID)
-    rng = np.random.default_rng(0)
-    shapes = ParamSplit.of(T5Config(256, 16, 2, 8, 32, 1, 1), ModelTuning()).shapes
-    leaves = {path: rng.normal(0, 0.3, leaf.shape) for path, leaf in sorted(shapes.items())}
-    backbone.save(
-        folder / "tiny.safetensors",
-        {path: leaf.astype(np.float32) for path, leaf in leaves.items()},
-        "float32",
-    )
+    config = T5Config(256, 16, 2, 8, 32, 1, 1)
+    leaves = random_leaves(ParamSplit.of(config, ModelTuning()).shapes)
+    backbone.save(folder / "tiny.safetensors", leaves, "float32")
     return folder
 
 
 @pytest.fixture(scope="module")
-def start(folder) -> Callable[..., subprocess.Popen]:
-    """Starts a command of `experiments` as a process group."""
+def words(folder) -> Callable[..., list[str]]:
+    """The words of a command of `experiments` whose output goes to a folder."""
 
-    def start(command: str, output: str, *arguments: str) -> subprocess.Popen:
-        if output != NOTHING and not (folder / output).exists():
-            (folder / output).mkdir()  # what XLA compiles is the same for all
-            (folder / output / "compiled").symlink_to(folder / "compiled")
-        words = [sys.executable, "-m", "prompt_tuning.experiments", command, "grid.gin"]
+    def words(command: str, output: str, *more: str) -> list[str]:
         macros = [f"--gin.OUTPUT={output}", f"--gin.BACKBONE={folder / 'tiny.safetensors'}"]
-        environ = {
-            "PYTHONPATH": str(TESTS),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        }
-        return subprocess.Popen(
-            [*words, *macros, *arguments],
-            cwd=folder,
-            env={**os.environ, **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        return [command, "grid.gin", *macros, *more]
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def start(folder, words) -> Callable[..., stub_cells.Command]:
+    """Starts a command with stub cells."""
+
+    def start(*arguments: str, hook: stub_cells.Hook | None = None) -> stub_cells.Command:
+        return stub_cells.Command(folder, words(*arguments), hook)
 
     return start
 
 
-@pytest.fixture(scope="module")
-def call(start) -> Callable[..., tuple[int, str, str]]:
-    """The status, output and errors of a command."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        process = start(*words)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
-
-    return call
+@pytest.fixture
+def call(folder, words, monkeypatch) -> Callable:
+    """Runs a command in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(TESTS)
+    return lambda *arguments: run_command("prompt_tuning.experiments", *words(*arguments))
 
 
 def logs(folder: Path) -> list[str]:
     return [path.read_text() for path in sorted(folder.glob("cells/*/log.txt"))]
 
 
-def finished(log: str) -> int:
-    """How often a log tells of a training that came to its end."""
-    return log.count("The prompt, the learning curve and result.json are in")
-
-
 @pytest.fixture(scope="module")
-def whole(folder, call) -> bytes:
-    """The table of a run that nothing disturbed."""
-    status, out, err = call("run", "whole", "--workers=2")
-    assert (status, err) == (0, ""), err
-    assert "4 of 4 done" in out.splitlines()[-1]
-    status, out, err = call("table", "whole", "--json=whole.json")
-    assert status == 0, err
+def whole(folder, start) -> bytes:
+    """The table of a run that nothing disturbs."""
+    status, out, err = start("run", "whole", "--workers=2").result()
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].endswith("4 of 4 done")
+    status, out, err = start("table", "whole", "--json=whole.json").result()
+    assert (status, err) == (0, "")
     assert out.splitlines()[0] == "| length | method | remainders | trained parameters |"
     return (folder / "whole/toy/table.jsonl").read_bytes()
 
 
 def test_records(whole, folder):
-    records = [json.loads(line) for line in whole.splitlines()]
-    assert [record["cell"] for record in records] == ["0-2", "0-3", "1-2", "1-3"]
-    for record in records:
-        length = int(record["axes"]["length"])
-        cell = (folder / "whole/toy" / record["config"]).parent
-        assert record["config"].endswith("/train/config.gin")
-        assert f"PROMPT_LENGTH = {length}\n" in (cell / "config.gin").read_text()
-        assert np.load(cell / "prompt_best.npy").shape == (length, 16)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line["cell"] for line in lines] == ["0-2", "0-3", "1-2", "1-3"]
+    for line in lines:
+        seed, length = (int(line["axes"][axis]) for axis in ("seed", "length"))
+        cell = (folder / "whole/toy" / line["config"]).parent
+        assert line["config"].endswith("/train/config.gin")
+        assert f"'PROMPT_LENGTH': '{length}'" in (cell / "config.gin").read_text()
         assert not list(cell.glob("checkpoint_*")) and not (cell / "best").exists()
-        result = json.loads((cell / "result.json").read_text())
-        rows = {found["row"]: found["metrics"] for found in record["results"]}
-        assert list(rows) == ["majority", "frozen", "trained"]
-        assert rows["trained"] == {"accuracy": result["prompt_accuracy"]}
-        assert (record["status"], record["error"], record["steps"]) == ("done", None, 2)
-        assert record["trained_parameters"] == 16 * length
-        assert record["best_step"] == result["best_step"]
-        assert "seconds" not in record
+        assert [(result["row"], result["metrics"]) for result in line["results"]] == [
+            *((row, {"accuracy": value}) for row, value in stub_cells.BASELINES.items()),
+            ("trained", {"accuracy": stub_cells.accuracy(seed, length)}),
+        ]
+        assert (line["status"], line["error"], line["best_step"]) == ("done", None, 2)
+        assert line["trained_parameters"] == stub_cells.D_MODEL * length
+        assert "seconds" not in line
     timings = (folder / "whole/toy/timings.jsonl").read_text().splitlines()
-    assert [json.loads(line)["cell"] for line in timings] == [r["cell"] for r in records]
-    assert all(json.loads(line)["seconds"] > 0 for line in timings)
-    printed = json.loads((folder / "whole.json").read_text())["rows"]
-    scores = [r["results"][2]["metrics"]["accuracy"] for r in records if r["axes"]["length"] == "3"]
-    [three] = [row for row in printed if row["labels"]["length"] == "3"]
-    assert three["scores"]["remainders"]["accuracy"] == {
-        "mean": pytest.approx(100 * np.mean(scores)),
-        "sd": pytest.approx(100 * np.std(scores, ddof=1)),
-        "n": 2,
-    }
+    assert [json.loads(line)["cell"] for line in timings] == [line["cell"] for line in lines]
+    assert all(json.loads(line)["seconds"] == 0.5 for line in timings)
 
 
-def test_killed_at_random_moments(whole, folder, start, call):
-    moments = random.Random(1)
-    output = folder / "killed"
-    for _ in range(KILLS):
-        process = start("run", "killed")
-        while not logs(output) and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(1, 5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    status, _, err = call("run", "killed")
-    assert (status, err) == (0, "")
-    assert call("table", "killed")[0] == 0
+def test_killed_at_every_moment(whole, folder, start):
+    """The table is that of an undisturbed run, and no cell trains to its end twice, wherever all
+    processes are killed: at every step, and before and after each file gets its name.
+    """
+    output, kills = folder / "killed", 0
+    arguments = ("run", "killed", "--gin.SEEDS=(0,)")
+    while (result := start(*arguments, hook=stub_cells.kill_once).result())[0]:
+        assert result[0] == -9, result
+        kills += 1
+    assert kills == 2 * (2 + 2 * 2)  # two cells of two steps and two files
+    assert start("run", "killed").result()[0] == 0
+    assert start("table", "killed").result()[0] == 0
     assert (output / "toy/table.jsonl").read_bytes() == whole
-    assert max(finished(log) for log in logs(output)) == 1
+    assert len(logs(output)) == 4
 
 
-def test_two_at_once_run_no_cell_twice(folder, start):
-    processes = [start("run", "twice", "--gin.SEEDS=(0,)") for _ in range(2)]
-    ends = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    assert [finished(log) for log in logs(folder / "twice")] == [1, 1]
+def test_cells_that_another_runner_holds(folder, start, words):
+    """One is left without a record, and runs; the other one is done when it is released."""
+    listed = start("run", "held", "--gin.SEEDS=(0,)", "--dry_run").result()[1].splitlines()
+    first, second = (folder / "held/cells" / line.split()[0] for line in listed[:6:3])
+    record = {"status": "done", "error": None, "seconds": 0, "results": [], "config": None}
+    with only_process(second):
+        with only_process(first):
+            command = start("run", "held", "--gin.SEEDS=(0,)")
+            lines = command.lines()
+            waiting = {next(lines) for _ in range(3)}
+        (second / records.RECORD).write_text(json.dumps(record))
+    assert waiting >= {f"0-{length}: held by another process; waiting\n" for length in (2, 3)}
+    status, out, err = command.result()
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].endswith("2 of 2 done")
+    assert (first / "train/result.json").exists() and not (second / "train").exists()
 
 
-def test_sigterm(folder, start, call):
-    process = start("run", "stopped", "--gin.TRAIN_STEPS=100000")
-    while not list((folder / "stopped").glob("cells/*/train/checkpoint_*")):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert err == "stopped: the same command goes on with what is missing\n"
-    assert not list((folder / "stopped").glob("cells/*/record.json"))
+def test_sigterm(folder, start):
+    """The step saves and ends, then the cell, then the runner; nothing is recorded."""
+    status, _, err = start("run", "stopped", hook=stub_cells.terminate).result()
+    assert (status, err) == (75, "stopped: run the same command again to resume\n")
     [log] = logs(folder / "stopped")
-    assert log.endswith("stopped: the same command goes on from the newest checkpoint\n")
+    assert log == "stopped\n"
+    assert not list((folder / "stopped").glob("cells/*/record.json"))
+    assert start("run", "stopped", "--gin.SEEDS=(0,)").result()[0] == 0
+    assert [log.count(stub_cells.FINISHED) for log in logs(folder / "stopped")] == [1, 1]
 
 
-def test_a_cell_that_fails(folder, call):
+def test_a_cell_that_fails(folder, start):
     backbone_of_later = folder / "later.safetensors"
     later = (f"--gin.BACKBONE={backbone_of_later}", "--gin.SEEDS=(0,)")
-    status, out, err = call("run", "failed", *later)
+    status, out, err = start("run", "failed", *later).result()
     assert status == 1
-    assert err == "error: 2 cells failed; --retry_failed runs them again\n"
+    assert err == "error: 2 cells failed; --retry_failed runs failed cells again\n"
     assert out.splitlines()[-1].endswith("0 of 2 done, 2 failed")
-    status, out, _ = call("table", "failed", *later)
+    status, out, _ = start("table", "failed", *later).result()
     assert status == 0 and "2 cells: 0 done, 0 missing, 2 failed" in out
-    records = (folder / "failed/toy/table.jsonl").read_text().splitlines()
-    errors = {json.loads(line)["error"] for line in records}
-    assert len(errors) == 1 and str(backbone_of_later) in errors.pop()
+    lines = (folder / "failed/toy/table.jsonl").read_text().splitlines()
+    errors = {json.loads(line)["error"] for line in lines}
+    assert errors == {f"train: INITIAL_CHECKPOINT_PATH = {str(backbone_of_later)!r}: no such file"}
     before = logs(folder / "failed")
-    backbone_of_later.write_bytes((folder / "tiny.safetensors").read_bytes())
-    assert call("run", "failed", *later)[0] == 1
+    backbone_of_later.touch()
+    assert start("run", "failed", *later).result()[0] == 1
     assert logs(folder / "failed") == before
-    status, out, err = call("run", "failed", *later, "--retry_failed")
+    status, out, err = start("run", "failed", *later, "--retry_failed").result()
     assert (status, err) == (0, "")
     assert out.splitlines()[-1].endswith("2 of 2 done")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "part"),
     [
-        (("run", NOTHING, "--gin.TRAIN_STEP=3"), "there is no setting TRAIN_STEP"),
-        (("run", NOTHING, "--cell_index=4", "--cell_count=4"), "--cell_index: part 4 of 4"),
-        (
-            ("run", NOTHING, "--dry_run", "--gin.TRAIN_STEPS=a"),
-            "TRAIN_STEPS = 'a': must be a whole",
-        ),
-        (("run", NOTHING, "--gin_file=a.gin"), "--gin_file: not for experiments"),
-        (("run", "run.gin"), "OUTPUT = 'run.gin': cannot be made a folder (File exists)"),
-        (("table", "run.gin"), "OUTPUT = 'run.gin': cannot be made a folder (File exists)"),
-        (("plot", NOTHING), "no cell is done: nothing to draw"),
-        (("walk", NOTHING), "walk grid.gin: say run, table, plot and one gin file"),
+        (("run", "--gin.TRAIN_STEP=3"), "there is no setting TRAIN_STEP"),
+        (("run", "--cell_index=4", "--cell_count=4"), "--cell_index: part 4 of 4"),
+        (("run", "--dry_run", "--gin.TRAIN_STEPS=a"), "TRAIN_STEPS = 'a': must be a whole"),
+        (("run", "--gin_file=a.gin"), "--gin_file: is not for experiments"),
+        (("run", "--gin.OUTPUT=run.gin"), "OUTPUT = 'run.gin': cannot be made a folder"),
+        (("table", "--gin.OUTPUT=run.gin"), "OUTPUT = 'run.gin': cannot be made a folder"),
+        (("plot",), "no cell is done: nothing to draw"),
+        (("walk",), "walk grid.gin: expected run, table, plot and one gin file"),
     ],
 )
-def test_mistakes(arguments, said, call, folder):
-    status, _, err = call(*arguments)
-    assert status == 2
-    assert err.startswith("error: ") and said in err and err.count("\n") == 1
-    assert not (folder / NOTHING).exists()
+def test_mistakes(arguments, part, call, folder):
+    command, *flags = arguments
+    assert_mistake(call(command, "absent", *flags), part)
+    assert not (folder / "absent").exists()
 
 
 def test_dry_run_of_a_part(call, folder):
-    status, out, err = call("run", NOTHING, "--dry_run", "--cell_index=1", "--cell_count=2")
+    status, out, err = call("run", "absent", "--dry_run", "--cell_index=1", "--cell_count=2")
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "part 1 of 2, by --cell_index"
@@ -290,6 +261,81 @@ def test_dry_run_of_a_part(call, folder):
     assert lines[2].startswith("  train: trained 1 leaves 48 parameters ")
     digest = lines[1].split()[0]
     assert lines[3].startswith("    python -m prompt_tuning.train --gin_file=run.gin ")
-    assert f" --gin.MODEL_DIR=x/cells/{digest}/train " in lines[3]
+    assert f" --gin.MODEL_DIR=absent/cells/{digest}/train " in lines[3]
     assert lines[7] == "toy: 2 cells"
-    assert not (folder / NOTHING).exists()
+    assert not (folder / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "part"),
+    [
+        ("demo_question", "MIXTURE_OR_TASK_NAME = 'demo_question': no such task"),
+        ("sst2", "cell sst2-prompt_tuning, step train: DATA_DIR = "),
+    ],
+)
+def test_dry_run_checks_the_data(task, part, tmp_path, monkeypatch):
+    """After all cells are listed."""
+    monkeypatch.chdir(tmp_path)
+    axes = {"task": [task], "method": {"prompt_tuning": {"steps": ("train",), "RANDOM_SEED": 0}}}
+    (tmp_path / "one.gin").write_text(
+        f"include 'experiments/methods.gin'\ngrid.Experiment.axes = {axes}\n"
+    )
+    words = ("run", "one.gin", "--dry_run", "--gin.OUTPUT=absent", "--gin.DATA_DIR=data")
+    result = run_command("prompt_tuning.experiments", *words)
+    assert_mistake(result, part)
+    assert result.out.splitlines()[-1] == "methods: 1 cell"
+
+
+def test_dry_run_checks_the_backbone(call):
+    assert_mistake(
+        call("run", "absent", "--dry_run", "--gin.BACKBONE=nowhere"),
+        "cell 0-2, step train: INITIAL_CHECKPOINT_PATH = 'nowhere': no such file or folder",
+    )
+
+
+def process(folder: Path, words: list[str]) -> subprocess.CompletedProcess:
+    """`python -m prompt_tuning.experiments`, with real cells."""
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "prompt_tuning.experiments", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_command_in_a_process_of_its_own(folder, words):
+    """With a cell's real process, which ends at its first mistake."""
+    one = ("--gin.SEEDS=(0,)", "--gin.BACKBONE=nowhere", "--cell_index=0", "--cell_count=2")
+    done = process(folder, words("run", "alone", *one))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: 1 cell failed; --retry_failed runs failed cells again\n",
+    )
+    assert "(train: " in done.stdout and "nowhere" in done.stdout
+
+
+@pytest.mark.slow
+def test_real_cells(folder, words):
+    """Trains four tiny prompts, two at a time."""
+    done = process(folder, words("run", "real", "--workers=2"))
+    assert (done.returncode, done.stderr) == (0, "")
+    done = process(folder, words("table", "real", "--json=real.json"))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (folder / "real/toy/table.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        length = int(line["axes"]["length"])
+        cell = (folder / "real/toy" / line["config"]).parent
+        assert f"PROMPT_LENGTH = {length}\n" in (cell / "config.gin").read_text()
+        assert np.load(cell / "prompt_best.npy").shape == (length, 16)
+        assert not list(cell.glob("checkpoint_*")) and not (cell / "best").exists()
+        result = json.loads((cell / "result.json").read_text())
+        rows = {found["row"]: found["metrics"] for found in line["results"]}
+        assert list(rows) == ["majority", "frozen", "trained"]
+        assert rows["trained"] == {"accuracy": result["prompt_accuracy"]}
+        assert (line["status"], line["error"], line["steps"]) == ("done", None, 2)
+        assert line["trained_parameters"] == 16 * length
+        assert line["best_step"] == result["best_step"]
+    assert len(lines) == 4
