@@ -161,7 +161,7 @@ def _train(argv: Sequence[str], out: str, phase: Any, saving: Any, before: Any) 
 
     RunCheckpoints._commit = noted(RunCheckpoints._commit, saving, 1, 0)
     validation.Validation.__call__ = noted(validation.Validation.__call__, phase, 2, 1)
-    train.fit = noted(loop.fit, phase, 1, PHASES.index("end"))
+    loop.Fit.__call__ = noted(loop.Fit.__call__, phase, 1, PHASES.index("end"))
     if before:
         before()
     sys.argv = list(argv)

@@ -1,16 +1,14 @@
-"""python -m prompt_tuning.plan: what a step needs on a mesh of devices that need not be there."""
+"""python -m prompt_tuning.plan: what a train step needs on a mesh of simulated devices."""
 
 import os
 import sys
 from collections.abc import Sequence
 
-LARGEST = 256  # devices of the machines that are looked at
+LARGEST = 256  # devices of the largest machine that plans look at
 
 
 def simulate(argv: Sequence[str]) -> None:
-    """Lets JAX, not imported yet, see as many CPU devices as --devices says, and those of the
-    largest machine that is looked at.
-    """
+    """Makes JAX, not imported yet, simulate `LARGEST` CPU devices, or --devices if that is more."""
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if name == "devices" and argument.startswith("-"):
@@ -22,7 +20,7 @@ def simulate(argv: Sequence[str]) -> None:
 
 
 def with_defaults(argv: Sequence[str]) -> list[str]:
-    """`argv` with the paper's method and the run's gin file, where it does not name them."""
+    """Adds the paper's method and `runs/plan.gin` to `argv`, if it names no others."""
     files = [word.partition("=")[2] for word in argv if word.startswith("--gin_file=")]
     wanted = [] if any("methods/" in file for file in files) else ["methods/prompt_tuning.gin"]
     wanted += [] if "runs/plan.gin" in files else ["runs/plan.gin"]
@@ -36,11 +34,16 @@ if __name__ == "__main__":
     from prompt_tuning.cli import gin_command
     from prompt_tuning.data import flags as data_flags
     from prompt_tuning.model import summary
-    from prompt_tuning.runs.plan import DEVICES, JSON, measure_step
+    from prompt_tuning.runs.plan import measure_step
 
-    flags.DEFINE_integer(
-        DEVICES, None, "Devices to simulate; those here, if not given.", lower_bound=1
+    devices = flags.DEFINE_integer(
+        "devices", None, "Number of devices to simulate; by default all that JAX has.", 1
     )
-    flags.DEFINE_string(JSON, None, "File to write the plan to.")
+    json_file = flags.DEFINE_string("json", "", "File to write the plan to.")
+
+    def setup() -> list[str]:
+        bindings = [f"DEVICES = {devices.value}", f"JSON_FILE = {json_file.value!r}"]
+        return [*data_flags.setup(), *bindings]
+
     sys.argv = with_defaults(sys.argv)
-    gin_command.main(measure_step, setup=data_flags.setup, plan=summary.plan)
+    gin_command.main(measure_step, setup=setup, plan=summary.plan)

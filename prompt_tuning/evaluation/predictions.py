@@ -1,4 +1,4 @@
-"""What a model predicts, as JSON lines, and its metrics."""
+"""Files of a model's predictions and metrics."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from prompt_tuning.runtime.files import renamed_when_done
 def lines(
     examples: Iterable[dict[str, Any]], predictions: Predictions, labels: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """An example's fields each, "prediction", and "scores" by label where there are any."""
+    """Yields the fields of each example, "prediction", and "scores" by label if there are any."""
     for i, (example, text) in enumerate(zip(examples, predictions.texts, strict=True)):
         line = example | {"prediction": text}
         if predictions.scores is not None:
@@ -25,27 +25,29 @@ def lines(
         yield line
 
 
-def write(folder: epath.Path, data: EvalSet, found: Mapping[str, Predictions]) -> Metrics:
-    """Writes a split's predictions and metrics.
+def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions]) -> Metrics:
+    """Writes the predictions and metrics of a split.
+
+    `TASK-SPLIT-METHOD.jsonl` has one line {"input", "target", "prediction"} per example, for each
+    evaluation method; `TASK-SPLIT-metrics.json` has the metrics of all methods.
 
     Args:
-      folder: for `TASK-SPLIT-METHOD.jsonl`, a line {"input", "target", "prediction"} an example, of
-        each evaluation method, and `TASK-SPLIT-metrics.json`.
-      data: the split.
-      found: predictions by evaluation method.
+      folder: Folder to write to.
+      data: Split of a task.
+      by_method: Predictions by evaluation method.
 
     Returns:
       The metrics, named METHOD/METRIC.
     """
     name = f"{data.task}-{data.split}"
     metrics: dict[str, float] = {}
-    for kind, own in found.items():
+    for method, predicted in by_method.items():
         texts = zip(data.inputs, data.targets, strict=True)
         examples = ({"input": text, "target": target} for text, target in texts)
-        path = folder / f"{name}-{kind}.jsonl"
+        path = folder / f"{name}-{method}.jsonl"
         with renamed_when_done(path) as temporary, temporary.open("w") as file:
-            for line in lines(examples, own, data.labels):
+            for line in lines(examples, predicted, data.labels):
                 file.write(json.dumps(line) + "\n")
-        metrics |= {f"{kind}/{metric}": value for metric, value in measure(data, own).items()}
+        metrics |= {f"{method}/{metric}": x for metric, x in measure(data, predicted).items()}
     files.write_json(folder / f"{name}-metrics.json", metrics)
     return metrics

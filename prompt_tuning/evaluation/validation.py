@@ -1,4 +1,4 @@
-"""Periodic validation while training: writes the metrics and keeps the best trained leaves."""
+"""Validation during training: writes the metrics and keeps the best trained leaves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,19 @@ Metrics = Mapping[str, float]
 
 
 class Validation:
-    """An evaluator on the evaluation sets of a task or mixture.
+    """An evaluator on the validation sets of a task or mixture. To be used as a context manager.
 
-    The best step has the highest `mean_score`: of one set its first metric, of several the mean of
-    each one's. The history lies in `MODEL_DIR/inference_eval/TASK/metrics.jsonl`, the best trained
-    leaves in `MODEL_DIR/best`, so both outlive a restart: a step has its line when its leaves are
-    saved, and is not measured again.
+    The best step is the first one with the highest `mean_score`: the mean over the sets of each
+    one's first metric. Metrics are written to `MODEL_DIR/inference_eval/TASK/metrics.jsonl`, the
+    best trained leaves to `MODEL_DIR/best`, so that both outlive a restart. A step's line is
+    written after its leaves are saved; a step that has its line is not measured again.
 
     Args:
-      model_dir: the run's folder.
-      sets, methods, batch_size: what is measured, how, and how many rows at once.
-      start: step that the run goes on from; what was measured after it is forgotten.
+      model_dir: Folder of the run.
+      sets: Validation sets.
+      methods: Evaluation methods; the first one chooses the best step.
+      batch_size: Number of rows of an evaluation batch.
+      start: Step that the run resumes from; metrics of later steps are removed.
     """
 
     def __init__(
@@ -41,56 +43,56 @@ class Validation:
     ) -> None:
         self._sets, self._methods, self._batch_size = sets, methods, batch_size
         self._model_dir = model_dir
-        self._best = RunCheckpoints(epath.Path(model_dir) / "best")
-        self._steps = _validated(_folders(model_dir, sets), start)
-        until = max(self._steps, default=-1)
+        self._best_leaves = RunCheckpoints(epath.Path(model_dir) / "best")
+        self._metrics = _read_metrics(_folders(model_dir, sets), start)
+        until = max(self._metrics, default=-1)
         self._writers = {
             task: MetricsWriter(folder, until) for task, folder in _folders(model_dir, sets).items()
         }
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Lines {"step", METHOD/METRIC: value} of the one set; of several {"step", "mean"}."""
-        return [{"step": step, **one_row(found)} for step, found in sorted(self._steps.items())]
+        """One entry per step: {"step", METHOD/METRIC: value}; for several sets {"step", "mean"}."""
+        return [{"step": step, **self.metrics_at(step)} for step in sorted(self._metrics)]
 
     def __call__(self, tuned: TunedModel, step: int) -> None:
-        if step in self._steps:
+        if step in self._metrics:
             return
-        found: dict[str, Metrics] = {
+        by_task: dict[str, Metrics] = {
             data.task: score(tuned, data, self._methods, self._batch_size) for data in self._sets
         }
-        self._steps[step] = found
-        if _best(self._steps, step) == step:
-            # A run may go back to any of its checkpoints, and to what was best by then.
-            bests = (_best(self._steps, until) for until in steps(self._model_dir))
-            before = [best for best in bests if best is not None]
-            self._best.save(step, tuned.trained, also=before)
-            self._best.wait()
-        for task, metrics in found.items():
+        self._metrics[step] = by_task
+        if _best_step(self._metrics, step) == step:
+            # A run may go back to any of its checkpoints, and to the best step until then.
+            earlier = (_best_step(self._metrics, until) for until in steps(self._model_dir))
+            kept = [best for best in earlier if best is not None]
+            self._best_leaves.save(step, tuned.trained, also=kept)
+            self._best_leaves.wait()
+        for task, metrics in by_task.items():
             self._writers[task].write(step, metrics)
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            which = f", {task}" if len(found) > 1 else ""
-            print(f"validation at step {step}{which}: {shown}", flush=True)
+            values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            suffix = f", {task}" if len(by_task) > 1 else ""
+            print(f"validation at step {step}{suffix}: {values}", flush=True)
 
     def __enter__(self) -> "Validation":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._best.close()
+        self._best_leaves.close()
         for writer in self._writers.values():
             writer.close()
 
     def metrics_at(self, step: int) -> dict[str, float]:
-        """The metrics at a validated step, by METHOD/METRIC; of several sets {"mean": score}."""
-        return one_row(self._steps[step])
+        """Returns the metrics at a validated step; for several sets {"mean": score}."""
+        return one_row(self._metrics[step])
 
     def best(self, like: Params) -> tuple[int, Params]:
-        """The best step and its trained leaves, laid out as `like` is."""
-        return self._best.restore(like, _best(self._steps))
+        """Returns the best step and its trained leaves, laid out as `like` is."""
+        return self._best_leaves.restore(like, _best_step(self._metrics))
 
 
 def one_row(scores: Mapping[str, Metrics]) -> dict[str, float]:
-    """The metrics of one task; of several by name, {"mean": `mean_score`}."""
+    """Returns the metrics of a single task; for several tasks, by name, {"mean": `mean_score`}."""
     if len(scores) > 1:
         return {"mean": mean_score(scores.values())}
     [metrics] = scores.values()
@@ -104,30 +106,33 @@ def check_resumes(
     trained: Params,
     start: int,
 ) -> None:
-    """Raises UserError if the run in `model_dir` is of other tasks, has chosen its best step by
-    another metric, or has lost the best of the steps until `start`.
+    """Checks that the validation of the run in `model_dir` can continue from the step `start`.
+
+    Raises:
+      UserError: If the run has other tasks, has chosen its best step by another metric, or has lost
+        the best leaves of the steps until `start`.
     """
     tasks = {path.name for path in _folder(model_dir).glob("*")}
     if tasks and tasks != {data.task for data in sets}:
         names = ", ".join(sorted(tasks))
-        raise UserError(f"{model_dir}: holds a run of the task {names}; set another MODEL_DIR")
+        raise UserError(f"{model_dir}: contains a run on the task {names}; set another MODEL_DIR")
     for data in sets:
         log = _folder(model_dir) / data.task / "metrics.jsonl"
         if history := read_metrics(log):
             method = next(name for name in history[0] if name != "step").partition("/")[0]
             if method != predictors_for(data, methods)[0]:
                 raise UserError(
-                    f"{log}: this run chooses its best step by {method!r}; let EVAL_METHODS begin "
-                    "with that, or set another MODEL_DIR"
+                    f"{log}: this run chooses its best step by {method!r}; put it first in "
+                    "EVAL_METHODS, or set another MODEL_DIR"
                 )
-    best = _best(_validated(_folders(model_dir, sets), start))
+    best = _best_step(_read_metrics(_folders(model_dir, sets), start))
     if best is not None:
         try:
             RunCheckpoints(model_dir / "best").check(trained, best)
         except CheckpointError as error:
             raise UserError(
-                f"{error}: it is the best step until now; set another MODEL_DIR, or delete "
-                f"{_folder(model_dir)} to choose among the steps to come"
+                f"{error}: it has the best step so far; set another MODEL_DIR, or delete "
+                f"{_folder(model_dir)} to choose among the steps from here on"
             ) from error
 
 
@@ -139,21 +144,21 @@ def _folders(model_dir: epath.PathLike, sets: Sequence[EvalSet]) -> dict[str, ep
     return {data.task: _folder(model_dir) / data.task for data in sets}
 
 
-def _validated(folders: Mapping[str, epath.Path], start: int) -> dict[int, dict[str, Metrics]]:
-    """The metrics by step and task, of the steps until `start` at which each was measured."""
+def _read_metrics(folders: Mapping[str, epath.Path], start: int) -> dict[int, dict[str, Metrics]]:
+    """Metrics by step and task, of the steps until `start` at which every task was measured."""
     lines = {
         task: {int(line.pop("step")): line for line in read_metrics(folder / "metrics.jsonl")}
         for task, folder in folders.items()
     }
-    common = set.intersection(*(set(found) for found in lines.values()))
+    common = set.intersection(*map(set, lines.values()))
     return {
-        step: {task: found[step] for task, found in lines.items()}
+        step: {task: by_step[step] for task, by_step in lines.items()}
         for step in sorted(common)
         if step <= start
     }
 
 
-def _best(found: Mapping[int, Mapping[str, Metrics]], until: float = math.inf) -> int | None:
-    """The first of the best steps until one; None if none was measured."""
-    means = {step: mean_score(found[step].values()) for step in sorted(found) if step <= until}
+def _best_step(metrics: Mapping[int, Mapping[str, Metrics]], until: float = math.inf) -> int | None:
+    """The first of the best steps, of those up to `until`; None if none was measured."""
+    means = {step: mean_score(metrics[step].values()) for step in sorted(metrics) if step <= until}
     return max(means, key=means.__getitem__, default=None)

@@ -1,4 +1,4 @@
-"""Which leaves are trained: decided here once, for gradient, optimizer, checkpoint and report."""
+"""The division of leaves into trained and frozen, for gradient, optimizer, checkpoint, report."""
 
 import dataclasses
 import functools
@@ -22,9 +22,9 @@ class ParamSplit:
     """The division of a model's leaves, by path.
 
     Attributes:
-      shapes: path to shape and dtype, of every leaf; of a matrix in int8 a QArray of them.
-      added: paths that the method brought: the model's with it, less the model's without it.
-      trained: paths that are trained.
+      shapes: Shape and dtype of every leaf by path; a QArray of them for an int8 matrix.
+      added: Paths that the method adds: those of the model with it that the plain model lacks.
+      trained: Paths of the trained leaves.
     """
 
     shapes: Mapping[str, jax.ShapeDtypeStruct]
@@ -33,10 +33,10 @@ class ParamSplit:
 
     @classmethod
     def of(cls, config: T5Config, method: Method) -> "ParamSplit":
-        """Derives the split from shapes alone: nothing is allocated.
+        """Derives the split from shapes alone, without allocating anything.
 
         Raises:
-          ValueError: if the method does not fit the backbone.
+          ValueError: If the method does not fit the backbone.
         """
         method.check(config)
         with_method = flatten(nn.unbox(init_shapes(config, method)))
@@ -58,7 +58,7 @@ class ParamSplit:
         return frozenset(self.shapes) - self.added
 
     def split(self, params: Params) -> tuple[dict, dict]:
-        """Params to (trained, frozen): two trees with the same paths as before, pruned."""
+        """Divides params into (trained, frozen): two pruned trees with unchanged paths."""
         leaves = flatten(params)
         self._check(leaves)
         trained = {path: leaf for path, leaf in leaves.items() if path in self.trained}
@@ -66,23 +66,23 @@ class ParamSplit:
         return unflatten(trained), unflatten(frozen)
 
     def merge(self, trained: Params, frozen: Params) -> dict:
-        """The inverse of `split`.
+        """Inverts `split`.
 
         Raises:
-          ValueError: naming the paths, if the trees overlap or do not cover the model.
+          ValueError: If the trees overlap or do not cover the model; names the paths.
         """
         params = join(trained, frozen)
         self._check(flatten(params))
         return params
 
     def labels(self, params: Params) -> dict:
-        """A tree like `params` of "train" and "frozen", for `optax.multi_transform`."""
+        """Returns a tree like `params` of "train" and "frozen", for `optax.multi_transform`."""
         return unflatten(
             {path: "train" if path in self.trained else "frozen" for path in flatten(params)}
         )
 
     def count(self, paths: frozenset[str]) -> int:
-        """Number of parameters at `paths`."""
+        """Returns the number of parameters at `paths`."""
         return sum(math.prod(self.shapes[path].shape) for path in paths)
 
     def _check(self, leaves: Mapping[str, Any]) -> None:

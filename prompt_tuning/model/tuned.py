@@ -1,4 +1,4 @@
-"""A run's trained leaves as one `.safetensors` file, by path."""
+"""A model with its parameters: initialised or read from checkpoints, laid out on devices."""
 
 import dataclasses
 import functools
@@ -28,12 +28,13 @@ class TunedModel:
     """A model with its parameters, ready to predict.
 
     Attributes:
-      model: the backbone with the method at its sites.
-      split: which leaves are trained.
-      trained, frozen: the two halves of the parameters.
-      layout: how they lie on devices.
-      source: path of the backbone's weights; "" for random ones.
-      sums: for the fingerprint, of leaves that became int8 when they were read.
+      model: Backbone with the method at its sites.
+      split: Division of the leaves into trained and frozen.
+      trained: Tree of trained leaves.
+      frozen: Tree of frozen leaves.
+      layout: Layout of the leaves on the devices.
+      source: Path of the backbone's weights; "" for random weights.
+      sums: Fingerprint sums, by path, of leaves that were converted to int8 when they were read.
     """
 
     model: T5
@@ -50,12 +51,12 @@ class TunedModel:
 
     @property
     def backbone(self) -> Params:
-        """The backbone's leaves, by path, as they are now."""
+        """The present leaves of the backbone, by path."""
         leaves = flatten(self.params).items()
         return {path: leaf for path, leaf in leaves if path in self.split.backbone}
 
     def without_method(self) -> "TunedModel":
-        """The backbone alone, with its leaves as they are now."""
+        """Returns the backbone alone, with its present leaves."""
         shapes = {path: self.split.shapes[path] for path in self.split.backbone}
         split = ParamSplit(shapes, frozenset(), frozenset())
         return TunedModel(T5(self.model.config), split, {}, unflatten(self.backbone), self.layout)
@@ -71,17 +72,18 @@ def initialize(
     encode: Callable[[str], list[int]] | None = None,
     labels: Sequence[str] = (),
 ) -> TunedModel:
-    """Builds a model: backbone leaves from `checkpoint` (or at random, if None), added leaves by
-    the method; every leaf is made or read straight onto its shards.
+    """Builds a model: backbone leaves come from a checkpoint, added leaves from the method.
+
+    Every leaf is created or read directly onto its shards.
 
     Args:
-      config: the backbone's shape.
-      method: the tuning method.
-      layout: from `sharding.layout`.
-      seed: of all random initialisation.
-      checkpoint: backbone weights, see `checkpoint.backbone.load`.
-      encode: text to ids, for initialisers that start from words.
-      labels: the task's label words, for the same.
+      config: Configuration of the backbone.
+      method: Tuning method.
+      layout: Layout from `sharding.layout`.
+      seed: Seed of the random initialisation.
+      checkpoint: Backbone weights, see `checkpoint.backbone.load`; random weights if None.
+      encode: Function from text to token ids, for initialisers that start from words.
+      labels: Label words of the task, for the same initialisers.
     """
     model, split = T5(config, method), ParamSplit.of(config, method)
     boxed = init_shapes(config, method)
@@ -96,10 +98,11 @@ def initialize(
         loaded, sums = _read(checkpoint, stored)
     missing = {path: leaf for path, leaf in shapes.items() if path not in loaded}
     leaves = loaded | _random_leaves(model, missing, seed)
-    of_backbone = {path: leaves[path] for path in split.backbone}
-    identity = functools.partial(fingerprint.of, of_backbone, sums)
-    about = Backbone(leaves[EMBEDDING], encode, tuple(labels), identity)
-    values = method.initial_values(about, seed)
+    backbone_leaves = {path: leaves[path] for path in split.backbone}
+    identity = functools.partial(fingerprint.of, backbone_leaves, sums)
+    values = method.initial_values(
+        Backbone(leaves[EMBEDDING], encode, tuple(labels), identity), seed
+    )
     for path, value in values.items():
         leaves[path] = sharding.place(np.asarray(value, np.float32), shardings[path])
     trained, frozen = split.split(unflatten(leaves))
@@ -109,8 +112,10 @@ def initialize(
 def _read(
     checkpoint: epath.PathLike, wanted: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Leaves of a checkpoint; each that is to be int8 becomes it before the next one is read. Their
-    sums, by path in files, are those of the values that were read.
+    """Reads leaves of a checkpoint, and returns the fingerprint sums of those that become int8.
+
+    A leaf is converted to int8 before the next one is read; its sum, by its path in the file, is
+    that of the values that were read.
     """
     in_files, sums = stacked_leaves.layer_shapes(wanted), {}
 
@@ -135,7 +140,7 @@ def _places(leaf: Any) -> Any:
 
 
 def _random_leaves(model: T5, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Leaves at `wanted` from the modules' initialisers; the compiler drops the others."""
+    """Creates the `wanted` leaves by the modules' initialisers; the compiler drops all others."""
     if not wanted:
         return {}
     tokens = jnp.zeros((1, 2), jnp.int32)
@@ -155,11 +160,11 @@ def _random_leaves(model: T5, wanted: Mapping[str, Any], seed: int) -> dict[str,
 def with_trained(
     tuned: TunedModel, path: epath.PathLike, allow_other_backbone: bool = False
 ) -> TunedModel:
-    """`tuned` with its trained leaves read from a file of `save`, onto their shards.
+    """Returns `tuned` with trained leaves from a file of `checkpoint.trained`, onto their shards.
 
     Raises:
-      CheckpointError: if the file's leaves are not the trained leaves of this model, or its card
-        names another backbone.
+      CheckpointError: If the file's leaves are not the trained leaves of this model, or its card
+        names another backbone and `allow_other_backbone` is False.
     """
     if not allow_other_backbone:
         card.check(path, lambda: fingerprint.of(tuned.backbone, tuned.sums))

@@ -1,4 +1,4 @@
-"""What the commands ask of a task's data; `prompt_tuning.data.batches.TaskData` gives it."""
+"""The interface of a task's data; `prompt_tuning.data.batches.TaskData` implements it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ from prompt_tuning.training.loop import HostBatch
 
 
 class Data(Protocol):
-    """A task or mixture, as `prompt_tuning.data.batches.TaskData` gives it."""
+    """A task or mixture; see `prompt_tuning.data.batches.TaskData`."""
 
     task: str
     batch_size: int

@@ -1,4 +1,4 @@
-"""Several prompts of one task on one frozen backbone: each row's answers are put to the vote."""
+"""An ensemble: several prompts of one task on one frozen backbone, which vote on each row."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,24 +30,24 @@ def evaluate(
     split: str = "test",
     on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> dict[str, Metrics]:
-    """Measures the majority of several prompts (Lester et al., 2021, section 6), which answer in
-    one batch (`bank`): by label words where the task has some, else by generated text.
+    """Measures the majority vote of several prompts (Lester et al., 2021, section 6).
 
-    Writes `predictions.write`'s files.
+    The prompts answer in one batch (`serving.bank`), with a label word if the task has label words,
+    else with generated text. Writes the files of `predictions.write`.
 
     Args:
-      output_dir, split, on_start: see `runs.eval.evaluate`.
-      config, layout, data, initial_checkpoint: see `runs.train.train`.
-      vocabulary: the model's, see `serving.load`.
-      prompt_files: see `bank.read`.
-      allow_other_backbone: take prompts whose card names another backbone.
+      output_dir, split, on_start: See `runs.eval.evaluate`.
+      config, layout, data, initial_checkpoint: See `runs.train.train`.
+      vocabulary: Vocabulary of the model, see `serving.load`.
+      prompt_files: Paths of the prompts, see `serving.prompt_folder.read`.
+      allow_other_backbone: Whether a prompt's card may name another backbone.
 
     Returns:
       The metrics by task, named METHOD/METRIC.
     """
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     if not prompt_files:
-        raise UserError("PROMPT_FILES is empty: name the prompts that vote")
+        raise UserError("PROMPT_FILES is empty; list the prompts that vote")
     checks.split(split, data.splits)
     model = serving.load(
         config,
@@ -58,11 +58,11 @@ def evaluate(
         tasks=len(prompt_files),
         allow_other_backbone=allow_other_backbone,
     )
-    sets = data.eval_sets(split)
-    for one in sets:
-        model.add_task(one.task, prompt=list(prompt_files), labels=one.labels)
+    eval_sets = data.eval_sets(split)
+    for eval_set in eval_sets:
+        model.add_task(eval_set.task, prompt=list(prompt_files), labels=eval_set.labels)
     on_start(folder)
-    return {one.task: _measured(model, one, folder) for one in sets}
+    return {eval_set.task: _measured(model, eval_set, folder) for eval_set in eval_sets}
 
 
 def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metrics:
@@ -71,8 +71,8 @@ def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metric
     if kind == "rank":
         texts = [answer.label for answer in model.classify(data.inputs, data.task)]
     else:
-        made = model.generate(data.inputs, data.task, max_tokens=data.target_length)
-        texts = [answer.text for answer in made]
+        answers = model.generate(data.inputs, data.task, max_tokens=data.target_length)
+        texts = [answer.text for answer in answers]
     metrics = predictions.write(folder, data, {kind: Predictions(texts)})
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(table.table({f"{len(model.prompts(data.task))} prompts": metrics}))

@@ -34,20 +34,20 @@ def evaluate(
     seed: int = 0,
     on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> dict[str, Metrics]:
-    """Measures a tuned model; the prompt comes from the method's initialiser (a prompt file) or,
-    with every other trained leaf, from `trained_file`.
+    """Measures a tuned model.
 
-    Writes `predictions.write`'s files, of a mixture for each of its tasks, and `parameters.json`:
-    how many the model has.
+    The trained leaves come from `trained_file`, or else from the method's initialiser, which may
+    read a prompt file. Writes the files of `predictions.write` for each task of a mixture, and the
+    parameter counts, `parameters.json`.
 
     Args:
-      output_dir: where to write.
-      config, method, data, initial_checkpoint, eval_methods, layout, seed: see
+      output_dir: Folder to write to.
+      config, method, data, initial_checkpoint, eval_methods, layout, seed: See
         `runs.train.train`.
-      trained_file: a run's `trained_best.safetensors`; "" where the prompt file is enough.
-      allow_other_backbone: take a `trained_file` whose card names another backbone.
-      split: which one.
-      on_start: called with the folder before anything is written.
+      trained_file: A run's `trained_best.safetensors`; "" if the method reads a prompt file.
+      allow_other_backbone: Whether the card of `trained_file` may name another backbone.
+      split: Split to measure on.
+      on_start: Function called with the folder before anything is written.
 
     Returns:
       The metrics by task, named METHOD/METRIC.
@@ -69,20 +69,20 @@ def evaluate(
     )
     on_start(folder)
     summary.write_parameters(folder, tuned.split)
-    found = {one.task: _measured(tuned, one, eval_methods, data.batch_size, folder) for one in sets}
+    metrics = {s.task: _measured(tuned, s, eval_methods, data.batch_size, folder) for s in sets}
     for line in data.remarks():
         print(line)
-    return found
+    return metrics
 
 
 def _measured(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
 ) -> Metrics:
     """Writes a task's predictions and metrics, and prints the metrics."""
-    found = {
+    by_method = {
         kind: PREDICTORS[kind](tuned, data, batch_size) for kind in predictors_for(data, methods)
     }
-    metrics = predictions.write(folder, data, found)
+    metrics = predictions.write(folder, data, by_method)
     base = majority(data, methods)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(table.table({most_frequent_name(data): base, "this model": metrics}))

@@ -1,4 +1,4 @@
-"""Predictions of trained prompts, for texts that need no targets."""
+"""Predictions of a tuned model for texts, with or without targets."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -15,13 +15,12 @@ from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, infer_tasks, loading
 from prompt_tuning.runs.data_protocol import Data
+from prompt_tuning.runs.infer_tasks import BATCHES_PER_WRITE
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.runtime.files import is_remote
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
-
-BATCHES = 16  # computed before their lines are written
 
 
 def infer(
@@ -39,20 +38,21 @@ def infer(
     seed: int = 0,
     on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> epath.Path:
-    """Writes `TASK-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "prediction"} a text
-    (T5X's form), with "scores" by label for rank classification; of several tasks as `infer_tasks`.
+    """Writes `TASK-MODE.jsonl`, one line per text in T5X's form.
 
-    A run that was killed goes on where it was (`resumable.write`).
+    A line is {"inputs": {"inputs_pretokenized": text}, "prediction": text}, with "scores" by label
+    for rank classification. For rows of several tasks see `infer_tasks`. An interrupted run resumes
+    (`resumable_lines.write`).
 
     Args:
-      output_dir: where to write, on a local disk.
-      config, method, data, initial_checkpoint, layout, seed: see `runs.train.train`.
-      trained_file, allow_other_backbone, split: see `runs.eval.evaluate`.
+      output_dir: Folder to write to, on a local disk.
+      config, method, data, initial_checkpoint, layout, seed: See `runs.train.train`.
+      trained_file, allow_other_backbone, split: See `runs.eval.evaluate`.
       mode: "rank", "generate" or "auto".
-      on_start: called with the folder before anything is written.
+      on_start: Function called with the folder before anything is written.
 
     Returns:
-      The file written.
+      The path of the written file.
     """
     folder = checks.output_folder("INFER_OUTPUT_DIR", output_dir)
     if is_remote(folder):
@@ -97,11 +97,11 @@ def infer(
 
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = _part(texts, start, stop)
-        found = PREDICTORS[mode](tuned, part, data.batch_size)
+        predicted = PREDICTORS[mode](tuned, part, data.batch_size)
         examples = ({"inputs": {"inputs_pretokenized": text}} for text in part.inputs)
-        return predictions.lines(examples, found, texts.labels)
+        return predictions.lines(examples, predicted, texts.labels)
 
-    resumable_lines.write(path, key, len(texts.inputs), BATCHES * data.batch_size, lines)
+    resumable_lines.write(path, key, len(texts.inputs), BATCHES_PER_WRITE * data.batch_size, lines)
     print(f"{len(texts.inputs)} predictions in {path}")
     for line in data.remarks():
         print(line)

@@ -1,4 +1,4 @@
-"""Predictions for rows of several tasks, from one backbone in mixed batches."""
+"""Predictions for rows of several tasks, by one backbone in mixed batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
 MODES = ("rank", "generate", AUTO)
-BATCHES = 16  # computed before their lines are written
+BATCHES_PER_WRITE = 16
 
 
 def infer(
@@ -30,25 +30,28 @@ def infer(
     mode: str,
     on_start: Callable[[epath.Path], object],
 ) -> epath.Path:
-    """Writes `tasks-MODE.jsonl`: a line {"inputs": {"inputs_pretokenized"}, "task", "prediction"} a
-    row, with "probabilities" by label for rank classification, else "score".
+    """Writes `tasks-MODE.jsonl`, one line per row.
+
+    A line is {"inputs": {"inputs_pretokenized": text}, "task": name, "prediction": text}, with
+    "probabilities" by label for rank classification, else with "score".
 
     Args:
-      data: the rows and their prompts.
-      folder: where to write.
-      config, initial_checkpoint, layout: of the backbone.
-      allow_other_backbone: take prompts whose card names another one.
-      mode: "rank", "generate", or "auto": a label for tasks that have some, text for the others.
-      on_start: called with the folder before anything is written.
+      data: Rows and prompts of the tasks.
+      folder: Folder to write to.
+      config, initial_checkpoint, layout: See `runs.train.train`.
+      allow_other_backbone: Whether a prompt's card may name another backbone.
+      mode: "rank", "generate", or "auto", which ranks the labels of tasks that have labels and
+        generates text for the others.
+      on_start: Function called with the folder before anything is written.
 
     Returns:
-      The file written.
+      The path of the written file.
 
     Raises:
-      UserError: if a prompt, a row or the mode does not fit; nothing is written then.
+      UserError: If a prompt, a row or the mode is wrong, before anything is written.
     """
     if mode not in MODES:
-        raise UserError(f"MODE: no {mode!r}; choose from {', '.join(MODES)}")
+        raise UserError(f"MODE = {mode!r}: unknown; available: {', '.join(MODES)}")
     model = serving.load(
         config,
         initial_checkpoint,
@@ -60,8 +63,8 @@ def infer(
     )
     tasks = model.add_tasks(data.prompts)
     rows = data.rows(tasks)
-    if mode == "rank" and (without := [task for _, task in rows if not model.labels(task)]):
-        raise UserError(f"MODE = 'rank', but the task {without[0]} has no labels in labels.json")
+    if mode == "rank" and (unlabelled := [task for _, task in rows if not model.labels(task)]):
+        raise UserError(f"MODE = 'rank', but the task {unlabelled[0]} has no labels in labels.json")
     on_start(folder)
     path = folder / f"tasks-{mode}.jsonl"
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
@@ -78,11 +81,11 @@ def infer(
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = rows[start:stop]
         texts, names = [text for text, _ in part], [task for _, task in part]
-        found = _answers(model, texts, names, mode, data.target_length)
-        for (text, task), answer in zip(part, found, strict=True):
+        answers = _answers(model, texts, names, mode, data.target_length)
+        for (text, task), answer in zip(part, answers, strict=True):
             yield {"inputs": {"inputs_pretokenized": text}, "task": task, **answer}
 
-    resumable_lines.write(path, key, len(rows), BATCHES * data.batch_size, lines)
+    resumable_lines.write(path, key, len(rows), BATCHES_PER_WRITE * data.batch_size, lines)
     print(f"{len(rows)} predictions of {len({task for _, task in rows})} tasks in {path}")
     return path
 
@@ -91,14 +94,14 @@ def _answers(
     model: serving.Model, texts: list[str], names: list[str], mode: str, max_tokens: int
 ) -> Iterator[dict[str, Any]]:
     labelled = [mode != "generate" and bool(model.labels(name)) for name in names]
-    found: dict[int, Any] = {}
+    answer_of_row: dict[int, Any] = {}
     for ranked in (True, False):
         rows = [i for i, has_labels in enumerate(labelled) if has_labels == ranked]
         part = [texts[i] for i in rows], [names[i] for i in rows]
         answers = model.classify(*part) if ranked else model.generate(*part, max_tokens=max_tokens)
-        found |= zip(rows, answers, strict=True)
+        answer_of_row |= zip(rows, answers, strict=True)
     for i in range(len(texts)):
-        answer = found[i]
+        answer = answer_of_row[i]
         if isinstance(answer, Classification):
             yield {"prediction": answer.label, "probabilities": answer.probabilities}
         else:

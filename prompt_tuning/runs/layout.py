@@ -1,4 +1,4 @@
-"""A run's layout on the devices, from its settings."""
+"""The layout of a run on the devices, from its settings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from prompt_tuning.sharding import Layout, Rule
 from prompt_tuning.t5.config import T5Config
 
 GIB = 2**30
-# Of a trained leaf: itself, its gradient, two slots.
+# A trained leaf needs memory for itself, its gradient, and two optimizer slots.
 _COPIES = 4
 
 
@@ -26,11 +26,13 @@ def choose(
     axis_rules: Sequence[Rule] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Layout:
-    """See `sharding.layout`; `num_partitions` may be "auto": as few as leave half of each device's
-    memory to activations. What was chosen is printed, with the reason.
+    """Makes the layout of a model; see `sharding.layout` for the arguments.
+
+    `num_partitions` may be "auto": as few as leave half of each device's memory to activations.
+    This choice and its reason are printed.
 
     Raises:
-      UserError: if "auto" finds no number, or it is another text.
+      UserError: If "auto" finds no number, or `num_partitions` is another string.
     """
     if num_partitions == AUTO:
         num_partitions = _enough(config, method)
@@ -42,19 +44,19 @@ def choose(
 def _enough(config: T5Config, method: Method) -> int:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory is None:  # CPUs
-        print("NUM_PARTITIONS = 1: the devices do not tell their memory")
+        print("NUM_PARTITIONS = 1: the devices do not report their memory")
         return 1
     devices, needed = jax.device_count(), parameter_bytes(config, method)
     partitions = fewest_partitions(config, devices, needed, memory)
     print(
-        f"NUM_PARTITIONS = {partitions}: of {needed / GIB:.2f} GiB of parameters each device, of "
-        f"{memory / GIB:.1f} GiB, holds {needed / partitions / GIB:.2f}"
+        f"NUM_PARTITIONS = {partitions}: each device of {memory / GIB:.1f} GiB holds "
+        f"{needed / partitions / GIB:.2f} of {needed / GIB:.2f} GiB of parameters"
     )
     return partitions
 
 
 def parameter_bytes(config: T5Config, method: Method) -> int:
-    """Bytes of all leaves, and of the gradients and slots of the trained ones."""
+    """Returns the bytes of all leaves, and of the trained leaves' gradients and optimizer slots."""
     split = ParamSplit.of(config, method)
     return sum(
         part.size * part.dtype.itemsize * (_COPIES if path in split.trained else 1)
@@ -64,10 +66,10 @@ def parameter_bytes(config: T5Config, method: Method) -> int:
 
 
 def fewest_partitions(config: T5Config, devices: int, needed: int, memory: int) -> int:
-    """The smallest of `possible_partitions` that leaves each device at most half full.
+    """Returns the smallest of `possible_partitions` that fills at most half of each device.
 
     Raises:
-      UserError: if there is none.
+      UserError: If there is none.
     """
     for partitions in possible_partitions(config, devices):
         if needed / partitions <= memory / 2:
@@ -79,5 +81,5 @@ def fewest_partitions(config: T5Config, devices: int, needed: int, memory: int) 
 
 
 def possible_partitions(config: T5Config, devices: int) -> list[int]:
-    """The divisors of `devices` and of the heads, in order."""
+    """Returns the common divisors of `devices` and of the number of heads, in order."""
     return [n for n in range(1, devices + 1) if devices % n == config.num_heads % n == 0]

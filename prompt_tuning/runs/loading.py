@@ -1,4 +1,4 @@
-"""The model that a command works on: backbone, method, and perhaps what a run trained."""
+"""Loading of the model that a command works on."""
 
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
@@ -18,9 +18,17 @@ def load(
     trained_file: str = "",
     allow_other_backbone: bool = False,
 ) -> TunedModel:
-    """The backbone of `checkpoint` with the method's leaves, as the method initialises them for the
-    task, or all trained leaves from `trained_file` (whose card must name the backbone, unless
-    `allow_other_backbone`).
+    """Loads a backbone and the leaves of a method.
+
+    Args:
+      config: Configuration of the backbone.
+      method: Tuning method.
+      data: Task or mixture, whose words a method may start from.
+      layout: Layout of the arrays on the devices.
+      checkpoint: Path of the backbone's weights.
+      seed: Seed of the initialisation.
+      trained_file: Trained leaves of a run, read in place of the initialised ones; "" for none.
+      allow_other_backbone: Whether the card of `trained_file` may name another backbone.
     """
     tuned = initialize(
         config,

@@ -1,4 +1,4 @@
-"""A train step compiled ahead of time, without weights: bytes, operations, collectives."""
+"""A train step compiled ahead of time and without weights: its bytes, operations, collectives."""
 
 import collections
 import dataclasses
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 from etils import epath
 
 from prompt_tuning import sharding
@@ -27,8 +26,7 @@ from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
 
-JSON, DEVICES = "json", "devices"  # the command's flags
-# Devices, and the memory of one (JAX counts the two cores of a TPU v3 chip apart).
+# Number of devices and bytes of each; JAX counts the two cores of a TPU v3 chip as two devices.
 MACHINES: Mapping[str, tuple[int, int]] = {
     "v3-32": (32, 16 * GIB),
     "v4-8": (4, 32 * GIB),
@@ -55,21 +53,26 @@ def measure_step(
     optimizer: Callable[[float], optax.GradientTransformation],
     loss: Loss,
     num_microbatches: int = 1,
+    json_file: str = "",
 ) -> dict[str, Any]:
     """Compiles a step for all devices and prints what it needs on each of them.
 
-    The numbers are those of XLA's compiler for CPUs: operations that an accelerator fuses may
-    need less there. No weights are made.
+    The numbers are those of XLA's compiler for CPUs; an accelerator may need less for operations
+    that it fuses. No weights are created.
 
     Args:
-      config, method: the model.
-      layout: of all devices.
-      lengths: tokens of "inputs" and "targets".
-      batch_size: rows of all devices together.
-      optimizer, loss, num_microbatches: of the step.
+      config: Configuration of the backbone.
+      method: Tuning method.
+      layout: Layout on all devices.
+      lengths: Numbers of tokens of "inputs" and "targets".
+      batch_size: Number of rows on all devices together.
+      optimizer: Function from the learning rate to an optax transformation.
+      loss: Settings of the loss.
+      num_microbatches: Number of parts in which a batch is computed.
+      json_file: File to write the plan to; "" for none.
 
     Returns:
-      What `--json` is given. Bytes are of one device, but for `weight_bytes_total`.
+      The plan. Bytes are those of one device, except `weight_bytes_total`.
     """
     sharding.check_batch_size(batch_size, layout, parts=num_microbatches)
     lowered = functools.partial(
@@ -83,10 +86,10 @@ def measure_step(
     )
     step, weights = lowered(config, layout=layout)
     compiled = step.compile()
-    # The compiler counts what is in a loop once.
+    # The compiler counts the body of a loop once.
     unrolled, _ = lowered(dataclasses.replace(config, scan_layers=False), layout=layout)
     mesh, specs = layout.mesh, [tuple(leaf.sharding.spec) for leaf in weights]
-    found = {
+    plan = {
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "weight_bytes_total": sum(leaf.size * leaf.dtype.itemsize for leaf in weights),
@@ -96,20 +99,20 @@ def measure_step(
         "flops_per_device": unrolled.cost_analysis()["flops"] / mesh.size,
         "collectives": collectives(compiled.as_text()),
         "machines": {
-            name: fit(lowered, config, batch_size // num_microbatches, *machine)
+            name: fit_on_machine(lowered, config, batch_size // num_microbatches, *machine)
             for name, machine in MACHINES.items()
             if machine[0] <= jax.device_count()
         },
     }
-    print(shown(found))
-    if path := flags.FLAGS[JSON].value:
-        files.write_json(epath.Path(path).expanduser(), found)
-    return found
+    print(as_text(plan))
+    if json_file:
+        files.write_json(epath.Path(json_file).expanduser(), plan)
+    return plan
 
 
-def devices() -> list[jax.Device]:
-    """As many of the simulated ones as `--devices` says."""
-    return jax.devices()[: flags.FLAGS[DEVICES].value]
+def devices(count: int | None = None) -> list[jax.Device]:
+    """Returns the first `count` devices; all of them if None."""
+    return jax.devices()[:count]
 
 
 def lowered_step(
@@ -123,7 +126,7 @@ def lowered_step(
     loss: Loss,
     num_microbatches: int,
 ) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
-    """The traced step, and the shapes of all leaves with their shardings."""
+    """Returns the lowered step, and the shapes of all leaves with their shardings."""
     split = ParamSplit.of(config, method)
     shardings = flatten(sharding.shardings_of(init_shapes(config, method), layout))
     weights = {
@@ -132,8 +135,8 @@ def lowered_step(
     trained, frozen = split.split(unflatten(weights))
     transform = only_trained(optimizer(0.3), split)
     slots = jax.eval_shape(transform.init, trained)
-    shaped: Any = TrainState  # of shapes in place of arrays
-    state = shaped(
+    state_class: Any = TrainState  # holds shapes in place of arrays
+    state = state_class(
         jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere),
         trained,
         jax.tree.map(
@@ -162,30 +165,35 @@ def lowered_step(
 
 
 def collectives(hlo: str) -> dict[str, int]:
-    """How many of each kind of collective operation compiled text holds."""
+    """Counts the collective operations of each kind in compiled HLO text."""
     kinds = "|".join(COLLECTIVES)
     return dict(collections.Counter(re.findall(rf" ({kinds})(?:-start)?\(", hlo)))
 
 
-def fit(
+def fit_on_machine(
     lowered: Callable[..., tuple[Any, Sequence[jax.ShapeDtypeStruct]]],
     config: T5Config,
     rows: int,
     devices: int,
     memory: int,
 ) -> dict[str, Any] | None:
-    """The fewest partitions, of those that leave half the memory to activations, with which the
-    step fits a machine; where none does, the most. None if the rows do not divide over it.
+    """Looks for the fewest partitions with which the step fits a machine.
+
+    Only partitions that leave half the memory to activations are tried, and the largest number.
 
     Args:
-      lowered: from the configuration and `layout` to what `lowered_step` returns.
-      config: of the backbone.
-      rows: that all devices compute at a time.
-      devices: of the machine.
-      memory: bytes of each.
+      lowered: Function from the configuration and `layout` to what `lowered_step` returns.
+      config: Configuration of the backbone.
+      rows: Number of rows that all devices compute at a time.
+      devices: Number of devices of the machine.
+      memory: Bytes of each device.
+
+    Returns:
+      Whether the step fits, with how many partitions, and its bytes; None if the rows cannot be
+      divided over the machine.
     """
     possible = [n for n in possible_partitions(config, devices) if rows % (devices // n) == 0]
-    found = None
+    trial: dict[str, Any] | None = None
     for partitions in possible:
         layout = sharding.layout(partitions, devices=jax.devices()[:devices])
         step, weights = lowered(config, layout=layout)
@@ -193,20 +201,20 @@ def fit(
             continue
         needed = _memory(step.compile())["bytes_per_device"]
         fits = needed <= memory
-        found = {"fits": fits, "num_partitions": partitions, "bytes_per_device": needed}
+        trial = {"fits": fits, "num_partitions": partitions, "bytes_per_device": needed}
         if fits:
             break
-    return found and found | {"memory": memory}
+    return trial and trial | {"memory": memory}
 
 
 def _bytes_here(weights: Sequence[jax.ShapeDtypeStruct]) -> int:
-    """Of one device."""
+    """Returns the bytes of the leaves on one device."""
     shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in weights)
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
 
 
 def _memory(compiled: Any) -> dict[str, int]:
-    """Bytes of one device."""
+    """Returns the bytes that a compiled step needs on one device."""
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return {
@@ -216,25 +224,25 @@ def _memory(compiled: Any) -> dict[str, int]:
     }
 
 
-def shown(found: Mapping[str, Any]) -> str:
-    """The plan as text."""
-    lines = [f"mesh {found['mesh']}, {found['devices']} devices"]
+def as_text(plan: Mapping[str, Any]) -> str:
+    """Formats a plan for people."""
+    lines = [f"mesh {plan['mesh']}, {plan['devices']} devices"]
     for name in ("weight_bytes_total", "weight_bytes_per_device", "temporary_bytes"):
-        lines.append(f"{name:24} {found[name] / GIB:12.3f} GiB")
-    lines.append(f"{'flops_per_device':24} {found['flops_per_device']:12.4g}")
-    calls = ", ".join(f"{count} {kind}" for kind, count in found["collectives"].items())
+        lines.append(f"{name:24} {plan[name] / GIB:12.3f} GiB")
+    lines.append(f"{'flops_per_device':24} {plan['flops_per_device']:12.4g}")
+    calls = ", ".join(f"{count} {kind}" for kind, count in plan["collectives"].items())
     lines.append(f"{'collectives':24} {calls or 'none'}")
-    for name, machine in found["machines"].items():
-        lines.append(f"{name:24} {_answer(machine)}")
+    for name, machine in plan["machines"].items():
+        lines.append(f"{name:24} {_machine_as_text(machine)}")
     lines.append(
         "less memory: ACTIVATION_DTYPE = 'bfloat16', REMAT = 'full', NUM_MICROBATCHES = 2, ..."
     )
     return "\n".join(lines)
 
 
-def _answer(machine: Mapping[str, Any] | None) -> str:
+def _machine_as_text(machine: Mapping[str, Any] | None) -> str:
     if machine is None:
-        return "BATCH_SIZE does not divide over it"
+        return "BATCH_SIZE cannot be divided over it"
     return (
         f"{'fits' if machine['fits'] else 'does not fit'}: {machine['bytes_per_device'] / GIB:.1f} "
         f"of {machine['memory'] / GIB:.0f} GiB, NUM_PARTITIONS = {machine['num_partitions']}"

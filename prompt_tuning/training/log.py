@@ -1,4 +1,4 @@
-"""Metrics of train steps, kept on the device until they are written under T5X's names."""
+"""The log of train steps: metrics stay on the device until a line is due, under T5X's names."""
 
 import collections
 import math
@@ -14,13 +14,12 @@ from prompt_tuning.training.metrics_writer import MetricsWriter
 
 
 class TrainLog:
-    """Gathers the metrics of steps; `flush` fetches them, checks them and writes their means.
+    """Collects the metrics of steps; `flush` fetches them, checks them and writes their means.
 
-    The step's metrics stay on the device until then, so that training never waits for them.
-    `pending` is what that of the process before returned, where a run goes on between two flushes.
+    Metrics stay on the device until then, so that training never waits for them.
 
     Attributes:
-      compilations: of the step, by this process; to be counted by who compiles.
+      compilations: Number of times that this process compiled the step; the caller counts them.
     """
 
     def __init__(
@@ -29,6 +28,14 @@ class TrainLog:
         learning_rate: optax.ScalarOrSchedule,
         pending: Mapping[str, Any] | None = None,
     ) -> None:
+        """Starts a log.
+
+        Args:
+          writer: Writer of the lines.
+          learning_rate: Constant or schedule, to log its value.
+          pending: Unflushed sums from the checkpoint that the run resumes from, as `pending`
+            returned them; None or empty if there are none.
+        """
         self._writer = writer
         self._learning_rate = learning_rate
         self.compilations = 0
@@ -38,20 +45,20 @@ class TrainLog:
             self._steps, self._sequences = pending["steps"], pending["sequences"]
             self._tokens.update(pending["tokens"])
             self._positions.update(pending["positions"])
-            self._before = pending["seconds"]
+            self._earlier_seconds = pending["seconds"]
 
     def _reset(self) -> None:
         self._metrics: list[Mapping[str, jax.Array | np.float32]] = []
         self._steps = self._sequences = 0
         self._tokens: collections.Counter[str] = collections.Counter()
         self._positions: collections.Counter[str] = collections.Counter()
-        self._before = 0.0
+        self._earlier_seconds = 0.0
         self._start = time.perf_counter()
 
     def add(
         self, metrics: Mapping[str, jax.Array | np.float32], batch: Mapping[str, np.ndarray]
     ) -> None:
-        """Notes a step's metrics (see `Loss`) and its host batch."""
+        """Adds a step's metrics (see `make_train_step`) and counts the tokens of its host batch."""
         self._metrics.append(metrics)
         self._steps += 1
         self._sequences += len(batch["encoder_input_tokens"])
@@ -60,15 +67,15 @@ class TrainLog:
             self._positions[name] += batch[name].size
 
     def restart_clock(self) -> None:
-        """Leaves all time until now out of the speed."""
+        """Excludes all time until now from the speed."""
         self._start = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
-        """Leaves `seconds` (an evaluation, say) out of the speed."""
+        """Excludes `seconds`, such as those of an evaluation, from the speed."""
         self._start += seconds
 
     def _fetch(self, step: int) -> tuple[dict[str, float], float]:
-        """Sums of the metrics since the last flush, and seconds."""
+        """Returns the sums of the metrics since the last flush, and the seconds they took."""
         fetched = jax.device_get(self._metrics)
         sums = {name: float(sum(m[name] for m in fetched)) for name in fetched[0]}
         if not math.isfinite(sums["loss"]):
@@ -76,14 +83,15 @@ class TrainLog:
                 f"the loss is {sums['loss']} in the {self._steps} steps up to step {step}; "
                 "lower the learning rate"
             )
-        return sums, self._before + time.perf_counter() - self._start
+        return sums, self._earlier_seconds + time.perf_counter() - self._start
 
     def pending(self, step: int) -> dict[str, Any]:
-        """What there is since the last flush, of JSON; `flush` then means the same as if the run
-        had not been stopped. Empty if there is nothing.
+        """Returns the sums since the last flush as JSON values; empty right after a flush.
+
+        A log that starts with them flushes the same means as this one would have.
 
         Raises:
-          FloatingPointError: as `flush`.
+          FloatingPointError: If the loss is not finite.
         """
         if not self._metrics:
             return {}
@@ -98,10 +106,10 @@ class TrainLog:
         }
 
     def flush(self, step: int) -> dict[str, float]:
-        """Writes and returns the means of the steps since the last flush.
+        """Writes and returns the means over the steps since the last flush.
 
         Raises:
-          FloatingPointError: if the loss is not finite.
+          FloatingPointError: If the loss is not finite.
         """
         sums, seconds = self._fetch(step)
         steps = self._steps
@@ -130,5 +138,5 @@ class TrainLog:
 
 
 def rate_at(learning_rate: optax.ScalarOrSchedule, step: int) -> float:
-    """The learning rate that led to `step`, counted from 1."""
+    """Returns the learning rate of the update that led to `step`, counted from 1."""
     return float(learning_rate(step - 1) if callable(learning_rate) else learning_rate)

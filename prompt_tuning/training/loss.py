@@ -1,4 +1,4 @@
-"""T5X's loss: cross entropy with z-loss, label smoothing and its five normalisers."""
+"""T5X's loss: cross entropy with z-loss, label smoothing and T5X's five normalisations."""
 
 import dataclasses
 import math
@@ -13,14 +13,14 @@ NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Settings of the loss.
+    """Settings of the loss. Calling an instance computes the loss of a batch.
 
     Attributes:
-      z_loss: coefficient of logsumexp(logits)^2.
-      label_smoothing: probability taken from the target and spread over the other V-1 words; the
-        entropy of that distribution is subtracted, so that the best loss is 0.
-      normalizing_factor: None (a sum over tokens, as the original), a number to divide by, or one
-        of `NORMALIZERS`.
+      z_loss: Coefficient of logsumexp(logits)^2.
+      label_smoothing: Probability taken from the target and spread over the other V-1 tokens. The
+        entropy of that distribution is subtracted, so that the lowest loss is 0.
+      normalizing_factor: None for a sum over tokens, as in the original code; or a number to divide
+        by, or one of `NORMALIZERS`.
     """
 
     z_loss: float = 1e-4
@@ -31,31 +31,34 @@ class Loss:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"LABEL_SMOOTHING = {self.label_smoothing}: must be in [0, 1)")
         if not 0.0 <= self.z_loss < math.inf:
-            raise ValueError(f"Z_LOSS = {self.z_loss}: must be a number from 0")
+            raise ValueError(f"Z_LOSS = {self.z_loss}: must be a finite number of at least 0")
         factor = self.normalizing_factor
         if isinstance(factor, str) and factor not in NORMALIZERS:
             raise ValueError(
-                f"LOSS_NORMALIZING_FACTOR = {factor!r}: give None, a number, or one of "
+                f"LOSS_NORMALIZING_FACTOR = {factor!r}: must be None, a number, or one of "
                 f"{', '.join(NORMALIZERS)}"
             )
         if isinstance(factor, (int, float)) and not factor > 0:
-            raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: a number must be above 0")
+            raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: must be above 0")
 
     def __call__(
         self, logits: Array, targets: Array, weights: Array | None, scale: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss of a batch.
+        """Computes the loss of a batch.
 
         Args:
           logits: [B, L, V] float32.
           targets: [B, L] int32.
-          weights: [B, L], 1 where a target counts; None as in T5X when a batch has none: every
-            position for a sum or a number, real targets for a named normaliser.
-          scale: [B, L], these rows of what `scale` gave for the batch that they are a part of.
+          weights: [B, L], 1 where a target counts. None does what T5X does with a batch without
+            weights: every position counts for a sum or a number, real targets for a named
+            normaliser.
+          scale: [B, L] float32, this microbatch's rows of the `scale` of the whole batch; None if
+            the batch is whole.
 
         Returns:
-          The scalar loss, and sums over the batch: `cross_ent_loss` and `z_loss` (its parts),
-          `token_loss` (the loss before normalising), `accuracy` (correct targets), `weight_sum`.
+          The scalar loss, and sums over the batch: `cross_ent_loss` and `z_loss` (the parts of the
+          loss), `token_loss` (the loss before normalisation), `accuracy` (number of correct
+          targets), `weight_sum`.
         """
         if scale is None:
             scale = self.scale(targets, weights)
@@ -72,7 +75,7 @@ class Loss:
         }
 
     def per_token(self, logits: Array, targets: Array) -> tuple[Array, Array]:
-        """[B, L] cross entropy and z-loss of each position, unweighted."""
+        """Returns the unweighted cross entropy and z-loss of each position, [B, L] each."""
         log_z = jax.nn.logsumexp(logits, axis=-1)
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         cross_entropy = log_z - target_logit
@@ -85,7 +88,7 @@ class Loss:
         return cross_entropy, self.z_loss * jnp.square(log_z)
 
     def scale(self, targets: Array, weights: Array | None) -> Array:
-        """[B, L] float32, what each position's loss is multiplied by: it depends on all rows."""
+        """Returns the factor of each position's loss, [B, L] float32; it depends on all rows."""
         weights = self._weights(targets, weights)
         return jnp.broadcast_to(jnp.float32(self._factor(weights)), weights.shape)
 

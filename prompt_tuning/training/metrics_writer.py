@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines and TensorBoard, under T5X's metric names."""
+"""Writes a run's metrics as JSON lines and TensorBoard events, under T5X's names."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ from prompt_tuning.runtime.files import renamed_when_done
 
 
 def read_metrics(path: epath.Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`, by step; empty if there is no such file.
+    """Reads the lines of a `metrics.jsonl` in the order of steps; returns none if it is missing.
 
-    A run that was stopped may have written a step twice, of which the later line counts, or have
-    left half a line.
+    An interrupted run may have written a step twice, in which case the later line counts, or an
+    incomplete line, which is ignored.
     """
     lines: dict[float, dict[str, float]] = {}
     for text in path.read_text().splitlines() if path.exists() else []:
@@ -29,18 +29,22 @@ def read_metrics(path: epath.Path) -> list[dict[str, float]]:
 
 
 class MetricsWriter:
-    """Writes scalars of one kind (`train`, `inference_eval/TASK`, ...) below the model directory.
+    """Writes scalars to a folder, such as `train` or `inference_eval/TASK` in a run's folder.
 
-    `FOLDER/metrics.jsonl` has a line {"step": ..., metric: value, ...} a call, TensorBoard's event
-    file lies beside it. Lines of steps after `until`, which the run goes on from, are taken back:
-    a run that was stopped comes by these steps again. Of several processes the first alone writes.
+    Each call adds a line {"step": ..., METRIC: value, ...} to `metrics.jsonl` and events to
+    TensorBoard's file beside it. Only process 0 writes.
+
+    Args:
+      folder: Folder to write to.
+      until: Step that the run resumes from. Lines of later steps are removed, because the run will
+        take those steps again.
     """
 
     def __init__(self, folder: epath.PathLike, until: int = -1) -> None:
         self._writes = distributed.is_main()
         if not self._writes:
             return
-        # Its SummaryWriter writes in a thread, where errors end as tracebacks.
+        # Not its SummaryWriter, which writes in a thread, where errors become tracebacks.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -79,7 +83,7 @@ def _write_line(log: IO[str], line: str) -> None:
 
 
 def _cut(log: epath.Path, until: int) -> None:
-    """Keeps the lines of steps up to `until`."""
+    """Removes the lines of steps after `until`."""
     if not log.exists():
         return
     lines = log.read_bytes().splitlines(keepends=True)
@@ -88,7 +92,7 @@ def _cut(log: epath.Path, until: int) -> None:
 
 
 def _step(line: bytes) -> float:
-    """The step that a line is of; infinite for half a line."""
+    """Returns the step of a line; infinity for an incomplete line."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
     except ValueError:

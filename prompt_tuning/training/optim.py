@@ -1,4 +1,4 @@
-"""Optimizers: the paper's Adafactor as optax has it, and the frozen/trained multi_transform."""
+"""Optimizers: Adafactor with the paper's settings, and the restriction to trained leaves."""
 
 import optax
 
@@ -18,20 +18,22 @@ def adafactor(
     factored: bool = False,
     pretrained_steps: int = PRETRAINED_STEPS,
 ) -> optax.GradientTransformation:
-    """Adafactor with the paper's settings, equal to T5X's as the original code configures it.
+    """Returns Adafactor with the paper's settings; it equals T5X's as the original configures it.
 
     Args:
-      learning_rate: constant or schedule.
-      decay_rate: exponent of the second moment's decay, 1 - t^-decay_rate.
-      weight_decay_rate: subtracted each step, not multiplied by the learning rate; None for none.
-      multiply_by_parameter_scale: scale updates by the parameter's rms.
-      clipping_threshold: of the update's rms; None for none.
-      momentum: decay of a first moment; None for none.
-      factored: factor the second moment of matrices with both sides at least 128. The published
-        rules meant prompts to be unfactored, though T5X does factor prompts from length 128 on.
-      pretrained_steps: where the step count of the second moment's decay starts. Published runs go
-        on from the checkpoint's step, which makes every update's rms the clip: 0.3 here. 0 starts
-        afresh.
+      learning_rate: Constant or schedule.
+      decay_rate: Exponent d of the second moment's decay, 1 - t^-d.
+      weight_decay_rate: Share of each weight that is subtracted at each step, not multiplied by the
+        learning rate; None for no decay.
+      multiply_by_parameter_scale: Whether updates are scaled by the parameter's RMS.
+      clipping_threshold: Largest RMS of an update before the learning rate; None for no clipping.
+      momentum: Decay of a first moment; None for no first moment.
+      factored: Whether the second moments of matrices with both sides at least 128 are factored.
+        The published rules meant prompts to be unfactored, but T5X factors prompts of length 128
+        and above.
+      pretrained_steps: Step at which the count t of the second moment's decay starts. Published
+        runs continue the backbone's count, which brings the RMS of every update to the clipping
+        threshold times the learning rate: 0.3 here. 0 starts afresh.
     """
     return optax.adafactor(
         learning_rate,
@@ -48,5 +50,5 @@ def adafactor(
 def only_trained(
     optimizer: optax.GradientTransformation, split: ParamSplit
 ) -> optax.GradientTransformation:
-    """`optimizer` on trained leaves, a zero update and no state on frozen ones."""
+    """Applies `optimizer` to trained leaves; frozen ones get a zero update and have no state."""
     return optax.multi_transform({"train": optimizer, "frozen": optax.set_to_zero()}, split.labels)

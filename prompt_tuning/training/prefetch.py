@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that needs them, in a thread."""
+"""Prefetching: a thread prepares batches ahead of the steps that use them."""
 
 import queue
 import threading
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """Yields `source` while a thread works up to `depth` items ahead; close it to stop the thread.
+    """Yields the items of `source`, which a thread computes up to `depth` items ahead.
 
-    An error in `source` is raised here, at the item that it hit.
+    Closing the generator stops the thread. An error in `source` is raised at the item that failed.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()

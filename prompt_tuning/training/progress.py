@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines otherwise."""
+"""Progress of a run: a bar on a terminal, plain lines otherwise."""
 
 import sys
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from prompt_tuning.runtime import distributed
 
 
 class Progress:
-    """Shows loss, speed and time left; use as a context manager."""
+    """Shows loss, speed and remaining time. To be used as a context manager."""
 
     def __init__(self, start: int, total: int) -> None:
         self._total = total
@@ -33,7 +33,7 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows the numbers of `TrainLog.flush` at `step`."""
+        """Shows the metrics that `TrainLog.flush` returned at `step`."""
         loss = metrics["loss_per_nonpadding_target_token"]
         steps, tokens = metrics["timing/steps_per_second"], metrics["timing/tokens_per_second"]
         if self._bar is not None:
@@ -48,7 +48,7 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """Prints a line without breaking the bar."""
+        """Prints a line above the bar."""
         tqdm.write(text) if self._bar is not None else print(text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""T5X's learning-rate schedules: factors of the step, multiplied."""
+"""T5X's learning-rate schedules: products of factors that depend on the step."""
 
 import math
 from collections.abc import Callable
@@ -29,28 +29,28 @@ def schedule(
     step_offset: int = 0,
     min_learning_rate: float = 1e-8,
 ) -> Callable[[ArrayLike], Array]:
-    """A learning rate as a product of factors, such as "constant * linear_warmup * rsqrt_decay".
+    """Returns a product of factors, such as "constant * linear_warmup * rsqrt_decay".
 
     With s the step, b `base_learning_rate` and w `warmup_steps`, the factors are
 
       constant                b
       linear_warmup           min(1, s / w)
-      linear_decay            b * min(s / w, 1 - decay_factor * (s - w)); it has b and the warmup
-                              in it, so T5X asks not to combine it with those two
+      linear_decay            b * min(s / w, 1 - decay_factor * (s - w)); it includes b and the
+                              warmup, so T5X asks not to combine it with those two
       rsqrt_decay             1 / sqrt(max(s, w))
       rsqrt_normalized_decay  sqrt(w / max(s, w))
       decay_every             decay_factor ^ floor(s / steps_per_decay)
       cosine_decay            (1 + cos(pi * (p mod 1))) / 2, p = max(0, s - w) / steps_per_cycle
 
     Args:
-      factors: names from `FACTORS`, joined by `*`.
-      base_learning_rate: b.
-      warmup_steps: w; at least 1 where a factor other than cosine_decay uses it.
-      decay_factor: of decay_every, or the slope of linear_decay.
-      steps_per_decay: of decay_every.
-      steps_per_cycle: of cosine_decay.
-      step_offset: subtracted from the step, which stops at 0.
-      min_learning_rate: the product does not fall below it.
+      factors: Names from `FACTORS`, joined by `*`.
+      base_learning_rate: The value b.
+      warmup_steps: The value w; at least 1 if a factor other than cosine_decay uses it.
+      decay_factor: Factor of decay_every, or slope of linear_decay.
+      steps_per_decay: Number of steps between two decays of decay_every.
+      steps_per_cycle: Number of steps of a cycle of cosine_decay.
+      step_offset: Number subtracted from the step; the difference is at least 0.
+      min_learning_rate: Lower bound of the product.
 
     Returns:
       A function from the step (an integer, or an array under jit) to a float32 scalar.
@@ -61,12 +61,13 @@ def schedule(
     for name in names:
         if name not in FACTORS:
             raise ValueError(
-                f"learning rate factor {name!r} in {factors!r}: choose from {', '.join(FACTORS)}"
+                f"unknown learning rate factor {name!r} in {factors!r}; available: "
+                f"{', '.join(FACTORS)}"
             )
         if name in _NEEDS_WARMUP and warmup_steps < 1:
             raise ValueError(
-                f"warmup_steps = {warmup_steps}: {name} needs at least 1; for no warmup leave "
-                "linear_warmup out"
+                f"warmup_steps = {warmup_steps}: {name} needs at least 1; for no warmup omit "
+                "linear_warmup"
             )
 
     def factor(name: str, step: Array) -> ArrayLike:

@@ -1,4 +1,4 @@
-"""The train step: differentiates the trained leaves only, closes over the frozen ones."""
+"""The train step: it differentiates the trained leaves only; the frozen ones are an argument."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,15 +15,23 @@ from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.training.loss import Loss
 
 Batch = Mapping[str, Array]
+# Features that the model takes beside its three token arrays, if a batch has them.
+_OPTIONAL_FEATURES = (
+    "encoder_segment_ids",
+    "decoder_segment_ids",
+    "encoder_positions",
+    "decoder_positions",
+    "tasks",
+)
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a step changes: frozen leaves and the random key are not in it.
+    """Everything that a step changes; frozen leaves and the random key are not part of it.
 
     Attributes:
-      step: scalar int32, updates done.
-      trained: tree of trained leaves.
-      opt_state: the optimizer's state, of trained leaves only.
+      step: Scalar int32, number of updates made.
+      trained: Tree of trained leaves.
+      opt_state: Optimizer state of the trained leaves.
     """
 
     step: Array
@@ -38,17 +46,14 @@ class TrainState(flax.struct.PyTreeNode):
 def loss_fn(
     model: T5, loss: Loss, params: Params, batch: Batch, dropout_key: Array | None
 ) -> tuple[Array, dict[str, Array]]:
-    """Loss of a batch; a `dropout_key` switches dropout on."""
+    """Computes the loss of a batch and its metrics; a `dropout_key` switches dropout on."""
+    optional: dict[str, Any] = {name: batch.get(name) for name in _OPTIONAL_FEATURES}
     logits: Any = model.apply(
         {"params": params},
-        batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"],
-        batch["decoder_target_tokens"],
-        batch.get("encoder_segment_ids"),
-        batch.get("decoder_segment_ids"),
-        batch.get("encoder_positions"),
-        batch.get("decoder_positions"),
-        batch.get("tasks"),
+        encoder_input_tokens=batch["encoder_input_tokens"],
+        decoder_input_tokens=batch["decoder_input_tokens"],
+        decoder_target_tokens=batch["decoder_target_tokens"],
+        **optional,
         enable_dropout=dropout_key is not None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
@@ -63,19 +68,20 @@ def make_train_step(
     loss: Loss,
     num_microbatches: int = 1,
 ) -> Callable[[TrainState, Params, Batch, Array | None], tuple[TrainState, dict[str, Array]]]:
-    """A pure step (state, frozen, batch, key) -> (state, metrics); jit it, donating the state.
+    """Returns a pure step (state, frozen, batch, key) -> (state, metrics), to be jitted.
 
-    `key` is the run's dropout key, the same at every step: step n uses `fold_in(key, n)`; None
-    switches dropout off.
-    Metrics are sums over the batch (see `Loss`), the loss and the trained leaves' gradient norm.
+    The caller should donate the state. `key` is the run's dropout key, the same at every step: step
+    n uses `fold_in(key, n)`; None switches dropout off. Metrics are sums over the batch (see
+    `Loss`), the loss, and the norm of the trained leaves' gradient.
 
     Args:
-      model: the backbone with its method.
-      split: which leaves are trained.
-      optimizer: of the trained leaves.
-      loss: its settings.
-      num_microbatches: parts of a batch, a divisor of its rows, that are computed one after the
-        other, their gradients (of trained leaves) added up; dropout aside it changes nothing.
+      model: Backbone with its method.
+      split: Division of the leaves into trained and frozen.
+      optimizer: Optimizer of the trained leaves.
+      loss: Settings of the loss.
+      num_microbatches: Number of parts, a divisor of the batch's rows, that are computed one after
+        the other and whose gradients are added up. Except for dropout masks, the result is the same
+        as that of one part.
     """
 
     def gradient_of(
@@ -93,7 +99,7 @@ def make_train_step(
         trained: Params, frozen: Params, batch: Batch, dropout_key: Array | None
     ) -> tuple[Params, dict[str, Array]]:
         scale = loss.scale(batch["decoder_target_tokens"], batch.get("decoder_loss_weights"))
-        # Row i goes to part i modulo their number, so that each device keeps a share of each part.
+        # Part i takes rows i, i + num_microbatches, ..., so that every device has a share of it.
         parts = {
             name: jnp.swapaxes(rows.reshape(-1, num_microbatches, *rows.shape[1:]), 0, 1)
             for name, rows in {**batch, "loss_scale": scale}.items()

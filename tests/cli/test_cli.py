@@ -186,7 +186,7 @@ MISTAKES = {
     "mesh": (on_files("--gin.MESH={'data': 3}"), "MESH = {'data': 3}: the sizes must multiply"),
     "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "AXIS_RULES: 'mlp' lies along x"),
     "axis rules": (on_files("--gin.AXIS_RULES=(('mlp',),)"), "AXIS_RULES = (('mlp',),): must be"),
-    "evaluation method": (on_files("--gin.EVAL_METHODS=('foo',)"), "EVAL_METHODS: no 'foo'"),
+    "evaluation method": (on_files("--gin.EVAL_METHODS=('foo',)"), "EVAL_METHODS: unknown method 'foo'"),
     "evaluation as a word": (on_files("--gin.EVAL_METHODS=rank"), "EVAL_METHODS = 'rank': must be"),
     "rank without labels": (on_files("--gin.CLASS_LABELS=()"), "no labels: set CLASS_LABELS"),
     "no prompt file": (on_files("--gin.PROMPT_INIT=@FromFile()"), "set PROMPT_FILE"),
@@ -424,7 +424,7 @@ def test_prompt_design_trains_nothing(command, tmp_path):
     [line, *_] = (tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()
     assert json.loads(line)["input"].startswith("Say.\n\ntext ")
     result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"), design[0])
-    assert_mistake(result, "METHOD = PromptDesign(): trains no parameter")
+    assert_mistake(result, "METHOD = PromptDesign(): has no trainable parameters")
 
 
 def test_bad_rows_are_counted_at_the_end(command, folder, tmp_path):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import types
 
 import pytest
 
@@ -33,17 +32,13 @@ def planned(config: T5Config, num_partitions: int, **settings) -> dict:
 
 
 @pytest.fixture(autouse=True)
-def json_flag(tmp_path, monkeypatch):
-    path = tmp_path / "plan.json"
-    flag = types.SimpleNamespace(value=str(path))
-    monkeypatch.setattr(plan_run.flags, "FLAGS", {plan_run.JSON: flag})
+def _no_machines(monkeypatch):
     monkeypatch.setattr(plan_run, "MACHINES", {})
-    return path
 
 
-def test_weights_are_divided_over_the_partitions(json_flag, capsys):
-    found = planned(CONFIG, 4)
-    assert json.loads(json_flag.read_text()) == found
+def test_weights_are_divided_over_the_partitions(tmp_path, capsys):
+    found = planned(CONFIG, 4, json_file=str(tmp_path / "plan.json"))
+    assert json.loads((tmp_path / "plan.json").read_text()) == found
     # By hand: matrices in bfloat16; norms, relative positions and the prompt in float32.
     attention, mlp = 4 * 64 * 64, 3 * 64 * 128
     matrices = 2 * 512 * 64 + 2 * (attention + mlp) + 2 * (2 * attention + mlp)

@@ -230,7 +230,7 @@ def test_a_run_refuses_fewer_steps_than_it_has(data, finished):
 
 def test_a_run_refuses_another_task(data, finished):
     other = dataclasses.replace(data, task="demo_topics")
-    with pytest.raises(UserError, match="holds a run of the task demo_reviews"):
+    with pytest.raises(UserError, match="contains a run on the task demo_reviews"):
         run(other, finished[0], 4)
 
 
@@ -314,7 +314,7 @@ def test_a_mixture(mixture, data, tmp_path, capsys):
     assert "majority class" in out and "most frequent answer" in out
     assert "demo_reviews, test split, step" in out and "numbers, validation split, step" in out
     for other in (data, dataclasses.replace(data, task="numbers")):
-        with pytest.raises(UserError, match="holds a run of the task demo_reviews, numbers"):
+        with pytest.raises(UserError, match="contains a run on the task demo_reviews, numbers"):
             run(other, folder, 2, eval_methods=("auto",))
     # `eval` on the same leaves: a file of metrics and one of predictions for each task.
     found = measured(

@@ -89,7 +89,7 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
     ("settings", "message"),
     [
         ({"mode": "rank"}, "MODE = 'rank', but the task free has no labels"),
-        ({"mode": "x"}, "MODE: no 'x'; choose from rank, generate, auto"),
+        ({"mode": "x"}, "MODE = 'x': unknown; available: rank, generate, auto"),
         ({"prompts": "/no"}, "/no: no such folder of prompts"),
         ({"task_field": "text"}, r"in\.jsonl, line 1: 'text' is 'row 0', but "),
         ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; there are: task, text"),
