@@ -186,9 +186,12 @@ MISTAKES = {
     "mesh": (on_files("--gin.MESH={'data': 3}"), "MESH = {'data': 3}: the sizes must multiply"),
     "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "AXIS_RULES: 'mlp' lies along x"),
     "axis rules": (on_files("--gin.AXIS_RULES=(('mlp',),)"), "AXIS_RULES = (('mlp',),): must be"),
-    "evaluation method": (on_files("--gin.EVAL_METHODS=('foo',)"), "EVAL_METHODS: unknown method 'foo'"),
+    "evaluation method": (
+        on_files("--gin.EVAL_METHODS=('foo',)"),
+        "EVAL_METHODS: unknown method 'foo'",
+    ),
     "evaluation as a word": (on_files("--gin.EVAL_METHODS=rank"), "EVAL_METHODS = 'rank': must be"),
-    "rank without labels": (on_files("--gin.CLASS_LABELS=()"), "no labels: set CLASS_LABELS"),
+    "rank without labels": (on_files("--gin.CLASS_LABELS=()"), "no labels; set CLASS_LABELS"),
     "no prompt file": (on_files("--gin.PROMPT_INIT=@FromFile()"), "set PROMPT_FILE"),
     # data
     "no data": (nano(), "error: no data: set MIXTURE_OR_TASK_NAME"),
