@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import steps
 from absl import app, flags
 
-from prompt_tuning.data import tasks
-from prompt_tuning.data.batches import TaskData
+from prompt_tuning import embedded
+from prompt_tuning.data.batches import Batching, TaskData
 from prompt_tuning.evaluation import table
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.runtime import files
@@ -22,7 +22,7 @@ from prompt_tuning.training.prefetch import prefetch
 _MODELS = flags.DEFINE_list("models", ["demo", "t5_1_1_small"], "Presets.")
 _TASK = flags.DEFINE_string("task", "demo_reviews", "A registered task.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of local data sets, for their tasks.")
-_VOCABULARY = flags.DEFINE_string("vocabulary", str(tasks.EMBEDDED_VOCABULARY), "SentencePiece.")
+_VOCABULARY = flags.DEFINE_string("vocabulary", embedded.vocabulary(), "SentencePiece.")
 _BATCHING = flags.DEFINE_enum("batching", "padded", ["padded", "packed"], "Of one shape.")
 _INPUTS = flags.DEFINE_integer("input_length", 64, "Tokens.")
 _TARGETS = flags.DEFINE_integer("target_length", 4, "Tokens.")
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     machine = steps.load()
     steps.register(_DATA_DIR.value, _VOCABULARY.value)
     lengths = {"inputs": _INPUTS.value, "targets": _TARGETS.value}
-    data = TaskData(_TASK.value, lengths, _BATCH_SIZE.value, batching=_BATCHING.value)
+    data = TaskData(_TASK.value, lengths, _BATCH_SIZE.value, batching=Batching(_BATCHING.value))
     found = {model: measure(model, data).summary() for model in _MODELS.value}
     print(table.table(found))
     print(f"ratio: at most {TARGET} is the target")

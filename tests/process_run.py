@@ -83,6 +83,9 @@ class Rows:
     def eval_sets(self, split: str) -> list[EvalSet]:
         return [self.eval_set(split)]
 
+    def train_notes(self) -> list[str]:
+        return []
+
     def remarks(self) -> list[str]:
         return []
 

@@ -70,7 +70,7 @@ class TextFiles:
         """
         if split not in self.splits:
             macro = MACROS.get(split)
-            hint = f"set {macro}" if macro else f"there are {', '.join(MACROS)}"
+            hint = f"set {macro}" if macro else f"available: {', '.join(MACROS)}"
             raise UserError(f"no file for the split {split!r}: {hint}")
         path = Path(getattr(self, split)).expanduser()
         if path.is_dir() and self.labels:

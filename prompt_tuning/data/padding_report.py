@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
+from prompt_tuning import embedded
 from prompt_tuning.cli import plain_command
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batching.bucketing import bucket_of, default_bounds
@@ -29,9 +30,7 @@ _TASK = flags.DEFINE_list("task", None, "Task names, or benchmark names such as 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of local data sets, instead of TFDS.")
 _JSON = flags.DEFINE_string("json", None, "File to write the numbers to.")
 _PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 100, "P.")
-_VOCABULARY = flags.DEFINE_string(
-    "vocabulary", str(tasks.EMBEDDED_VOCABULARY), "A SentencePiece model."
-)
+_VOCABULARY = flags.DEFINE_string("vocabulary", embedded.vocabulary(), "A SentencePiece model.")
 _PACKED_LENGTH = flags.DEFINE_integer("packed_length", 1024, "Positions of a packed row.")
 _TARGET_LENGTH = flags.DEFINE_integer("target_length", 64, "Target positions of a packed row.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a batch.")

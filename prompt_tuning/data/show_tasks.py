@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from prompt_tuning import embedded
 from prompt_tuning.cli import plain_command
 from prompt_tuning.data import tasks
 from prompt_tuning.data.catalogue import all_tasks
@@ -66,7 +67,7 @@ def _source(source: seqio.DataSource) -> str:
 
 def main() -> None:
     given = flags.FLAGS
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    vocabulary = tasks.vocabulary(embedded.vocabulary())
     all_tasks.register(vocabulary, given.data_dir or TFDS)
     if given.module:
         try:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.batching.settings import Batching
 from prompt_tuning.data.catalogue import all_tasks, mixtures
 from prompt_tuning.data.catalogue.text_task import TFDS
 from prompt_tuning.data.files import TextFiles
@@ -13,6 +14,7 @@ from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.variants import few_shot as few_shot_tasks
 from prompt_tuning.data.variants import sentinel
+from prompt_tuning.data.variants.few_shot import FewShot
 from prompt_tuning.errors import UserError
 
 FILES_TASK = "files"
@@ -86,24 +88,23 @@ def task_data(
         names[0] if names else FILES_TASK,
         lengths,
         batch_size,
-        seed,
-        module,
-        use_cached,
-        batching,
-        bucket_bounds,
-        packed_lengths,
-        tokens_per_batch,
-        cache_dir,
-        eval_examples,
-        bad_rows,
+        seed=seed,
+        module=module,
+        use_cached=use_cached,
+        batching=Batching(batching, bucket_bounds, packed_lengths, tokens_per_batch),
+        cache_dir=cache_dir,
+        eval_examples=eval_examples,
+        bad_rows=bad_rows,
     )
     _check_vocabulary(data.task, vocabulary)
     if sentinel_targets:
         data = dataclasses.replace(data, task=sentinel.register(data.task))
     if few_shot is None:
         return data
-    limited = few_shot_tasks.register(data.task, few_shot, few_shot_seed, lengths, use_cached)
-    return dataclasses.replace(data, task=limited)
+    chosen = FewShot(few_shot, few_shot_seed)
+    return dataclasses.replace(
+        data, task=few_shot_tasks.register(data.task, chosen, lengths, use_cached)
+    )
 
 
 def _check_vocabulary(task: str, vocabulary: seqio.Vocabulary) -> None:

@@ -1,4 +1,4 @@
-"""SeqIO tasks of texts in memory, and the three demo tasks that come with the package."""
+"""Registers SeqIO tasks that know their label words, and the three demo tasks of the package."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.data import tasks
+from prompt_tuning import embedded
 from prompt_tuning.data.files import MACROS, Row, TextFiles
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.data.quiet import seqio, tf
@@ -14,25 +14,98 @@ from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import MetricFn
 
+TfExample = dict[str, tf.Tensor]  # an example inside a SeqIO preprocessor, by feature
 
-def hidden_splits(task: str) -> tuple[str, ...]:
-    """Splits of a registered task that can be predicted on but not measured."""
-    return tasks.HIDDEN_SPLITS.get(task, ())
-
-
-ASSETS = Path(__file__).parents[1] / "assets"
-EMBEDDED_VOCABULARY = ASSETS / "backbone" / "vocabulary.model"
 DEMO_LABELS = {
-    "reviews": ("negative", "positive"),
-    "questions": ("abbreviation", "description", "entity", "human", "location", "number"),
-    "topics": ("business", "health", "politics", "science", "sport"),
+    "demo_reviews": ("negative", "positive"),
+    "demo_questions": ("abbreviation", "description", "entity", "human", "location", "number"),
+    "demo_topics": ("business", "health", "politics", "science", "sport"),
 }
-LABELS: dict[str, tuple[str, ...]] = {}  # label words of each task of `register`
-HIDDEN_SPLITS: dict[str, tuple[str, ...]] = {}  # splits of a task that have no public targets
+
+
+class Task(seqio.Task):
+    """A SeqIO task with label words, some of whose splits may lack public targets."""
+
+    def __init__(
+        self, *args: Any, labels: Sequence[str], hidden_splits: Sequence[str], **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.labels = tuple(labels)
+        self.hidden_splits = tuple(hidden_splits)
+
+
+def add(
+    name: str,
+    *,
+    source: seqio.DataSource,
+    preprocessors: Sequence[Callable[..., tf.data.Dataset]],
+    output_features: Mapping[str, seqio.Feature],
+    metric_fns: Sequence[MetricFn] = (),
+    postprocess_fn: Callable[..., Any] | None = None,
+    labels: Sequence[str] = (),
+    hidden_splits: Sequence[str] = (),
+) -> Task:
+    """Registers a SeqIO task, replacing any of the same name.
+
+    Args:
+      name: Name of the task.
+      source, preprocessors, output_features, metric_fns, postprocess_fn: See `seqio.Task`.
+      labels: Label words in the order of the labels' numbers; empty for text to text.
+      hidden_splits: Splits without public targets, which can be predicted on but not scored.
+    """
+    # SeqIO's shuffle buffer would mix the epochs of a small task.
+    shuffling = {"shuffle_buffer_size": None} if source.performs_internal_shuffling else {}
+    seqio.TaskRegistry.remove(name)
+    return seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=list(preprocessors),
+        output_features=output_features,
+        metric_fns=list(metric_fns),
+        postprocess_fn=postprocess_fn,
+        task_cls=Task,
+        labels=labels,
+        hidden_splits=hidden_splits,
+        **shuffling,
+    )
+
+
+def add_mixture(name: str, rates: Mapping[str, Any]) -> seqio.Mixture:
+    """Registers a SeqIO mixture, replacing any of the same name.
+
+    Args:
+      name: Name of the mixture.
+      rates: Mixing rate of each task: a number, or a function of the task.
+    """
+    seqio.MixtureRegistry.remove(name)
+    return seqio.MixtureRegistry.add(name, list(rates.items()))
+
+
+def parts(name: str) -> list[seqio.Task]:
+    """The tasks of a registered mixture in the order in which it lists them, or the task itself."""
+    provider = seqio.get_mixture_or_task(name)
+    if isinstance(provider, seqio.Task):
+        return [provider]
+    place = {part: i for i, part in enumerate(provider.rate_per_task_name)}
+    return sorted(provider.tasks, key=lambda task: place.get(task.name, len(place)))
+
+
+def labels_of(name: str) -> tuple[str, ...]:
+    """Label words of a registered task, or of all tasks of a mixture.
+
+    Empty for text to text and for tasks registered with plain SeqIO.
+    """
+    words = (word for task in parts(name) if isinstance(task, Task) for word in task.labels)
+    return tuple(dict.fromkeys(words))
+
+
+def hidden_splits(task: seqio.Task) -> tuple[str, ...]:
+    """Splits of a task that can be predicted on but not scored."""
+    return task.hidden_splits if isinstance(task, Task) else ()
 
 
 class RowSource(MemorySource):
-    """Rows of texts."""
+    """A source of `Row`s in memory."""
 
     def __init__(self, rows: Mapping[str, Callable[[], list[Row]]]) -> None:
         super().__init__(rows)
@@ -50,40 +123,32 @@ class RowSource(MemorySource):
 
 
 def vocabulary(path: str | Path, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:
-    """A SentencePiece model with T5's sentinels behind its pieces.
+    """Loads a SentencePiece model; T5's sentinels follow its pieces.
 
     Raises:
-      UserError: if there is no such file, or it is no SentencePiece model.
+      UserError: If the file does not exist or is not a SentencePiece model.
     """
     path = os.path.expanduser(path)
     try:
-        there = tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
+        exists = tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
     except tf.errors.OpError as error:
         raise UserError(f"VOCABULARY = {path}: cannot be read ({error.message})") from error
-    if not there:
+    if not exists:
         raise UserError(f"VOCABULARY = {path}: no such file")
-    found = seqio.SentencePieceVocabulary(path, extra_ids)
+    loaded = seqio.SentencePieceVocabulary(path, extra_ids)
     try:
-        found.load_model()
+        loaded.load_model()
     except Exception as error:  # protobuf, SentencePiece and SeqIO each raise their own
         raise UserError(f"VOCABULARY = {path}: not a SentencePiece model of T5's kind") from error
-    return found
+    return loaded
 
 
 def features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
-    """The output features of every task here: inputs and targets that end in EOS."""
+    """Output features of the package's tasks: inputs and targets, each with an end token."""
     return {
         "inputs": seqio.Feature(vocabulary, add_eos=True),
         "targets": seqio.Feature(vocabulary, add_eos=True),
     }
-
-
-def shuffling(source: seqio.DataSource) -> dict[str, None]:
-    """The options of a task whose source may shuffle whole epochs itself, as those in memory do.
-
-    SeqIO's buffer would let the epochs of a small task run into each other.
-    """
-    return {"shuffle_buffer_size": None} if source.performs_internal_shuffling else {}
 
 
 def register(
@@ -92,25 +157,23 @@ def register(
     vocabulary: seqio.Vocabulary,
     metric_fns: Sequence[MetricFn] = (accuracy,),
     labels: Sequence[str] = (),
-) -> seqio.Task:
-    """Registers a SeqIO task; replaces one of the same name.
+) -> Task:
+    """Registers a SeqIO task of rows, replacing any of the same name.
 
     Args:
-      name: of the task.
-      rows: split to a function that reads its rows; called when the split is used.
-      vocabulary: of inputs and targets.
-      metric_fns: their parameters are named `targets` and `predictions`.
-      labels: the words to choose from, if it is classification.
+      name: Name of the task.
+      rows: A function per split that returns its rows; called when the split is read.
+      vocabulary: Vocabulary of inputs and targets.
+      metric_fns: Metrics; their parameters must be named `targets` and `predictions`.
+      labels: Label words to choose from; empty for text to text.
     """
-    seqio.TaskRegistry.remove(name)
-    LABELS[name] = tuple(labels)
-    return seqio.TaskRegistry.add(
+    return add(
         name,
         source=RowSource(rows),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
         output_features=features(vocabulary),
-        metric_fns=list(metric_fns),
-        shuffle_buffer_size=None,
+        metric_fns=metric_fns,
+        labels=labels,
     )
 
 
@@ -119,19 +182,14 @@ def register_files(
     files: TextFiles,
     vocabulary: seqio.Vocabulary,
     metric_fns: Sequence[MetricFn] = (accuracy,),
-) -> seqio.Task:
-    """`register` with the splits that have a file, and the labels, of `files`."""
+) -> Task:
+    """Registers the splits and labels of `files`; see `register`."""
     rows = {split: functools.partial(files.rows, split) for split in files.splits}
     return register(name, rows, vocabulary, metric_fns, files.labels)
 
 
-def labels_of(name: str) -> tuple[str, ...]:
-    """The label words of a task; none for text to text and for tasks registered elsewhere."""
-    return LABELS.get(name, ())
-
-
 def text_of(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
-    """The text that `seqio.preprocessors.tokenize` kept; of other pipelines, the tokens' text."""
+    """The text of a feature: as `seqio.preprocessors.tokenize` kept it, else decoded from ids."""
     text = example.get(f"{name}_pretokenized")
     if isinstance(text, bytes):
         return text.decode()
@@ -139,15 +197,16 @@ def text_of(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:
 
 
 def decode(vocabulary: seqio.Vocabulary, ids: Sequence[int]) -> str:
+    """The text of token ids, which may be NumPy integers."""
     return vocabulary.decode([int(i) for i in ids])
 
 
 def register_demo_tasks(vocabulary: seqio.Vocabulary) -> None:
-    """Registers `demo_reviews`, `demo_questions` and `demo_topics`, over the embedded data."""
+    """Registers `demo_reviews`, `demo_questions` and `demo_topics`, whose rows are embedded."""
     for name, labels in DEMO_LABELS.items():
-        train, validation, test = (str(ASSETS / "data" / name / f"{x}.jsonl") for x in MACROS)
+        train, validation, test = (embedded.data(name, split) for split in MACROS)
         files = TextFiles(train, validation, test, labels=labels)
-        register_files(f"demo_{name}", files, vocabulary)
+        register_files(name, files, vocabulary)
 
 
-register_demo_tasks(vocabulary(EMBEDDED_VOCABULARY))
+register_demo_tasks(vocabulary(embedded.vocabulary()))

@@ -24,6 +24,7 @@ class EvalSet:
       target_length: maximum number of tokens to generate.
       metric_fns: metrics of the task.
       decode: function from token ids to text.
+      notes: lines that a run shows before it starts, such as the share of inputs that are cut.
     """
 
     task: str
@@ -36,6 +37,7 @@ class EvalSet:
     target_length: int
     metric_fns: Sequence[MetricFn]
     decode: Callable[[Sequence[int]], str]
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -68,6 +68,8 @@ def evaluate(
         allow_other_backbone=allow_other_backbone,
     )
     on_start(folder)
+    for line in (note for eval_set in sets for note in eval_set.notes):
+        print(line, flush=True)
     summary.write_parameters(folder, tuned.split)
     metrics = {s.task: _measured(tuned, s, eval_methods, data.batch_size, folder) for s in sets}
     for line in data.remarks():

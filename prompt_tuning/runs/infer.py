@@ -83,6 +83,8 @@ def infer(
         allow_other_backbone=allow_other_backbone,
     )
     on_start(folder)
+    for line in texts.notes:
+        print(line, flush=True)
     path = folder / f"{texts.task}-{mode}.jsonl"
     key = resumable_lines.digest(
         texts.inputs,

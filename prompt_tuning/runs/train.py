@@ -110,6 +110,9 @@ def train(
                 f"measured on {eval_set.task}, {eval_set.split}: {len(eval_set.targets)} examples",
                 flush=True,
             )
+        notes = (note for s in (*validation_sets, *test_sets) for note in s.notes)
+        for line in (*data.train_notes(), *notes):
+            print(line, flush=True)
         measure = functools.partial(
             _scores, eval_sets=measured_sets, methods=eval_methods, batch_size=eval_batch_size
         )

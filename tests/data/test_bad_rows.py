@@ -28,7 +28,7 @@ JSON_ROWS = {
     b'{"text": "a\\ud800b", "label": "yes"}\n': "'text' has half a surrogate pair",
     b'{"text": "", "label": "yes"}\n': "'text' is empty",
     b'{"text": ["fine"], "label": "yes"}\n': "'text' is [\"fine\"], not a string",
-    b'{"label": "yes"}\n': "no field 'text'; there are: label",
+    b'{"label": "yes"}\n': "no field 'text'; available: label",
     b'{"text": "fine", "label": "maybe"}\n': "'label' is 'maybe', not one of",
     b'{"text": "fine", "label": 1.0}\n': "'label' is 1.0, not one of",
     b'{"text": "fine", "label": {"yes": 1}}\n': "'label' is {'yes': 1}, not one of",

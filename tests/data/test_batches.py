@@ -9,7 +9,7 @@ import pytest
 import seqio
 
 from prompt_tuning.data import tasks
-from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.batches import Batching, TaskData
 from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.errors import UserError
 
@@ -17,26 +17,6 @@ LENGTHS = {"inputs": 12, "targets": 6}
 LABELS = ("negative", "positive")
 ROWS = [Row(f"number {i}", LABELS[i % 2]) for i in range(12)]
 NAME = "test_batches_rows"
-
-
-@pytest.fixture(scope="module")
-def vocabulary() -> seqio.SentencePieceVocabulary:
-    return tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
-
-
-@pytest.fixture(autouse=True)
-def clean_registries():
-    before = [
-        (registry, set(registry.names()))
-        for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)
-    ]
-    labels = dict(tasks.LABELS)
-    yield
-    for registry, names in before:
-        for name in set(registry.names()) - names:
-            registry.remove(name)
-    tasks.LABELS.clear()
-    tasks.LABELS.update(labels)
 
 
 @pytest.fixture
@@ -263,9 +243,10 @@ def test_rows_are_used_where_a_cache_is_asked_for_in_vain(register):
 def test_module_is_imported_first(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_test_tasks.py").write_text(
+        "from prompt_tuning import embedded\n"
         "from prompt_tuning.data import tasks\n"
         "from prompt_tuning.data.files import Row\n"
-        "vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)\n"
+        "vocabulary = tasks.vocabulary(embedded.vocabulary())\n"
         "tasks.register('from_my_module', {'train': lambda: [Row('a', 'b')]}, vocabulary)\n"
     )
     found = data("from_my_module", module="my_test_tasks").eval_set("train")
@@ -274,16 +255,16 @@ def test_module_is_imported_first(tmp_path, monkeypatch):
         data(module="no.such.module")
 
 
-def test_unknown_task_and_split(register):
+def test_unknown_task_and_split(register, vocabulary):
     register()
     with pytest.raises(UserError, match=r"'demo_revews'.*did you mean demo_reviews"):
         data("demo_revews")
-    with pytest.raises(UserError, match=r"'xyzzy'.*there are: .*demo_questions, demo_reviews"):
+    with pytest.raises(UserError, match=r"'xyzzy'.*available: .*demo_questions, demo_reviews"):
         data("xyzzy")
-    with pytest.raises(UserError, match="no split 'test'; there are: train, validation"):
+    with pytest.raises(UserError, match="no split 'test'; available: train, validation"):
         data().eval_set("test")
-    tasks.register(NAME, {"test": lambda: ROWS}, tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
-    with pytest.raises(UserError, match="no split 'train'; there are: test"):
+    tasks.register(NAME, {"test": lambda: ROWS}, vocabulary)
+    with pytest.raises(UserError, match="no split 'train'; available: test"):
         data().train_batches(0)
 
 
@@ -359,7 +340,7 @@ def test_released_files(shared_data, vocabulary):
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
 def test_other_batchings_resume_and_see_each_example_alike(register, vocabulary, batching):
     register()
-    source = data(batching=batching, bucket_bounds=(8, 12))
+    source = data(batching=Batching(batching, bounds=(8, 12)))
     batches = take(source.train_batches(0, positions=2), 24)
     assert_same(take(source.train_batches(5, positions=2), 3), batches[5:8])
     texts = [
@@ -378,13 +359,12 @@ def test_other_batchings_resume_and_see_each_example_alike(register, vocabulary,
     assert max(counts) - min(counts) <= 2
 
 
-def test_unknown_batching_is_an_error(register):
-    register()
+def test_unknown_batching_is_an_error():
     with pytest.raises(UserError, match="BATCHING = 'sorted'"):
-        data(batching="sorted")
+        Batching("sorted")
 
 
 def test_what_cannot_be_packed_is_an_error(register):
     register()
     with pytest.raises(UserError, match="only a prompt that is a prefix"):
-        data(batching="packed").train_batches(0, positions=None)
+        data(batching=Batching("packed")).train_batches(0, positions=None)

@@ -62,7 +62,7 @@ def test_constant_tokens(tokens, multiple, rows):
 
 
 def test_a_budget_that_does_not_hold_the_longest_bucket():
-    with pytest.raises(UserError, match=r"TOKENS_PER_BATCH = 63: too few for 4 rows .*give 64 or"):
+    with pytest.raises(UserError, match=r"TOKENS_PER_BATCH = 63: too few for 4 rows .*at least 64"):
         constant_tokens(BOUNDS, 63, 4)
 
 

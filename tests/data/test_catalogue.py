@@ -18,8 +18,6 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.scores import measure
 from prompt_tuning.evaluation.sets import Predictions
 
-pytestmark = pytest.mark.usefixtures("clean_registries")
-
 RTE, CB = "taskless_super_glue_rte_v102_examples", "taskless_super_glue_cb_v102_examples"
 MRPC_FROM_QQP = "taskless_glue_mrpc_from_qqp_v200_examples"
 # Training examples, as in the rates of T5's code.

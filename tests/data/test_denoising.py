@@ -98,7 +98,7 @@ TEXTS = [f"This is text number {i}, about {'rain ' * (i % 7)}and sun." for i in 
 
 
 @pytest.fixture
-def local(tmp_path, vocabulary, clean_registries):
+def local(tmp_path, vocabulary):
     corpus(tmp_path, TEXTS)
     corpus(tmp_path, TEXTS[:9], "c4-validation.00000.jsonl.xz")
     names = register(c4.TASKS, vocabulary, tmp_path)
@@ -186,7 +186,7 @@ def test_lines_without_a_text(local, vocabulary):
         tokens_of("c4_v220_prefix_lm", {"inputs": 8, "targets": 8}, shuffle=False)
 
 
-def test_real_corpus(shared_data, vocabulary, tmp_path, clean_registries):
+def test_real_corpus(shared_data, vocabulary, tmp_path):
     (tmp_path / "c4").symlink_to(shared_data / "corpus")
     register(c4.TASKS, vocabulary, tmp_path)
     task = seqio.TaskRegistry.get("c4_v220_span_corruption")

@@ -1,7 +1,6 @@
 """A few training examples a class."""
 
 import collections
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,12 +8,13 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.data import source, tasks
-from prompt_tuning.data.batches import TaskData
-from prompt_tuning.data.catalogue import glue, text_task
+from prompt_tuning.data.batches import Batching, TaskData
+from prompt_tuning.data.catalogue import all_tasks, glue, text_task
 from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.data.readers import local_files
 from prompt_tuning.data.variants import few_shot
+from prompt_tuning.data.variants.few_shot import FewShot
 from prompt_tuning.errors import UserError
 
 LABELS = ("no", "yes", "maybe")
@@ -23,19 +23,11 @@ LENGTHS = {"inputs": 8, "targets": 4}
 NAME = "test_few_shot"
 
 
-@pytest.fixture(scope="module")
-def vocabulary() -> seqio.SentencePieceVocabulary:
-    return tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
-
-
 @pytest.fixture
-def task(vocabulary) -> Iterator[str]:
+def task(vocabulary) -> str:
     rows = {"train": lambda: ROWS, "validation": lambda: ROWS[:5]}
     tasks.register(NAME, rows, vocabulary, labels=LABELS)
-    yield NAME
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        for name in [name for name in registry.names() if name.startswith(NAME)]:
-            registry.remove(name)
+    return NAME
 
 
 @pytest.fixture
@@ -75,7 +67,7 @@ def chosen(name: str) -> list[Row]:
 
 
 def register(name: str, k: int, seed: int = 0) -> str:
-    return few_shot.register(name, k, seed, LENGTHS, False)
+    return few_shot.register(name, FewShot(k, seed), LENGTHS, False)
 
 
 def test_is_balanced_seeded_and_nested(task):
@@ -103,7 +95,7 @@ def test_every_example_can_be_chosen(task):
 @pytest.mark.parametrize("batching", ["padded", "bucketed", "packed"])
 def test_trains_on_these_and_validates_on_all(task, vocabulary, batching):
     name = register(task, 2)
-    data = TaskData(name, LENGTHS, 6, batching=batching)
+    data = TaskData(name, LENGTHS, 6, batching=Batching(batching))
     rows = chosen(name)
     wanted = {tuple(vocabulary.encode(row.inputs)) for row in rows}
     batches = data.train_batches(0)
@@ -158,13 +150,13 @@ def test_a_mixture_keeps_its_rates(task, plain, vocabulary):
 
 def test_benchmarks(shared_data, vocabulary):
     text_task.register(
-        [task for task in source.catalogue.TASKS if "cb_v102" in task.task],
+        [task for task in all_tasks.TASKS if "cb_v102" in task.task],
         vocabulary,
         shared_data / "tasks",
     )
     name = "taskless_super_glue_cb_v102_examples"
     lengths = {"inputs": 64, "targets": 8}
-    limited = few_shot.register(name, 16, 0, lengths, False)
+    limited = few_shot.register(name, FewShot(16), lengths, False)
     found = TaskData(limited, lengths, 4).eval_set("train")
     labels = ("entailment", "contradiction", "neutral")
     assert collections.Counter(found.targets) == dict.fromkeys(labels, 16)
@@ -174,7 +166,7 @@ def test_benchmarks(shared_data, vocabulary):
     again = TaskData(limited, lengths, 4).eval_set("validation")
     np.testing.assert_array_equal(scored.encoder_input_tokens, again.encoder_input_tokens)
     assert [fn.__name__ for fn in again.metric_fns] == [fn.__name__ for fn in scored.metric_fns]
-    too_many = TaskData(few_shot.register(name, 17, 0, lengths, False), lengths, 4)
+    too_many = TaskData(few_shot.register(name, FewShot(17), lengths, False), lengths, 4)
     with pytest.raises(UserError, match=r"FEW_SHOT = 17: .* only 16 .* of the class 'neutral'"):
         too_many.train_batches(0)
     assert isinstance(seqio.TaskRegistry.get(name).source, local_files.FolderSource)

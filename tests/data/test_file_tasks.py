@@ -12,8 +12,6 @@ from prompt_tuning.data.files import TextFiles, of_folder
 from prompt_tuning.data.source import task_data
 from prompt_tuning.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("clean_registries")
-
 LENGTHS = {"inputs": 24, "targets": 4}
 VOCABULARY = tasks.vocabulary(embedded.vocabulary())
 
@@ -97,7 +95,7 @@ def test_a_list_of_one(data_dir):
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        (["mail", "post"], "MIXTURE_OR_TASK_NAME = ['mail', 'post']: no task 'post'; there are: "),
+        (["mail", "post"], "MIXTURE_OR_TASK_NAME = ['mail', 'post']: no task 'post'; available: "),
         (["mail", "mail"], "names a task twice"),
         ([], "no data: set MIXTURE_OR_TASK_NAME"),
     ],

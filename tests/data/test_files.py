@@ -123,12 +123,12 @@ TABLE = "text,label\nfine,positive\n"
         (
             "a.jsonl",
             GOOD + jsonl({"text": "t", "sentiment": 1}),
-            r"line 2: no field 'label'; there are: sentiment, text$",
+            r"line 2: no field 'label'; available: sentiment, text$",
         ),
         (
             "a.csv",
             "sentence,label\nfine,positive\n",
-            r"line 2: no field 'text'; there are: label, sentence$",
+            r"line 2: no field 'text'; available: label, sentence$",
         ),
         (
             "a.jsonl",
@@ -181,7 +181,7 @@ def test_a_split_without_a_file_names_its_macro(split, macro):
 
 
 def test_unknown_split():
-    with pytest.raises(UserError, match="'dev': there are train, validation, test"):
+    with pytest.raises(UserError, match="'dev': available: train, validation, test"):
         TextFiles().rows("dev")
 
 

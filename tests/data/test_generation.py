@@ -80,7 +80,7 @@ def test_formats_read_what_tensorflow_datasets_has(task):
 
 
 @pytest.mark.parametrize("task", summarisation.TASKS, ids=lambda task: task.task)
-def test_local_files(tmp_path, vocabulary, clean_registries, task):
+def test_local_files(tmp_path, vocabulary, task):
     folder = tmp_path / task.local.folder
     folder.mkdir()
     rows = [{"document": "It rained all day.", "summary": "one two three four"}] * 2

@@ -18,5 +18,5 @@ def test_white_space_around_does_not_count():
 def test_pairs_must_match_up():
     with pytest.raises(ValueError, match="shorter"):
         accuracy(["a", "b"], ["a"])
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(ValueError, match="at least one target"):
         accuracy([], [])

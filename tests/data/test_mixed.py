@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from prompt_tuning.data import tasks
-from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.batches import Batching, TaskData
 from prompt_tuning.data.batching.tokens import Tokens, mixed
 from prompt_tuning.data.files import Row
-from prompt_tuning.data.quiet import seqio
 
 NAMES = ("mixed_a", "mixed_b")
 
@@ -17,7 +16,7 @@ NAMES = ("mixed_a", "mixed_b")
 def numbered(count: int, offset: int) -> Tokens:
     """Examples of one token each, `offset` and up."""
     ids, ends = np.arange(offset, offset + count, dtype=np.int32), np.arange(count + 1)
-    return Tokens(ids, ends, ids, ends)
+    return Tokens(ids, ends, ids, ends, cut=np.zeros(2))
 
 
 PARTS = [numbered(5, 100), numbered(700, 1000), numbered(30, 10)]
@@ -56,22 +55,18 @@ def test_one_part_is_its_own_stream():
 
 
 @pytest.fixture
-def mixture():
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+def mixture(vocabulary) -> str:
     texts = {"mixed_a": ["film", "house"], "mixed_b": ["what is a long long text about this"] * 3}
     for name in NAMES:
         rows = [Row(text, "yes") for text in texts[name]]
         tasks.register(name, {"train": lambda rows=rows: rows}, vocabulary)
-    seqio.MixtureRegistry.remove("mixed_both")
-    seqio.MixtureRegistry.add("mixed_both", [("mixed_a", 1), ("mixed_b", 2)])
-    yield "mixed_both"
-    seqio.MixtureRegistry.remove("mixed_both")
+    tasks.add_mixture("mixed_both", {"mixed_a": 1, "mixed_b": 2})
+    return "mixed_both"
 
 
 @pytest.mark.parametrize("batching", ["padded", "bucketed"])
 def test_batches_name_the_task_of_each_row(mixture, batching):
-    data = TaskData(mixture, {"inputs": 32, "targets": 4}, 8, batching=batching,
-                    bucket_bounds=(4, 32) if batching == "bucketed" else ())  # fmt: skip
+    data = TaskData(mixture, {"inputs": 32, "targets": 4}, 8, batching=Batching(batching))
     assert data.tasks == NAMES
     seen = set()
     for batch in itertools.islice(data.train_batches(0), 6):

@@ -1,7 +1,6 @@
 """An instruction and demonstrations in front of what is evaluated."""
 
 import collections
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import seqio
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row
-from prompt_tuning.data.variants.prompt_design import DesignedData, designed_data
+from prompt_tuning.data.variants.prompt_design import designed_data
 from prompt_tuning.errors import UserError
 
 NAME = "test_prompt_design"
@@ -22,15 +21,12 @@ SAY = "Say what it is."
 
 
 @pytest.fixture(scope="module", autouse=True)
-def vocabulary() -> Iterator[seqio.SentencePieceVocabulary]:
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+def registered(vocabulary) -> None:
     rows = {"train": lambda: TRAIN, "test": lambda: TEST}
     tasks.register(NAME, rows, vocabulary, labels=LABELS)
-    yield vocabulary
-    seqio.TaskRegistry.remove(NAME)
 
 
-def data(length: int = 200, **design) -> DesignedData:
+def data(length: int = 200, **design) -> TaskData:
     return designed_data(TaskData(NAME, {"inputs": length, "targets": 4}, 2), **design)
 
 
@@ -54,7 +50,7 @@ def test_without_a_design_it_is_the_task():
     found = data().eval_set("test")
     assert (found.inputs, found.targets, found.labels) == (plain.inputs, plain.targets, LABELS)
     np.testing.assert_array_equal(found.encoder_input_tokens, plain.encoder_input_tokens)
-    assert data().remarks() == []
+    assert list(found.notes) == []
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8])
@@ -110,8 +106,8 @@ def test_what_does_not_fit_goes_from_the_front(vocabulary, length):
         assert blocks(text) == [instruction, *shown[6 - longest :], query]
         assert tokens.shape == (length,) and vocabulary.eos_id in tokens
     assert fitted[0] > fitted[1]
-    assert limited.remarks() == [
-        f"demonstrations in front of an input of {NAME}, test split: {np.mean(fitted):.1f} of 6 on "
+    assert list(found.notes) == [
+        f"{NAME}, test split: {np.mean(fitted):.1f} of 6 demonstrations before an input on "
         f"average, {min(fitted)} at least"
     ]
 
@@ -140,7 +136,6 @@ def test_text_to_text_demonstrations(vocabulary):
     shown = [Row(*block.split("\n")) for block in blocks(text)[:-1]]
     assert len(set(shown)) == 4 and set(shown) <= set(rows)
     assert len(collections.Counter(row.targets for row in shown)) == 4
-    seqio.TaskRegistry.remove(name)
 
 
 def test_mistakes(vocabulary):
@@ -155,4 +150,3 @@ def test_mistakes(vocabulary):
     alone = designed_data(TaskData(name, {"inputs": 99, "targets": 4}, 2), demonstrations=1)
     with pytest.raises(UserError, match="no split 'train'"):
         alone.eval_set("test")
-    seqio.TaskRegistry.remove(name)

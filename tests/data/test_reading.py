@@ -15,8 +15,6 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.scores import measure
 from prompt_tuning.evaluation.sets import Predictions
 
-pytestmark = pytest.mark.usefixtures("clean_registries")
-
 LINES = [
     {"header": {"dataset": "BioASQ", "split": "dev"}},
     {
@@ -140,7 +138,7 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"qas": []}, "no field 'context'; there are: qas"),
+        ({"qas": []}, "no field 'context'; available: qas"),
         ({"context": 3, "qas": []}, "'context' is 3, not a text"),
         ({"context": "c", "qas": ["q"]}, r"'qas' is \['q'\], not a list of objects"),
         (changed(answers=[]), r"'answers' is \[\], not a list of texts"),

@@ -8,7 +8,6 @@ import seqio
 import sklearn.metrics
 
 from prompt_tuning import sharding
-from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.catalogue.glue import BENCHMARKS, register_benchmarks
 from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
@@ -52,17 +51,8 @@ BY_SKLEARN = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _local_tasks(first_rows):
-    """What was registered before comes back."""
-    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
-    before, labels = [set(registry.names()) for registry in registries], dict(tasks.LABELS)
-    register_benchmarks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY), first_rows)
-    yield
-    for registry, names in zip(registries, before, strict=True):
-        for added in set(registry.names()) - names:
-            registry.remove(added)
-    tasks.LABELS.clear()
-    tasks.LABELS.update(labels)
+def _local_tasks(first_rows, vocabulary):
+    register_benchmarks(vocabulary, first_rows)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning.data import tasks
-from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.batches import Batching, TaskData
 from prompt_tuning.data.batching import tokens
 from prompt_tuning.data.files import Row
 from prompt_tuning.errors import UserError
@@ -18,29 +18,22 @@ NAME, OTHER, MIXTURE = "test_streams_rows", "test_streams_other", "test_streams_
 ROWS = [Row(f"{i} " + "word " * (i % 9), f"target {i % 3}") for i in range(37)]
 LENGTHS = {"inputs": 24, "targets": 6}
 BATCHINGS = {
-    "padded": {},
-    "bucketed": {"bucket_bounds": (8, 16, 24)},
-    "packed": {"packed_lengths": {"inputs": 64, "targets": 30}},
-    "constant tokens": {"batching": "bucketed", "bucket_bounds": (8, 24), "tokens_per_batch": 200},
+    "padded": Batching(),
+    "bucketed": Batching("bucketed", bounds=(8, 16, 24)),
+    "packed": Batching("packed", packed_lengths={"inputs": 64, "targets": 30}),
+    "constant tokens": Batching("bucketed", bounds=(8, 24), tokens=200),
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered():
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+def registered(vocabulary):
     tasks.register(NAME, {"train": functools.partial(list, ROWS)}, vocabulary)
     tasks.register(OTHER, {"train": lambda: [Row("other", "x"), Row("more", "y")]}, vocabulary)
     seqio.MixtureRegistry.add(MIXTURE, [NAME, OTHER], default_rate=1.0)
-    yield
-    seqio.MixtureRegistry.remove(MIXTURE)
-    for name in (NAME, OTHER):
-        seqio.TaskRegistry.remove(name)
-        tasks.LABELS.pop(name)
 
 
 def batches(kind, start, count, task=NAME, **options) -> list[dict[str, np.ndarray]]:
-    settings = {"batching": kind, **BATCHINGS[kind], **options}
-    data = TaskData(task, LENGTHS, batch_size=8, **settings)
+    data = TaskData(task, LENGTHS, batch_size=8, batching=BATCHINGS[kind], **options)
     return list(itertools.islice(data.train_batches(start, 3, multiple=4), count))
 
 
@@ -82,7 +75,7 @@ class Counting:
 @pytest.mark.parametrize("kind", BATCHINGS)
 def test_skipping_lays_out_nothing(monkeypatch, kind):
     """The rows of batches that are skipped are never made."""
-    import prompt_tuning.data.batches as module
+    import prompt_tuning.data.batching.settings as module
 
     made = []
     for name in ("pad", "pack"):
@@ -94,8 +87,7 @@ def test_skipping_lays_out_nothing(monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", ["bucketed", "packed", "constant tokens"])
-def test_whole_epochs_and_each_row_alike(kind):
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+def test_whole_epochs_and_each_row_alike(kind, vocabulary):
     seen = []
     for batch in batches(kind, 0, 60):
         inputs = batch["encoder_input_tokens"]
@@ -117,16 +109,16 @@ def test_batches_of_constant_tokens_are_filled_to_the_budget():
 @pytest.mark.parametrize("kind", ["padded", "packed"])
 def test_constant_tokens_are_for_buckets(kind):
     with pytest.raises(UserError, match=f"TOKENS_PER_BATCH = 64: .*'bucketed', not '{kind}'"):
-        TaskData(NAME, LENGTHS, batch_size=8, batching=kind, tokens_per_batch=64)
+        Batching(kind, tokens=64)
 
 
 def test_a_budget_too_small_is_told_before_anything_is_read():
-    data = TaskData(NAME, LENGTHS, batch_size=8, batching="bucketed", tokens_per_batch=47)
+    data = TaskData(NAME, LENGTHS, batch_size=8, batching=Batching("bucketed", tokens=47))
     with pytest.raises(UserError, match="TOKENS_PER_BATCH = 47: too few for 2 rows"):
         data.train_batches(0, multiple=2)
 
 
-def test_tasks_that_change_from_epoch_to_epoch_are_not_held():
+def test_tasks_that_change_from_epoch_to_epoch_are_not_held(vocabulary):
     """What stands behind the place of SeqIO's cache may be random, and is asked for each epoch."""
 
     @seqio.map_over_dataset(num_seeds=1)
@@ -134,7 +126,6 @@ def test_tasks_that_change_from_epoch_to_epoch_are_not_held():
         number = tf.random.stateless_uniform([1], seed, 3, 999, tf.int32)
         return example | {"inputs": number}
 
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
     seqio.TaskRegistry.add(
         "test_streams_noise",
         tasks.RowSource({"train": lambda: ROWS[:4]}),
@@ -147,11 +138,8 @@ def test_tasks_that_change_from_epoch_to_epoch_are_not_held():
         output_features=tasks.features(vocabulary),
         shuffle_buffer_size=None,
     )
-    try:
-        task = seqio.get_mixture_or_task("test_streams_noise")
-        assert tokens.in_memory(task, "train", LENGTHS, False, "") is None
-        found = batches("padded", 0, 4, "test_streams_noise")
-        numbers = np.concatenate([b["encoder_input_tokens"][:, 0] for b in found])
-        assert len(set(numbers.tolist())) > 8  # more than the rows there are
-    finally:
-        seqio.TaskRegistry.remove("test_streams_noise")
+    task = seqio.get_mixture_or_task("test_streams_noise")
+    assert tokens.in_memory(task, "train", LENGTHS, False, "") is None
+    found = batches("padded", 0, 4, "test_streams_noise")
+    numbers = np.concatenate([b["encoder_input_tokens"][:, 0] for b in found])
+    assert len(set(numbers.tolist())) > 8  # more than the rows there are

@@ -7,6 +7,7 @@ import sentencepiece
 import seqio
 import tensorflow as tf
 
+from prompt_tuning import embedded
 from prompt_tuning.data import tasks
 from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.data.metrics import accuracy
@@ -16,16 +17,9 @@ ROWS = [Row(f"sentence number {i} of them", "odd" if i % 2 else "even") for i in
 LENGTHS = {"inputs": 16, "targets": 8}
 
 
-@pytest.fixture(scope="module")
-def vocabulary() -> seqio.SentencePieceVocabulary:
-    return tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
-
-
 @pytest.fixture
-def name():
-    yield "test_tasks_rows"
-    seqio.TaskRegistry.remove("test_tasks_rows")
-    tasks.LABELS.pop("test_tasks_rows", None)
+def name() -> str:
+    return "test_tasks_rows"
 
 
 def texts(task: seqio.Task, **options) -> list[str]:
@@ -34,11 +28,11 @@ def texts(task: seqio.Task, **options) -> list[str]:
 
 
 def test_vocabulary_has_sentinels_behind_the_pieces(vocabulary):
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tasks.EMBEDDED_VOCABULARY))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=embedded.vocabulary())
     assert vocabulary.encode("a good film") == pieces.encode("a good film")
     last = pieces.vocab_size() + 99
     assert vocabulary.tokenizer.id_to_piece(last) == "▁<extra_id_0>"
-    assert vocabulary == tasks.vocabulary(str(tasks.EMBEDDED_VOCABULARY))
+    assert vocabulary == tasks.vocabulary(embedded.vocabulary())
 
 
 def test_vocabulary_that_is_none(tmp_path):
@@ -117,17 +111,27 @@ def test_demo_tasks(name, labels):
 
 
 def test_demo_tasks_with_another_vocabulary():
-    other = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY, extra_ids=0)
+    other = tasks.vocabulary(embedded.vocabulary(), extra_ids=0)
     tasks.register_demo_tasks(other)
-    try:
-        task = seqio.get_mixture_or_task("demo_topics")
-        assert task.output_features["inputs"].vocabulary is other
-    finally:
-        tasks.register_demo_tasks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
+    task = seqio.get_mixture_or_task("demo_topics")
+    assert task.output_features["inputs"].vocabulary is other
 
 
-def test_tasks_without_labels():
-    assert tasks.labels_of("registered elsewhere") == ()
+def test_tasks_of_plain_seqio_have_no_labels(name, vocabulary):
+    splits = {"train": lambda: ROWS}
+    seqio.TaskRegistry.add(
+        name, tasks.RowSource(splits), output_features=tasks.features(vocabulary)
+    )
+    assert tasks.labels_of(name) == ()
+    assert tasks.hidden_splits(seqio.TaskRegistry.get(name)) == ()
+
+
+def test_labels_of_a_mixture_are_in_its_own_order(vocabulary):
+    for name, labels in {"z": ("yes", "no"), "a": ("no", "maybe")}.items():
+        tasks.register(name, {"train": lambda: ROWS}, vocabulary, labels=labels)
+    tasks.add_mixture("both", {"z": 1.0, "a": 2.0})
+    assert [task.name for task in tasks.parts("both")] == ["z", "a"]
+    assert tasks.labels_of("both") == ("yes", "no", "maybe")
 
 
 def test_tensorflow_is_quiet_and_leaves_the_gpus_alone():

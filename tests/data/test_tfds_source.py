@@ -6,22 +6,22 @@ import urllib.request
 import pytest
 import seqio
 
-from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.catalogue import glue
 from prompt_tuning.data.readers.tfds_source import check_prepared
 from prompt_tuning.data.variants import few_shot
+from prompt_tuning.data.variants.few_shot import FewShot
 from prompt_tuning.errors import UserError
 
 TASK = "taskless_super_glue_rte_v102_examples"
 
 
 @pytest.fixture
-def task(tmp_path, monkeypatch) -> seqio.Task:
+def task(tmp_path, monkeypatch, vocabulary) -> seqio.Task:
     """A task over an empty folder of TensorFlow Datasets."""
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
     monkeypatch.setattr(urllib.request, "getproxies", dict)
-    glue.register_benchmarks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
+    glue.register_benchmarks(vocabulary)
     return seqio.get_mixture_or_task(TASK)
 
 
@@ -68,7 +68,7 @@ def test_seqios_cache_needs_no_network(task, offline):
 
 
 def test_a_few_of_what_is_not_there(task, offline):
-    name = few_shot.register(TASK, 2, 0, {"inputs": 8, "targets": 4}, use_cached=False)
+    name = few_shot.register(TASK, FewShot(2), {"inputs": 8, "targets": 4}, use_cached=False)
     with pytest.raises(UserError, match=r"rte:1\.0\.2 of TensorFlow Datasets is not prepared"):
         next(TaskData(name, {"inputs": 8, "targets": 4}, 2).train_batches(0))
 

@@ -13,8 +13,9 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from prompt_tuning import embedded
 from prompt_tuning.data import tasks
-from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.batches import Batching, TaskData
 from prompt_tuning.data.batching import token_cache, tokens
 from prompt_tuning.data.catalogue import glue
 from prompt_tuning.data.files import Row, TextFiles
@@ -23,14 +24,6 @@ from prompt_tuning.data.readers.records import BadRows
 
 NAME = "test_token_cache_files"
 LENGTHS = {"inputs": 12, "targets": 6}
-
-
-@pytest.fixture(autouse=True)
-def cleaned():
-    yield
-    for name in [name for name in seqio.TaskRegistry.names() if name.startswith("test_token_")]:
-        seqio.TaskRegistry.remove(name)
-        tasks.LABELS.pop(name, None)
 
 
 @pytest.fixture
@@ -42,7 +35,7 @@ def rows_file(tmp_path) -> Path:
 
 def register(path: Path, labels=("no", "yes"), vocabulary=None) -> seqio.Task:
     files = TextFiles(train=str(path), labels=labels)
-    vocabulary = vocabulary or tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    vocabulary = vocabulary or tasks.vocabulary(embedded.vocabulary())
     return tasks.register_files(NAME, files, vocabulary)
 
 
@@ -69,7 +62,7 @@ def test_batches_are_the_same_with_and_without(rows_file, tmp_path, counted, bat
     register(rows_file)
 
     def batches(cache_dir: str) -> list:
-        data = TaskData(NAME, LENGTHS, 4, batching=batching, cache_dir=cache_dir)
+        data = TaskData(NAME, LENGTHS, 4, batching=Batching(batching), cache_dir=cache_dir)
         return list(itertools.islice(data.train_batches(3), 6))
 
     folder = tmp_path / "cache"
@@ -84,7 +77,7 @@ def test_batches_are_the_same_with_and_without(rows_file, tmp_path, counted, bat
 
 
 def test_what_it_holds_is_what_was_written(rows_file, tmp_path):
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    vocabulary = tasks.vocabulary(embedded.vocabulary())
     task = register(rows_file)
     expected = [
         ([*vocabulary.encode(f"line {i}"), 1], [*vocabulary.encode(("no", "yes")[i % 2]), 1])
@@ -101,7 +94,7 @@ def test_key_changes_with_all_that_decides_the_tokens(rows_file, tmp_path, monke
     task = register(rows_file)
     keys.append(key(task, split="validation"))
     keys.append(key(task, lengths=LENGTHS | {"inputs": 11}))
-    few = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY, extra_ids=1)
+    few = tasks.vocabulary(embedded.vocabulary(), extra_ids=1)
     keys.append(key(register(rows_file, vocabulary=few)))
     other = tmp_path / "other.jsonl"
     other.write_bytes(rows_file.read_bytes())
@@ -125,7 +118,7 @@ def test_key_stays_the_same(rows_file, tmp_path):
     assert key(task) == before
     assert key(register(rows_file)) == before
     copied = tmp_path / "vocabulary.model"  # the vocabulary counts by what is in it
-    copied.write_bytes(Path(tasks.EMBEDDED_VOCABULARY).read_bytes())
+    copied.write_bytes(Path(embedded.vocabulary()).read_bytes())
     assert key(register(rows_file, vocabulary=tasks.vocabulary(copied))) == before
 
 
@@ -139,7 +132,7 @@ def test_changed_rows_are_read_again(rows_file, tmp_path):
 @pytest.fixture(params=["tfds", "folder"])
 def benchmark_keys(request, tmp_path):
     """Registers GLUE and SuperGLUE anew, over TFDS or over files, and gives the tasks' keys."""
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    vocabulary = tasks.vocabulary(embedded.vocabulary())
     for benchmark in glue.BENCHMARKS:
         if benchmark.local:
             (tmp_path / benchmark.local.folder).mkdir(exist_ok=True)
@@ -173,7 +166,7 @@ def test_files_beside_the_rows_count_too(benchmark_keys, tmp_path):
 def test_rows_that_are_skipped_are_read_to_be_counted(rows_file):
     rows_file.write_text(rows_file.read_text() + "no row\n")
     files = TextFiles(train=str(rows_file), labels=("no", "yes"), bad_rows=BadRows(3))
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    vocabulary = tasks.vocabulary(embedded.vocabulary())
     assert key(tasks.register_files(NAME, files, vocabulary)) is None
 
 
@@ -187,7 +180,7 @@ def test_a_folder_counts_by_its_files(tmp_path):
 
 
 def test_what_cannot_be_told_from_outside_is_not_cached(rows_file, tmp_path, counted):
-    vocabulary = tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)
+    vocabulary = tasks.vocabulary(embedded.vocabulary())
     splits = {"train": lambda: [Row("a", "b")]}
     task = tasks.register("test_token_cache_lambda", splits, vocabulary)
     assert key(task) is None
@@ -314,7 +307,7 @@ def test_offline_cache_of_seqio(tmp_path, monkeypatch):
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ],
-        output_features=tasks.features(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY)),
+        output_features=tasks.features(tasks.vocabulary(embedded.vocabulary())),
     )
     seqio.add_global_cache_dirs([str(tmp_path)])
     data = TaskData("test_token_cache_offline", LENGTHS, 3, use_cached=True)

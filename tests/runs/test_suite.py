@@ -11,6 +11,7 @@ import pytest
 from absl.testing import flagsaver
 from etils import epath
 
+from prompt_tuning import embedded
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.cli import gin_command, gin_parsing
 from prompt_tuning.data import tasks
@@ -133,7 +134,7 @@ def super_glue(first_rows):
     gin.bind_parameter("INPUT_LENGTH/gin.macro.value", 64)
     yield gin.query_parameter("TASKS/gin.macro.value")
     gin.clear_config()
-    tasks.register_demo_tasks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
+    tasks.register_demo_tasks(tasks.vocabulary(embedded.vocabulary()))
 
 
 def test_super_glue_is_of_all_its_tasks(super_glue):
@@ -215,7 +216,7 @@ def two_tasks(tmp_path, monkeypatch, capsys) -> Iterator:
         return exit_info.value.code, *capsys.readouterr()
 
     yield run
-    tasks.register_demo_tasks(tasks.vocabulary(tasks.EMBEDDED_VOCABULARY))
+    tasks.register_demo_tasks(tasks.vocabulary(embedded.vocabulary()))
 
 
 def test_command(two_tasks, tmp_path):

@@ -92,7 +92,7 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
         ({"mode": "x"}, "MODE = 'x': unknown; available: rank, generate, auto"),
         ({"prompts": "/no"}, "/no: no such folder of prompts"),
         ({"task_field": "text"}, r"in\.jsonl, line 1: 'text' is 'row 0', but "),
-        ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; there are: task, text"),
+        ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; available: task, text"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(folder, tmp_path, settings, message):

@@ -1,9 +1,9 @@
 """Packing: several examples share a row, each with its own copy of the prompt.
 
-A packed row is [P places, example 1, P places, example 2, ..., padding]: the model puts the prompt
-over the places (`methods.prompt.fill`), segments keep the examples apart in encoder, decoder and
-cross attention, and positions start again with each. Losses and gradients are those of the
-examples one a row.
+A packed row is [P places, example 1, P places, example 2, ..., padding]. The model writes the
+prompt over the places (`methods.prompt.fill`); segments keep the examples apart in encoder, decoder
+and cross attention, and positions restart with each example. Losses and gradients equal those of
+the same examples in rows of their own.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 Ids = Sequence[int] | np.ndarray
-# Input ids and target ids, end tokens included; of a mixture perhaps the number of the task.
+# Input ids and target ids, end tokens included, and in a mixture the number of the example's task.
 Example = tuple[Ids, Ids] | tuple[Ids, Ids, int]
 Rows = list[list[Example]]  # of a batch: the examples that share each row
 WINDOW = 16  # examples that are packed together, per row of a batch
@@ -21,17 +21,17 @@ WINDOW = 16  # examples that are packed together, per row of a batch
 def assign_rows(
     lengths: Sequence[tuple[int, int]], input_length: int, target_length: int
 ) -> list[list[int]]:
-    """First-fit decreasing: which examples share a row.
+    """Chooses which examples share a row, by first-fit decreasing.
 
     Args:
-      lengths: of each example, input (its places for the prompt included) and target.
-      input_length, target_length: of a row.
+      lengths: Input and target length of each example; the input's includes the prompt's places.
+      input_length, target_length: Length of a row.
 
     Returns:
-      A list of rows, each the indices of its examples; every example is in exactly one.
+      The indices of the examples of each row; every example is in exactly one row.
 
     Raises:
-      ValueError: naming the example that is longer than a row.
+      ValueError: If an example is longer than a row; the message names it.
     """
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []
@@ -56,12 +56,12 @@ def assign_rows(
 def pack(
     rows: Rows, *, prompt_length: int, input_length: int, target_length: int
 ) -> dict[str, np.ndarray]:
-    """Lays examples out in rows, under T5X's names for packed features.
+    """Lays out the examples of each row, under T5X's names for packed features.
 
     Args:
-      rows: examples with their end tokens.
+      rows: Examples with their end tokens.
       prompt_length: P, places in front of each input; 0 for a method that adds no positions.
-      input_length, target_length: of a row.
+      input_length, target_length: Length of a row.
 
     Returns:
       encoder_input_tokens, encoder_segment_ids, encoder_positions [B, input_length] and
@@ -99,14 +99,14 @@ def packed(
     input_length: int,
     target_length: int,
 ) -> Iterator[Rows]:
-    """Batches of `batch_size` rows to pack, each window of examples packed on its own.
+    """Groups examples into rows and batches to `pack`, one window of examples at a time.
 
-    Every example is in exactly one row; where `examples` end, empty rows fill the last batch.
+    Every example is in exactly one row. Once `examples` end, empty rows fill the last batch.
 
     Args:
-      examples: input and target ids with their end tokens.
-      batch_size: rows of a batch.
-      prompt_length, input_length, target_length: see `pack`; the prompt counts in `input_length`.
+      examples: Input and target ids with their end tokens.
+      batch_size: Rows per batch.
+      prompt_length, input_length, target_length: See `pack`; `input_length` includes the prompts.
     """
     stream, waiting = iter(examples), []
     while window := list(itertools.islice(stream, WINDOW * batch_size)):

@@ -8,14 +8,15 @@ import numpy as np
 
 from prompt_tuning.data.batching import token_cache
 from prompt_tuning.data.batching.packing import Example
+from prompt_tuning.data.batching.settings import FEATURES
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
 
-# Rows of a source that are held at most: MNLI's and QQP's 400,000 are, C4's are not.
+# Most rows of a source that is held in memory: MNLI and QQP (400,000) fit, C4 does not.
 MOST_ROWS = 1_000_000
 _BLOCK = 4096  # examples whose tasks are drawn together
 _CHUNK = 1024  # examples that leave tf.data together: one at a time takes longer than tokenising
-_NOTHING_RANDOM = (
+_DETERMINISTIC = (
     seqio.preprocessors.tokenize,
     seqio.preprocessors.append_eos,
     seqio.preprocessors.append_eos_after_trim,
@@ -27,14 +28,17 @@ class Tokens:
     """N examples, their ids end to end.
 
     Attributes:
-      inputs, targets: ids, int32.
-      input_ends, target_ends: [N + 1] int64; example i is from end i to end i + 1.
+      inputs, targets: Ids, int32.
+      input_ends, target_ends: [N + 1] int64; example i runs from end i to end i + 1.
+      cut: [2] float64, how many inputs and targets were longer than their length and so cut; NaN
+        where the examples do not keep their text.
     """
 
     inputs: np.ndarray
     input_ends: np.ndarray
     targets: np.ndarray
     target_ends: np.ndarray
+    cut: np.ndarray
 
     def __len__(self) -> int:
         return len(self.input_ends) - 1
@@ -60,12 +64,13 @@ class Tokens:
                 np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum(),
             )
 
-        return cls(*joined("inputs", "input_ends"), *joined("targets", "target_ends"))
+        cut = sum((part.cut for part in parts), np.zeros(2))
+        return cls(*joined("inputs", "input_ends"), *joined("targets", "target_ends"), cut)
 
     def endless(self, seed: int, first: int = 0) -> Iterator[Example]:
-        """Shuffled epochs one after the other, from example `first` of all on; no two are alike.
+        """Shuffled epochs one after the other, each in another order, from example `first` on.
 
-        Nothing comes of no examples.
+        Yields nothing if there are no examples.
         """
         epoch, begin = divmod(first, max(1, len(self)))
         while len(self):
@@ -77,16 +82,16 @@ class Tokens:
 def mixed(
     parts: Sequence[Tokens], rates: Sequence[float], seed: int, first: int = 0
 ) -> Iterator[Example]:
-    """Endless examples of several tasks, from example `first` of all on.
+    """Draws an endless stream of examples from several tasks.
 
     Args:
-      parts: none of them empty.
-      rates: how often each comes by, in relation to the others.
-      seed: of the order.
-      first: known without those before it being read.
+      parts: Tokens of each task, none of them empty.
+      rates: Relative frequency of each task.
+      seed: Seed of the order.
+      first: Number of the first example; none before it is read.
 
-    Returns:
-      Examples with the number of their part; without it, if there is one part.
+    Yields:
+      Examples with the number of their task, or without it if there is only one.
     """
     if len(parts) == 1:
         yield from parts[0].endless(seed, first)
@@ -105,29 +110,34 @@ def mixed(
         begin = 0
 
 
+def fits(task: seqio.Task, split: str, use_cached: bool) -> bool:
+    """Whether a split can be held in memory: its examples are few and the same in each epoch."""
+    return _same_each_epoch(task) and _is_small(task, split, use_cached)
+
+
 def in_memory(
     task: seqio.Task, split: str, lengths: Mapping[str, int], use_cached: bool, cache_dir: str
 ) -> Tokens | None:
     """A split's examples, cut to `lengths`, in the source's order.
 
     Args:
-      task: of any source.
-      split: one that it has.
-      lengths: of "inputs" and "targets".
-      use_cached: reads SeqIO's offline cache, where the task supports it.
-      cache_dir: a folder that keeps them for the next run (`token_cache`); "" for none.
+      task: A SeqIO task.
+      split: One of its splits.
+      lengths: Most tokens of "inputs" and "targets".
+      use_cached: Whether to read SeqIO's offline cache, where the task supports it.
+      cache_dir: Folder that keeps the tokens for the next run (`token_cache`); "" for none.
 
     Returns:
-      None where they may differ from epoch to epoch, are too many, or are another source's.
+      The tokens; None unless the split `fits`.
     """
-    if not _same_each_epoch(task) or not _fits(task, split, use_cached):
+    if not fits(task, split, use_cached):
         return None
 
     def read() -> Tokens:
         dataset = task.get_dataset(
             dict(lengths), split, use_cached=use_cached, shuffle=False, try_in_mem_cache=False
         )
-        return Tokens.of(chunks(dataset))
+        return Tokens.of(chunks(with_cuts(dataset, task.output_features, lengths)))
 
     path = token_cache.path(cache_dir, task, split, lengths) if not use_cached else None
     if path is None:
@@ -139,26 +149,78 @@ def in_memory(
     return tokens
 
 
+def first_chunk(
+    task: seqio.Task, split: str, lengths: Mapping[str, int], use_cached: bool, seed: int
+) -> Tokens | None:
+    """The first examples of a shuffled split; None, without reading, if they keep no text."""
+    dataset = task.get_dataset(
+        dict(lengths), split, use_cached=use_cached, shuffle=True, seed=seed, num_epochs=1
+    )
+    dataset = with_cuts(dataset, task.output_features, lengths)
+    return next(chunks(dataset), None) if "inputs_cut" in dataset.element_spec else None
+
+
 def chunks(dataset: tf.data.Dataset) -> Iterator[Tokens]:
-    """The "inputs" and "targets" of a dataset, in its order."""
-    features = dataset.map(lambda example: (example["inputs"], example["targets"]))
-    for batch in features.ragged_batch(_CHUNK):
-        parts = [  # of one length, if a preprocessor says so
+    """The "inputs" and "targets" of a dataset, in its order, and what `with_cuts` found."""
+    flags = [f"{name}_cut" for name in FEATURES if f"{name}_cut" in dataset.element_spec]
+    columns = dataset.map(lambda example: tuple(example[name] for name in (*FEATURES, *flags)))
+    for inputs, targets, *cuts in columns.ragged_batch(_CHUNK):
+        source, target = [  # dense if a preprocessor fixes the length
             part if isinstance(part, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(part)
-            for part in batch
+            for part in (inputs, targets)
         ]
-        yield Tokens(*(x.numpy() for part in parts for x in (part.values, part.row_splits)))
+        counts = [cut.numpy().sum() for cut in cuts] if len(cuts) == 2 else [np.nan, np.nan]
+        yield Tokens(
+            inputs=source.values.numpy(),
+            input_ends=source.row_splits.numpy(),
+            targets=target.values.numpy(),
+            target_ends=target.row_splits.numpy(),
+            cut=np.array(counts, np.float64),
+        )
+
+
+def with_cuts(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature],
+    lengths: Mapping[str, int],
+) -> tf.data.Dataset:
+    """Adds to each example whether its inputs and its targets were cut, as NAME_cut.
+
+    Only texts of full length are tokenised again, whole. A feature whose text
+    (`seqio.preprocessors.tokenize` keeps it) is absent gets no such entry.
+
+    Args:
+      dataset: Examples, cut to `lengths`.
+      output_features: Vocabularies of the features.
+      lengths: Most tokens of the features, end tokens included.
+    """
+    scalar = tf.TensorSpec([], tf.string)
+    names = [n for n in FEATURES if dataset.element_spec.get(f"{n}_pretokenized") == scalar]
+
+    def cut(example: dict[str, tf.Tensor], name: str) -> tf.Tensor:
+        feature, length = output_features[name], lengths[name]
+
+        def whole_is_longer() -> tf.Tensor:
+            ids = feature.vocabulary.encode_tf(example[f"{name}_pretokenized"])
+            return tf.size(ids) + int(feature.add_eos) > length
+
+        return tf.cond(tf.size(example[name]) < length, lambda: False, whole_is_longer)
+
+    return dataset.map(
+        lambda example: example | {f"{name}_cut": cut(example, name) for name in names},
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
 
 
 def _same_each_epoch(task: seqio.Task) -> bool:
     """Whether nothing random follows what SeqIO's offline cache would keep."""
-    last = list(task.preprocessors)
-    places = [i for i, p in enumerate(last) if isinstance(p, seqio.CacheDatasetPlaceholder)]
-    functions = (getattr(p, "func", p) for p in last[sum(places) + len(places) :])
-    return all(function in _NOTHING_RANDOM for function in functions)
+    steps = list(task.preprocessors)
+    places = [i for i, p in enumerate(steps) if isinstance(p, seqio.CacheDatasetPlaceholder)]
+    functions = (getattr(p, "func", p) for p in steps[sum(places) + len(places) :])
+    return all(function in _DETERMINISTIC for function in functions)
 
 
-def _fits(task: seqio.Task, split: str, use_cached: bool) -> bool:
+def _is_small(task: seqio.Task, split: str, use_cached: bool) -> bool:
     if use_cached and task.supports_caching:
         return task.get_cached_stats(split)["examples"] <= MOST_ROWS
     if isinstance(task.source, seqio.TfdsDataSource):

@@ -49,5 +49,5 @@ def full_name(name: str, registered: Sequence[str]) -> str:
     found = [task for task in found if "_super_glue_" in task] or found
     if len(found) != 1:
         known = ", ".join(found or sorted(seqio.TaskRegistry.names()))
-        raise UserError(f"--task={name}: not one task; there are: {known}")
+        raise UserError(f"--task={name}: not one task; available: {known}")
     return found[0]

@@ -8,13 +8,13 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.tasks import TfExample
 from prompt_tuning.errors import UserError
 
 DENSITY = 0.15
 MEAN_SPAN = 3.0
 DOCUMENTS = 128  # that are joined before they are cut into pieces of one length
 
-Example = dict[str, tf.Tensor]
 Objective = Callable[..., tf.data.Dataset]
 
 
@@ -48,7 +48,7 @@ def span_corruption(
     sizes = tf.constant([counts(n) for n in range(1, length + 1)])  # the last piece is shorter
 
     @seqio.map_over_dataset(num_seeds=1)
-    def corrupted(example: Example, seed: tf.Tensor) -> Example:
+    def corrupted(example: TfExample, seed: tf.Tensor) -> TfExample:
         tokens = example["targets"]
         noise, spans = tf.unstack(sizes[tf.size(tokens) - 1])
         mask = noise_mask(tf.size(tokens), noise, spans, seed)
@@ -71,7 +71,7 @@ def prefix_lm(
     longest, room = sequence_length["inputs"] - 1, sequence_length["targets"] - 1
 
     @seqio.map_over_dataset(num_seeds=1)
-    def cut(example: Example, seed: tf.Tensor) -> Example:
+    def cut(example: TfExample, seed: tf.Tensor) -> TfExample:
         tokens = example["targets"]
         size = tf.size(tokens)
         first = tf.maximum(1, size - room)
@@ -108,7 +108,7 @@ def noise_mask(
     return tf.repeat(tf.range(2 * spans) % 2 == 1, lengths)
 
 
-def corrupt(tokens: tf.Tensor, noise: tf.Tensor, first_sentinel: int) -> Example:
+def corrupt(tokens: tf.Tensor, noise: tf.Tensor, first_sentinel: int) -> TfExample:
     """Inputs with a sentinel for each span of noise, and targets with the spans.
 
     Args:

@@ -273,7 +273,7 @@ def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
 
 def scores(results: metrics.Results) -> dict[str, float]:
     """`super_glue_score` and `glue_score` by SeqIO task, few-shot or not, if no task is missing."""
-    results = {re.sub(few_shot.ENDING, "", task): found for task, found in results.items()}
+    results = {re.sub(few_shot.SUFFIX, "", task): found for task, found in results.items()}
     found = {}
     for suite, score in (("super_glue", metrics.super_glue_score), ("glue", metrics.glue_score)):
         there = {

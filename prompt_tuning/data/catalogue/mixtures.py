@@ -105,14 +105,11 @@ def of_tasks(names: Sequence[str]) -> str:
     known = seqio.TaskRegistry.names()
     if unknown := [name for name in names if name not in known]:
         raise UserError(
-            f"MIXTURE_OR_TASK_NAME = {list(names)}: no task {unknown[0]!r}; there are: "
+            f"MIXTURE_OR_TASK_NAME = {list(names)}: no task {unknown[0]!r}; available: "
             f"{', '.join(sorted(known))}"
         )
     if len(set(names)) < len(names):
         raise UserError(f"MIXTURE_OR_TASK_NAME = {list(names)}: names a task twice")
     name = ".".join(names)
-    seqio.MixtureRegistry.remove(name)
-    seqio.MixtureRegistry.add(name, list(names), default_rate=1.0)
-    words = (word for part in names for word in tasks.labels_of(part))
-    tasks.LABELS[name] = tuple(dict.fromkeys(words))
+    tasks.add_mixture(name, dict.fromkeys(names, 1.0))
     return name

@@ -12,19 +12,19 @@ from typing import Any
 
 from prompt_tuning.data.catalogue import glue_metrics as metrics
 from prompt_tuning.data.catalogue import text_task
-from prompt_tuning.data.catalogue.text_formats import Example
 from prompt_tuning.data.catalogue.text_task import TextTask
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers import records
 from prompt_tuning.data.readers.local_files import Fields, LocalFiles
 from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.data.tasks import TfExample
 from prompt_tuning.errors import UserError
 
 OUT_OF_DOMAIN = ("bio_asq", "drop", "duo_rc", "race", "relation_extraction", "textbook_qa")
 
 
 @seqio.map_over_dataset
-def question_and_context(example: Example) -> Example:
+def question_and_context(example: TfExample) -> TfExample:
     """T5's SQuAD: spaces around punctuation, the first answer as target, and all in "answers".
 
     Args:

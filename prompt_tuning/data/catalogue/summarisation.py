@@ -8,14 +8,14 @@ Datasets can still build: v340, where older runs have v310.
 import functools
 
 from prompt_tuning.data.catalogue import generation_metrics as metrics
-from prompt_tuning.data.catalogue.text_formats import Example
 from prompt_tuning.data.catalogue.text_task import TextTask
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.local_files import LocalFiles
+from prompt_tuning.data.tasks import TfExample
 
 
 @seqio.map_over_dataset
-def summarize(example: Example, article: str, summary: str) -> Example:
+def summarize(example: TfExample, article: str, summary: str) -> TfExample:
     """T5's format, which the original code keeps: "summarize: " and the text.
 
     Args:

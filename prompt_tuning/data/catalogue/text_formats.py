@@ -9,20 +9,19 @@ Each is a SeqIO preprocessor of examples with the field names of TensorFlow Data
 from collections.abc import Mapping, Sequence
 
 from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.tasks import TfExample
 
 HIDDEN = "<unk>"  # the target where a benchmark keeps the label to itself
 HIDDEN_LABEL = -1  # what TensorFlow Datasets has in its place
 
-Example = dict[str, tf.Tensor]
-
 
 @seqio.map_over_dataset
 def classification(
-    example: Example,
+    example: TfExample,
     fields: Sequence[str],
     labels: Sequence[str],
     keys: Mapping[str, str] | None = None,
-) -> Example:
+) -> TfExample:
     """Writes `fields` in this order; the target is the label's word.
 
     T5 sorts the fields by name, but for MultiRC and WiC.
@@ -42,7 +41,7 @@ def classification(
 
 
 @seqio.map_over_dataset
-def multirc(example: Example, labels: Sequence[str]) -> Example:
+def multirc(example: TfExample, labels: Sequence[str]) -> TfExample:
     """One answer to one question, true or false; the paragraphs hold a little HTML."""
     texts = {name: example[name] for name in ("question", "answer", "paragraph")}
     text = tf.strings.regex_replace(_join(texts), "<br>", " ")
@@ -54,7 +53,7 @@ def multirc(example: Example, labels: Sequence[str]) -> Example:
 
 
 @seqio.map_over_dataset
-def similarity(example: Example) -> Example:
+def similarity(example: TfExample) -> TfExample:
     """STS-B: the score from 0 to 5 in words, to the nearest 0.2."""
     texts = {name: example[name] for name in ("sentence1", "sentence2")}
     return {
@@ -74,7 +73,7 @@ def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 @seqio.map_over_dataset
-def _record_answers(example: Example) -> Example:
+def _record_answers(example: TfExample) -> TfExample:
     # The highlights of the article are sentences of their own, mostly without a full stop.
     passage = tf.strings.regex_replace(example["passage"], r"([.?!\"'])\n@highlight\n", r"\1 ")
     texts = {
@@ -107,12 +106,12 @@ def wsc(dataset: tf.data.Dataset, true_only: bool = False) -> tf.data.Dataset:
     return _wsc_example(dataset)
 
 
-def _is_true(example: Example) -> tf.Tensor:
+def _is_true(example: TfExample) -> tf.Tensor:
     return tf.equal(example["label"], 1)
 
 
 @seqio.map_over_dataset
-def _wsc_example(example: Example) -> Example:
+def _wsc_example(example: TfExample) -> TfExample:
     return {
         "inputs": _mark(example["text"], example["span2_text"], example["span2_index"]),
         "targets": example["span1_text"],

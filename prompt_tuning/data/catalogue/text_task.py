@@ -1,4 +1,4 @@
-"""Tasks of texts over TensorFlow Datasets or over local files; only the source differs."""
+"""Text tasks over TensorFlow Datasets or over local files, which differ in the source only."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ class Local(Protocol):
     def folder(self) -> str: ...
 
     def source(self, folder: Folder, splits: Collection[str]) -> seqio.DataSource | None:
-        """Over the files of those of `splits` that are there; None if none is."""
+        """A source over the existing files of `splits`; None if there are none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,17 +32,17 @@ class TextTask:
     """A SeqIO task whose source is chosen when it is registered.
 
     Attributes:
-      task: name of the SeqIO task.
-      tfds_name: data set, configuration and version of TensorFlow Datasets.
-      format: the preprocessor that makes texts of the source's fields.
-      objective: a preprocessor of tokens, for pre-training.
-      postprocess: of targets and predictions; None to compare the texts.
-      metrics: the first chooses the best step.
-      labels: words in the order of the labels' numbers; none for other than classification.
-      splits: of TensorFlow Datasets; a mapping if SeqIO's names for them are others.
-      hidden: splits whose targets TensorFlow Datasets does not have.
-      local: its local files, if it can be read from some.
-      examples_per_row: of the training split, where a row makes several or some make none.
+      task: Name of the SeqIO task.
+      tfds_name: Data set, configuration and version of TensorFlow Datasets.
+      format: Preprocessor from the source's fields to texts.
+      objective: Preprocessor of tokens, for pre-training; None for none.
+      postprocess: Postprocessor of targets and predictions; None to compare the texts.
+      metrics: Metrics, the first of which chooses the best step.
+      labels: Label words in the order of the labels' numbers; empty unless it is classification.
+      splits: Splits of TensorFlow Datasets; a mapping where SeqIO's names differ from these.
+      hidden: Splits whose targets TensorFlow Datasets does not have.
+      local: Where local data sets keep it; None if it can be read from saved data sets only.
+      examples_per_row: Examples per row of the training split, where they are not as many.
     """
 
     task: str
@@ -67,17 +67,17 @@ def register(
     """Registers the SeqIO tasks, replacing those of the same name; downloads nothing.
 
     Args:
-      text_tasks: of which a folder that does not hold one leaves it out.
-      vocabulary: of inputs and targets.
+      text_tasks: Tasks; those that the folder `source` does not contain are left out.
+      vocabulary: Vocabulary of inputs and targets.
       source: "tfds", or a folder of data sets: files as `LocalFiles` describes, or saved ones as
         `saved_source` does.
-      bad_rows: which malformed rows of local files are skipped; None for none.
+      bad_rows: Counter of the malformed rows of local files that are skipped; None to skip none.
 
     Returns:
-      The names of those registered.
+      The names of the registered tasks.
 
     Raises:
-      UserError: if the folder holds none of them.
+      UserError: If the folder does not exist or contains none of the tasks.
     """
     folder = None if source == TFDS else Folder(Path(source).expanduser(), bad_rows or BadRows())
     if folder and not folder.root.is_dir():
@@ -86,60 +86,54 @@ def register(
     if not names:
         folders = sorted({task.local.folder for task in text_tasks if task.local})
         raise UserError(
-            f"{source}: no saved data sets, and no .jsonl files in folders named "
+            f"BENCHMARKS_DIR = {source}: no saved data sets, and no .jsonl files in folders named "
             f"{', '.join(folders)}"
         )
     return names
 
 
 def add_mixture(
-    name: str, parts: Sequence[tuple[TextTask, Rate]], there: Collection[str]
+    name: str, rates: Sequence[tuple[TextTask, Rate]], registered: Collection[str]
 ) -> tuple[str, ...]:
-    """Registers a mixture, replacing one of the same name; its label words are those of all parts.
+    """Registers a mixture of those tasks that are registered.
 
     Args:
-      name: of the mixture.
-      parts: tasks and their mixing rates; what of them has the split "train" is trained on.
-      there: names of registered tasks; other parts are left out.
+      name: Name of the mixture.
+      rates: Tasks with their mixing rates; those with a split "train" are trained on.
+      registered: Names of registered tasks; others are left out.
 
     Returns:
-      `name`, or nothing if fewer than two parts are there.
+      `name`, or nothing if fewer than two tasks are registered.
     """
-    found = [(part, rate) for part, rate in parts if part.task in there]
-    if len(found) < 2:
+    by_name = {part.task: rate for part, rate in rates if part.task in registered}
+    if len(by_name) < 2:
         return ()
-    seqio.MixtureRegistry.remove(name)
-    seqio.MixtureRegistry.add(name, [(part.task, rate) for part, rate in found])
-    tasks.LABELS[name] = tuple(dict.fromkeys(word for part, _ in found for word in part.labels))
+    tasks.add_mixture(name, by_name)
     return (name,)
 
 
 def add_equal_mixtures(
-    mixtures: Mapping[str, Sequence[TextTask]], there: Collection[str]
+    mixtures: Mapping[str, Sequence[TextTask]], registered: Collection[str]
 ) -> tuple[str, ...]:
-    """`add_mixture` of each, with all parts at the same rate; returns the names."""
+    """Registers mixtures with `add_mixture`, all parts at the same rate; returns their names."""
     return tuple(
         added
         for name, parts in mixtures.items()
-        for added in add_mixture(name, [(part, 1.0) for part in parts], there)
+        for added in add_mixture(name, [(part, 1.0) for part in parts], registered)
     )
 
 
 def _register(text_task: TextTask, vocabulary: seqio.Vocabulary, folder: Folder | None) -> bool:
-    """Whether the folder has the task, or it comes from TensorFlow Datasets."""
-    found, hidden = _source(text_task, folder)
-    if found is None:
+    """Registers a task; returns False if the folder does not contain its data."""
+    source, hidden_splits = _source(text_task, folder)
+    if source is None:
         return False
-    name = text_task.task
-    tasks.LABELS[name] = tuple(text_task.labels)
-    tasks.HIDDEN_SPLITS[name] = tuple(hidden)
-    seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(
-        name,
-        source=found,
+    tasks.add(
+        text_task.task,
+        source=source,
         preprocessors=[
-            _Format(text_task.format, found.folder)
-            if isinstance(found, FolderSource)
+            _Format(text_task.format, source.folder)
+            if isinstance(source, FolderSource)
             else text_task.format,
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
@@ -147,16 +141,17 @@ def _register(text_task: TextTask, vocabulary: seqio.Vocabulary, folder: Folder 
             seqio.preprocessors.append_eos_after_trim,
         ],
         postprocess_fn=text_task.postprocess,
-        metric_fns=list(text_task.metrics),
+        metric_fns=text_task.metrics,
         output_features=tasks.features(vocabulary),
-        **tasks.shuffling(found),
+        labels=text_task.labels,
+        hidden_splits=hidden_splits,
     )
     return True
 
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-    """A preprocessor of a folder's data set that names the field that it misses."""
+    """A preprocessor of a folder's data set whose error names the missing field."""
 
     format: Preprocessor
     folder: Path
@@ -166,17 +161,17 @@ class _Format:
             return self.format(dataset)
         except KeyError as error:
             name = str(error.args[0]).removeprefix("KeyError: ").strip("'")  # TensorFlow adds it
-            there = ", ".join(sorted(dataset.element_spec))
-            raise UserError(f"{self.folder}: no field {name!r}; there are: {there}") from error
+            available = ", ".join(sorted(dataset.element_spec))
+            raise UserError(f"{self.folder}: no field {name!r}; available: {available}") from error
 
 
 def _source(
     text_task: TextTask, folder: Folder | None
 ) -> tuple[seqio.DataSource | None, Sequence[str]]:
-    """The source of a task, if there is one, and its splits without targets."""
+    """A task's source, None if the folder does not contain it, and its splits without targets."""
     if folder is None:
-        found = seqio.TfdsDataSource(text_task.tfds_name, splits=text_task.splits)
-        return found, text_task.hidden
+        source = seqio.TfdsDataSource(text_task.tfds_name, splits=text_task.splits)
+        return source, text_task.hidden
     if saved := saved_source(folder, text_task.tfds_name, text_task.splits, text_task.labels):
         return saved, text_task.hidden
     return (text_task.local.source(folder, text_task.splits) if text_task.local else None), ()

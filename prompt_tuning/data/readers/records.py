@@ -96,7 +96,7 @@ def field(fields: dict[str, Any], name: str, where: str) -> Any:
     """The value of a field; UserError if there is none."""
     if name not in fields:
         raise UserError(
-            f"{where}: no field {name!r}; there are: {shortened(', '.join(sorted(fields)))}"
+            f"{where}: no field {name!r}; available: {shortened(', '.join(sorted(fields)))}"
         )
     return fields[name]
 

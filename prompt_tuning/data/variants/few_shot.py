@@ -1,7 +1,8 @@
-"""A few training examples of a task: k of each class, or k in all where it has no label words."""
+"""A few training examples of a task: k per class, or k in all if it has no label words."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,60 +15,93 @@ from prompt_tuning.data.readers.tfds_source import check_prepared
 from prompt_tuning.data.tasks import RowSource
 from prompt_tuning.errors import UserError
 
-ENDING = r"_\d+shot_seed\d+$"  # of the names that `register` gives
+SUFFIX = r"_\d+shot_seed\d+$"  # of the names that `register` gives
 
 
-def register(name: str, k: int, seed: int, lengths: Mapping[str, int], use_cached: bool) -> str:
-    """Registers `NAME_Kshot_seedSEED`: a task with k training examples of each class, other splits
-    as they are; a mixture of such tasks, at its own rates, for a mixture.
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Which training examples are kept.
 
-    A class is a label word. Of a task without label words, k examples are drawn in all. The choice
-    depends on the seed and the source's order alone; more examples are these and others.
-
-    Args:
-      name: of a registered task or mixture.
-      k: examples a class.
-      seed: of the choice.
-      lengths: tokens that "inputs" and "targets" are cut to.
-      use_cached: reads the task from SeqIO's cache where it has one.
-
-    Returns:
-      The name registered.
+    Attributes:
+      examples: Examples per class, or in all if the task has no label words.
+      seed: Seed of their choice; a larger number adds to the examples of a smaller one.
 
     Raises:
-      UserError: if k is not positive, or (when training examples are read) a class has fewer.
+      UserError: If `examples` is not positive or `seed` is negative.
     """
-    if k < 1:
-        raise UserError(f"FEW_SHOT = {k}: must be at least 1, or None for all examples")
-    if seed < 0:
-        raise UserError(f"FEW_SHOT_SEED = {seed}: must be 0 or more")
-    found = seqio.get_mixture_or_task(name)
-    limited = f"{name}_{k}shot_seed{seed}"
-    if isinstance(found, seqio.Task):
-        _register_task(found, limited, k, seed, lengths, use_cached)
-        return limited
-    parts = []
-    for task in seqio.get_subtasks(found):
-        part = task.name
-        if "train" in task.splits:
-            part = register(task.name, k, seed, lengths, use_cached)
-        parts.append((part, found.get_rate(task)))
-    seqio.MixtureRegistry.remove(limited)
-    seqio.MixtureRegistry.add(limited, parts)
-    tasks.LABELS[limited] = tasks.labels_of(name)
-    return limited
+
+    examples: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise UserError(
+                f"FEW_SHOT = {self.examples}: must be at least 1, or None for all examples"
+            )
+        if self.seed < 0:
+            raise UserError(f"FEW_SHOT_SEED = {self.seed}: must be 0 or more")
+
+    def choose(self, task: str, targets: Sequence[str]) -> list[int]:
+        """Indices of the chosen examples of a task, in their order.
+
+        Raises:
+          UserError: If a class has too few examples.
+        """
+        labels = tasks.labels_of(task)
+        groups = by_class(targets, labels, self.seed)
+        for label, group in zip(labels or ("",), groups, strict=True):
+            if len(group) < self.examples:
+                which = f" of the class {label!r}" if label else ""
+                raise UserError(
+                    f"FEW_SHOT = {self.examples}: {task} has only {len(group)} training "
+                    f"examples{which}"
+                )
+        return sorted(i for group in groups for i in group[: self.examples])
+
+
+def register(name: str, few_shot: FewShot, lengths: Mapping[str, int], use_cached: bool) -> str:
+    """Registers `NAME_Kshot_seedSEED`, a task with few training examples.
+
+    Its other splits are those of `name`. For a mixture, registers a mixture of such tasks at the
+    same rates. The choice depends on the seed and the source's order alone; too few examples are an
+    error when training examples are read.
+
+    Args:
+      name: A registered task or mixture.
+      few_shot: The training examples to keep.
+      lengths: Most tokens of "inputs" and "targets".
+      use_cached: Whether to read the task from SeqIO's cache where it has one.
+
+    Returns:
+      The name of the new task or mixture.
+
+    Raises:
+      UserError: If the task is not cached and should be.
+    """
+    provider = seqio.get_mixture_or_task(name)
+    new_name = f"{name}_{few_shot.examples}shot_seed{few_shot.seed}"
+    if isinstance(provider, seqio.Task):
+        _register_task(provider, new_name, few_shot, lengths, use_cached)
+        return new_name
+    rates = {}
+    for task in tasks.parts(name):
+        trains = "train" in task.splits
+        part = register(task.name, few_shot, lengths, use_cached) if trains else task.name
+        rates[part] = provider.get_rate(task)
+    tasks.add_mixture(new_name, rates)
+    return new_name
 
 
 def by_class(targets: Sequence[str], labels: Sequence[str], seed: int) -> list[list[int]]:
-    """The places of each label among `targets`, each list in random order; one list without labels.
+    """Indices of each label's targets in random order; one list of all if there are no labels.
 
     Args:
       targets: N texts.
       labels: K words; targets that are none of them are left out.
-      seed: of the orders.
+      seed: Seed of the orders.
     """
-    found = np.asarray(targets, object)
-    groups = [np.flatnonzero(found == label) for label in labels] or [np.arange(len(found))]
+    words = np.asarray(targets, object)
+    groups = [np.flatnonzero(words == label) for label in labels] or [np.arange(len(words))]
     return [
         np.random.default_rng([seed, number]).permutation(group).tolist()
         for number, group in enumerate(groups)
@@ -77,20 +111,20 @@ def by_class(targets: Sequence[str], labels: Sequence[str], seed: int) -> list[l
 def read_rows(
     task: seqio.Task, split: str, lengths: Mapping[str, int], use_cached: bool
 ) -> list[Row]:
-    """The texts of a split's examples, in their order."""
+    """The texts of a split's examples, in the source's order."""
     if isinstance(task.source, RowSource):
         return task.source.rows(split)
     return [_row(task, example) for example in _examples(task, split, lengths, use_cached)]
 
 
 class FewShotSource(MemorySource):
-    """Of a task's training examples those chosen, its other splits whole; tokenised already."""
+    """Tokenised examples of a task: the chosen ones of its split "train", all of other splits."""
 
     def __init__(
-        self, task: seqio.Task, k: int, seed: int, lengths: Mapping[str, int], use_cached: bool
+        self, task: seqio.Task, few_shot: FewShot, lengths: Mapping[str, int], use_cached: bool
     ) -> None:
         super().__init__(task.splits)
-        self._task, self._k, self._seed = task, k, seed
+        self._task, self._few_shot = task, few_shot
         self._lengths, self._use_cached = dict(lengths), use_cached
 
     def columns(self, split: str) -> dict[str, Any]:
@@ -102,7 +136,7 @@ class FewShotSource(MemorySource):
     def _train(self) -> dict[str, Any]:
         examples = list(_examples(self._task, "train", self._lengths, self._use_cached))
         rows = [_row(self._task, example) for example in examples]
-        chosen = _chosen(self._task.name, [row.targets for row in rows], self._k, self._seed)
+        chosen = self._few_shot.choose(self._task.name, [row.targets for row in rows])
         ids = {
             name: tf.ragged.constant([examples[i][name].tolist() for i in chosen], tf.int32)
             for name in ("inputs", "targets")
@@ -120,14 +154,18 @@ class FewShotSource(MemorySource):
         shard_info: seqio.ShardInfo | None = None,
         **options: Any,
     ) -> tf.data.Dataset:
-        """Dataset of a split's examples, the training split's shuffled anew in each epoch."""
+        """Dataset of a split's examples, the training split's reshuffled in each epoch."""
         if split == "train":
             return super().get_dataset(split, shuffle, seed, shard_info, **options)
         return _dataset(self._task, split, self._lengths, self._use_cached)
 
 
 def _register_task(
-    task: seqio.Task, name: str, k: int, seed: int, lengths: Mapping[str, int], use_cached: bool
+    task: seqio.Task,
+    new_name: str,
+    few_shot: FewShot,
+    lengths: Mapping[str, int],
+    use_cached: bool,
 ) -> None:
     if use_cached and task.supports_caching and not task.cache_dir:
         raise UserError(f"{task.name}: is not cached; set USE_CACHED_TASKS = False")
@@ -135,42 +173,30 @@ def _register_task(
     source: MemorySource
     if isinstance(task.source, RowSource):
         rows = {split: functools.partial(task.source.rows, split) for split in task.splits}
-        train = functools.partial(_chosen_rows, task, k, seed)
+        train = functools.partial(_chosen_rows, task, few_shot)
         source, preprocessors = RowSource(rows | {"train": train}), task.preprocessors
     else:
-        source = FewShotSource(task, k, seed, lengths, use_cached)
-    tasks.LABELS[name] = tasks.labels_of(task.name)
-    tasks.HIDDEN_SPLITS[name] = tasks.HIDDEN_SPLITS.get(task.name, ())
-    seqio.TaskRegistry.remove(name)
-    seqio.TaskRegistry.add(
-        name,
+        source = FewShotSource(task, few_shot, lengths, use_cached)
+    tasks.add(
+        new_name,
         source=source,
-        preprocessors=list(preprocessors),
+        preprocessors=preprocessors,
         output_features=task.output_features,
         postprocess_fn=task.postprocessor,
-        metric_fns=list(task.metric_fns),
-        shuffle_buffer_size=None,
+        metric_fns=task.metric_fns,
+        labels=tasks.labels_of(task.name),
+        hidden_splits=tasks.hidden_splits(task),
     )
 
 
-def _chosen_rows(task: seqio.Task, k: int, seed: int) -> list[Row]:
+def _chosen_rows(task: seqio.Task, few_shot: FewShot) -> list[Row]:
     rows = task.source.rows("train")
-    return [rows[i] for i in _chosen(task.name, [row.targets for row in rows], k, seed)]
+    return [rows[i] for i in few_shot.choose(task.name, [row.targets for row in rows])]
 
 
-def _chosen(task: str, targets: Sequence[str], k: int, seed: int) -> list[int]:
-    labels = tasks.labels_of(task)
-    groups = by_class(targets, labels, seed)
-    for label, group in zip(labels or ("",), groups, strict=True):
-        if len(group) < k:
-            which = f" of the class {label!r}" if label else ""
-            raise UserError(
-                f"FEW_SHOT = {k}: {task} has only {len(group)} training examples{which}"
-            )
-    return sorted(i for group in groups for i in group[:k])
-
-
-def _examples(task: seqio.Task, split: str, lengths: Mapping[str, int], use_cached: bool) -> Any:
+def _examples(
+    task: seqio.Task, split: str, lengths: Mapping[str, int], use_cached: bool
+) -> Iterator[dict[str, Any]]:
     return _dataset(task, split, lengths, use_cached).as_numpy_iterator()
 
 

@@ -1,32 +1,34 @@
 """A task whose targets begin with a sentinel, for backbones that only know span corruption.
 
 Lester et al., 2021 (arXiv 2104.08691), section 2.2: "span corruption + sentinel" puts
-`<extra_id_0>` before every target, as it stands before every target of pre-training.
+`<extra_id_0>` before every target, as pre-training does.
 """
 
+import functools
 from typing import Any
 
 from prompt_tuning.data import tasks
-from prompt_tuning.data.catalogue.text_formats import Example
 from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.data.tasks import TfExample
 from prompt_tuning.errors import UserError
 
 SENTINEL = "<extra_id_0>"
 
 
 def register(name: str) -> str:
-    """Registers `{name}_sentinel`, of the same source and metrics; replaces one of that name.
+    """Registers `{name}_sentinel`, with the source and metrics of `name`.
 
-    Inputs stay. Label words begin with the sentinel too; post-processing takes it off predictions.
+    Inputs are unchanged. Label words begin with the sentinel too; post-processing takes it off
+    predictions.
 
     Args:
-      name: of a registered task; its vocabulary has T5's sentinels.
+      name: A registered task, whose vocabulary has T5's sentinels.
 
     Returns:
       The name of the new task.
 
     Raises:
-      UserError: if `name` is no task that tokenises with SeqIO.
+      UserError: If `name` is not a registered task that SeqIO tokenises.
     """
     if name not in seqio.TaskRegistry.names():
         raise UserError(f"{name}: no such task to put a sentinel before the targets of")
@@ -35,24 +37,22 @@ def register(name: str) -> str:
     if seqio.preprocessors.tokenize not in preprocessors:
         raise UserError(f"{name}: is not tokenised by SeqIO, so its targets get no sentinel")
     preprocessors.insert(preprocessors.index(seqio.preprocessors.tokenize) + 1, _before_targets)
-
-    def postprocess(text: str, **options: Any) -> Any:
-        return task.postprocess_fn(text.strip().removeprefix(SENTINEL).lstrip(), **options)
-
-    new = f"{name}_sentinel"
-    tasks.LABELS[new] = tuple(f"{SENTINEL} {label}" for label in tasks.labels_of(name))
-    tasks.HIDDEN_SPLITS[new] = tasks.HIDDEN_SPLITS.get(name, ())
-    seqio.TaskRegistry.remove(new)
-    seqio.TaskRegistry.add(
-        new,
+    new_name = f"{name}_sentinel"
+    tasks.add(
+        new_name,
         source=task.source,
         preprocessors=preprocessors,
-        postprocess_fn=postprocess,
+        postprocess_fn=functools.partial(_without_sentinel, task=task),
         metric_fns=task.metric_fns,
         output_features=task.output_features,
-        **tasks.shuffling(task.source),
+        labels=[f"{SENTINEL} {label}" for label in tasks.labels_of(name)],
+        hidden_splits=tasks.hidden_splits(task),
     )
-    return new
+    return new_name
+
+
+def _without_sentinel(text: str, *, task: seqio.Task, **options: Any) -> Any:
+    return task.postprocess_fn(text.strip().removeprefix(SENTINEL).lstrip(), **options)
 
 
 def _before_targets(
@@ -61,7 +61,7 @@ def _before_targets(
     sentinel = output_features["targets"].vocabulary.vocab_size - 1
 
     @seqio.map_over_dataset
-    def add(example: Example) -> Example:
+    def add(example: TfExample) -> TfExample:
         return example | {"targets": tf.concat([[sentinel], example["targets"]], axis=0)}
 
     return add(dataset)
