@@ -29,19 +29,20 @@ CONFIG = T5Config(
 
 
 class NumpyT5:
-    """The plain model of `CONFIG`; a subclass overrides the hooks that its method acts at.
+    """The plain model of a shape; a subclass overrides the hooks that its method acts at.
 
     A block is named by its path, such as "encoder/layers_0/attention".
     """
 
-    def __init__(self, leaves: Mapping[str, np.ndarray]):
+    def __init__(self, leaves: Mapping[str, np.ndarray], config: T5Config = CONFIG):
+        self.config = config
         self.w = {path: np.asarray(leaf, np.float64) for path, leaf in leaves.items()}
 
     # Hooks
 
     def prompt(self, stack: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Vectors in front of a stack's input: [P, D] or [B, P, D]."""
-        return np.zeros((0, CONFIG.d_model))
+        return np.zeros((0, self.config.d_model))
 
     def layer_input(self, layer: str, x: np.ndarray) -> np.ndarray:
         return x
@@ -75,7 +76,7 @@ class NumpyT5:
         x, real = self.embedded("encoder", batch, tokens, tokens > 0)
         bias = self.position_bias("encoder", x.shape[1])
         mask = real[:, :, None] & real[:, None, :]
-        for i in range(CONFIG.num_encoder_layers):
+        for i in range(self.config.num_encoder_layers):
             layer = f"encoder/layers_{i}"
             x = self.layer_input(layer, x)
             y = self.norm(f"{layer}/pre_attention_layer_norm", x, real)
@@ -91,7 +92,7 @@ class NumpyT5:
         bias, no_bias = self.position_bias("decoder", length), np.zeros((1, length, keys.shape[1]))
         causal = np.tri(length, dtype=bool) & target[:, :, None] & target[:, None, :]
         cross = target[:, :, None] & keys[:, None, :]
-        for i in range(CONFIG.num_decoder_layers):
+        for i in range(self.config.num_decoder_layers):
             layer = f"decoder/layers_{i}"
             y = self.norm(f"{layer}/pre_self_attention_layer_norm", x, real)
             x = x + self.attention(f"{layer}/self_attention", y, y, bias, causal)
@@ -116,7 +117,7 @@ class NumpyT5:
 
         def heads(projection, inputs):
             projected = self.linear(block, projection, inputs)
-            split = (*inputs.shape[:2], CONFIG.num_heads, CONFIG.head_dim)
+            split = (*inputs.shape[:2], self.config.num_heads, self.config.head_dim)
             return projected.reshape(split).transpose(0, 2, 1, 3)
 
         query, key, value = heads("query", x), heads("key", y), heads("value", y)
@@ -130,7 +131,7 @@ class NumpyT5:
     def position_bias(self, stack, length):
         """[H, query, key]."""
         both = stack == "encoder"
-        ids = [[bucket(k - q, both) for k in range(length)] for q in range(length)]
+        ids = [[bucket(k - q, both, self.config) for k in range(length)] for q in range(length)]
         return self.w[f"{stack}/relpos_bias/rel_embedding"][:, np.array(ids)]
 
 
@@ -145,8 +146,8 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def bucket(relative: int, bidirectional: bool) -> int:
-    buckets, furthest = CONFIG.relative_buckets, CONFIG.relative_max_distance
+def bucket(relative: int, bidirectional: bool, config: T5Config = CONFIG) -> int:
+    buckets, furthest = config.relative_buckets, config.relative_max_distance
     buckets = buckets // 2 if bidirectional else buckets
     later = buckets if bidirectional and relative > 0 else 0
     distance = abs(relative) if bidirectional else max(-relative, 0)

@@ -14,9 +14,11 @@ from prompt_tuning.testing.models import (
     tiny_model,
 )
 from prompt_tuning.testing.registries import clean_registries
+from prompt_tuning.testing.vocabularies import Numbers
 
 __all__ = [
     "CommandResult",
+    "Numbers",
     "assert_mistake",
     "check_method",
     "clean_registries",

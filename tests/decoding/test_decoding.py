@@ -1,4 +1,4 @@
-"""Decoding loops over a chain of tokens, whose sequences can be counted out by hand."""
+"""Decoding loops over a chain of tokens, whose sequences can be enumerated."""
 
 import functools
 import itertools
@@ -17,12 +17,12 @@ from prompt_tuning.decoding.beam import penalty
 
 V = 5
 LONGEST = 6
-# [row, step, last token, next token]; a table a step, so that no two sequences have one score.
+# [row, step, last token, next token]; one table per step, so that no two sequences tie.
 TABLES = 1.5 * np.random.default_rng(3).normal(size=(3, LONGEST, V, V)).astype(np.float32)
 
 
 class Chain(flax.struct.PyTreeNode):
-    """The cache: logits of a row follow from its table, the step and its last token."""
+    """A cache: a row's logits depend on its table, the step and its last token."""
 
     tables: jax.Array | np.ndarray
     index: int = 0
@@ -38,7 +38,7 @@ def step(tokens: jax.Array, cache: Chain) -> tuple[jax.Array, Chain]:
 
 
 def log_p(tables: np.ndarray, sequence: Sequence[int]) -> float:
-    """Of a sequence, from one row's tables."""
+    """Log p of a sequence, from one row's tables."""
     total, last = 0.0, 0
     for table, token in zip(tables.astype(np.float64), sequence, strict=False):
         total += table[last, token] - np.log(np.exp(table[last]).sum())
@@ -56,9 +56,29 @@ def every_finished(tables: np.ndarray, length: int, alpha: float, stops=(EOS,)) 
     return found
 
 
-def search(beams: int, length: int, **options) -> decoding.Decoded:
-    options |= {"batch": len(TABLES), "beams": beams, "length": length}
-    return jax.jit(functools.partial(decoding.beam_search, step, **options))(Chain(TABLES))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _search(
+    beams: int, length: int, alpha: float, limits: jax.Array, stops: jax.Array
+) -> decoding.Decoded:
+    return decoding.beam_search(
+        step,
+        Chain(jnp.asarray(TABLES)),
+        batch=len(TABLES),
+        beams=beams,
+        length=length,
+        alpha=alpha,
+        limits=limits,
+        stops=stops,
+    )
+
+
+def search(
+    beams: int, length: int, *, alpha: float = 0.6, limits=None, stops=(EOS, EOS)
+) -> decoding.Decoded:
+    """One program for all penalties, limits and stop tokens, two for each row."""
+    limits = np.full(len(TABLES), length) if limits is None else limits
+    stops = np.broadcast_to(stops, (len(TABLES), 2))
+    return _search(beams, length, alpha, np.asarray(limits, np.int32), stops)
 
 
 def check_row(found: decoding.Decoded, row: int, expected: dict, places: int) -> None:
@@ -82,7 +102,7 @@ def test_a_wide_beam_is_a_search_of_everything(alpha):
 
 def test_each_row_of_a_beam_has_its_own_length_and_stops():
     limits, stops = np.array([4, 2, 3]), np.array([[1, 1], [1, 3], [2, 2]])
-    found = search(160, 4, limits=jnp.asarray(limits), stops=stops)
+    found = search(160, 4, limits=limits, stops=stops)
     for row, tables in enumerate(TABLES):
         expected = every_finished(tables, limits[row], 0.6, stops[row].tolist())
         check_row(found, row, expected, len(expected))
@@ -92,7 +112,7 @@ def test_each_row_of_a_beam_has_its_own_length_and_stops():
 
 
 def test_a_row_without_an_end_gives_its_unfinished_sequences():
-    found = search(25, 3, stops=[V])
+    found = search(25, 3, stops=[V, V])
     for row, tables in enumerate(TABLES):
         paths = {path: log_p(tables, path) for path in itertools.product(range(V), repeat=3)}
         check_row(found, row, paths, 25)
@@ -137,7 +157,7 @@ SAMPLINGS = [
 
 
 def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """What is drawn from, the long way round."""
+    """The distribution to draw from, one token at a time."""
     p = np.exp(logits.astype(np.float64) / sampling.temperature)
     order = np.argsort(-p)
     if sampling.top_k:
@@ -177,7 +197,7 @@ def test_a_wrong_distribution_is_seen():
         check_counts(drawn, distribution(TABLES[0, 0, 0], Sampling(temperature=1.2)))
 
 
-def test_a_sample_does_not_hang_on_the_rows_beside_it():
+def test_a_sample_does_not_depend_on_the_other_rows():
     together = decode(6, draw=(Sampling(), decoding.keys_of(0, [4, 5, 6])), stops=[V])
     alone = decode(6, TABLES[2:], draw=(Sampling(), decoding.keys_of(0, [6])), stops=[V])
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])

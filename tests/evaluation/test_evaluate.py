@@ -1,22 +1,22 @@
-"""Evaluation by batches of similar length, and what stands for several tasks."""
-
-import functools
+"""Evaluation in batches of similar length, and scores over several tasks."""
 
 import jax
 import numpy as np
 import pytest
+from numpy_prompts import EOS, Alone
 
-from prompt_tuning import decoding, sharding
+from prompt_tuning import decoding
 from prompt_tuning.evaluation import predict
-from prompt_tuning.evaluation import scores as the_scores
-from prompt_tuning.evaluation.scores import mean_score, most_frequent
+from prompt_tuning.evaluation.scores import majority, mean_score, most_frequent
 from prompt_tuning.evaluation.sets import EvalSet
-from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.model.tuned import TunedModel, initialize
-from prompt_tuning.t5.config import preset
+from prompt_tuning.methods import PromptTuning
+from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.testing import tiny_model
 
-LIMIT = 80
-LENGTHS = [3, 80, 31, 1, 40, 32, 33, 70, 64, 65, 2, 17, 5]
+LIMIT = 64
+LENGTHS = [3, 25, 17, 32]
 LABEL_TOKENS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
 
 
@@ -24,13 +24,13 @@ def accuracy(targets, predictions) -> dict[str, float]:
     return {"accuracy": float(np.mean([t == p for t, p in zip(targets, predictions, strict=True)]))}
 
 
-def eval_set(**fields) -> EvalSet:
+def eval_set(lengths=LENGTHS, limit=LIMIT, **fields) -> EvalSet:
     rng = np.random.default_rng(0)
-    tokens = np.zeros((len(LENGTHS), LIMIT), np.int32)
-    for row, length in zip(tokens, LENGTHS, strict=True):
-        row[:length] = rng.integers(2, 250, length)
-    rows = [str(i) for i in range(len(LENGTHS))]
-    given = {
+    tokens = np.zeros((len(lengths), limit), np.int32)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[:length] = [*rng.integers(2, 64, length - 1), EOS]
+    rows = [str(i) for i in range(len(lengths))]
+    defaults = {
         "task": "a_task",
         "split": "test",
         "inputs": rows,
@@ -42,43 +42,53 @@ def eval_set(**fields) -> EvalSet:
         "metric_fns": (accuracy,),
         "decode": lambda ids: " ".join(map(str, ids)),
     }
-    return EvalSet(**given | fields)
+    return EvalSet(**defaults | fields)
 
 
-@functools.cache
 def model(placement: str | int) -> TunedModel:
-    method = PromptTuning(3, placement, Uniform(-2.0, 2.0))
-    one = sharding.layout(devices=jax.devices()[:1])
-    return initialize(preset("nano"), method, layout=one)
+    return tiny_model(PromptTuning(3, placement))
 
 
-def row_by_row(tuned: TunedModel, tokens: np.ndarray, function) -> np.ndarray:
-    """`function` of each row at the full length."""
-    return np.concatenate(
-        [np.asarray(function(tuned.model, tuned.params, tokens[[i]])) for i in range(len(tokens))]
-    )
+def row_by_row(data: EvalSet) -> list[tuple[Alone, list[int]]]:
+    """A row's model behind the prompt of `model("prefix")`, and its tokens."""
+    leaves = flatten(model("prefix").params)
+    alone = Alone(np.asarray(leaves.pop(PROMPT_PATH)), unflatten(leaves))
+    return [(alone, row[row > 1].tolist()) for row in data.encoder_input_tokens]
 
 
-@pytest.mark.parametrize("placement", ["prefix", 40])
-def test_scores_are_those_of_rows_of_the_full_length(placement):
-    data, tuned = eval_set(), model(placement)
-    found = predict.rank_labels(tuned, data, 4)
-    score = jax.jit(functools.partial(decoding.score, targets=LABEL_TOKENS), static_argnums=0)
-    expected = row_by_row(tuned, data.encoder_input_tokens, score)
-    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-4)
-    assert found.texts == [data.labels[i] for i in expected.argmax(axis=1)]
+def test_scores_are_those_of_each_row_alone():
+    data = eval_set()
+    predictions = predict.rank_labels(model("prefix"), data, 4)
+    labels = [[7], [9, 5], [4]]
+    expected = np.array([alone.label_scores(ids, labels) for alone, ids in row_by_row(data)])
+    # Log p of a target sums up to three logits and as many normalisers, each within 2e-5 of float64
+    # (tests/t5/test_numpy_reference.py).
+    np.testing.assert_allclose(predictions.scores, expected, rtol=0, atol=2 * 3 * 2e-5)
+    assert predictions.texts == [data.labels[i] for i in expected.argmax(axis=1)]
 
 
-def test_generated_texts_are_those_of_rows_of_the_full_length():
-    data, tuned = eval_set(), model("prefix")
-    found = predict.generate(tuned, data, 4)
-    greedy = jax.jit(functools.partial(decoding.greedy, length=5), static_argnums=0)
-    expected = row_by_row(tuned, data.encoder_input_tokens, greedy)
-    assert found.texts == [data.decode(row.tolist()) for row in expected]
-    assert len(set(found.texts)) > 1
+def test_scores_are_those_of_rows_of_the_full_length():
+    """A prompt inside of the input stays in its place where a batch is shorter than the task."""
+    data, tuned = eval_set(), model(20)
+    predictions = predict.rank_labels(tuned, data, 4)
+    score = jax.jit(decoding.score, static_argnums=0)
+    expected = score(tuned.model, tuned.params, data.encoder_input_tokens, LABEL_TOKENS)
+    # As above, with rounding in both programs.
+    np.testing.assert_allclose(predictions.scores, expected, rtol=0, atol=2 * 2 * 3 * 2e-5)
 
 
-def test_a_batch_is_as_long_as_its_rows_need(monkeypatch):
+def test_generated_texts_are_those_of_each_row_alone():
+    data = eval_set()
+    predictions = predict.generate(model("prefix"), data, 4)
+    expected = [alone.greedy(ids, data.target_length) for alone, ids in row_by_row(data)]
+    decoded = [[int(word) for word in text.split()] for text in predictions.texts]
+    assert [row[: len(ids)] for row, ids in zip(decoded, expected, strict=True)] == expected
+    assert not any(sum(row[len(ids) :]) for row, ids in zip(decoded, expected, strict=True))
+    assert len(set(predictions.texts)) > 1
+
+
+def shapes_of_batches(monkeypatch, data: EvalSet) -> list[tuple[int, ...]]:
+    """The shapes of tokens in batches of 4; also holds that results keep the rows' order."""
     shapes = []
 
     def sums(model, trained, frozen, tokens, tasks, labels):
@@ -86,18 +96,24 @@ def test_a_batch_is_as_long_as_its_rows_need(monkeypatch):
         return np.asarray(tokens).sum(axis=1, keepdims=True) + np.zeros((1, 3))
 
     monkeypatch.setattr(predict, "_rank", sums)
-    data = eval_set()
-    found = predict.rank_labels(model("prefix"), data, 4)
-    assert found.scores is not None
-    np.testing.assert_array_equal(found.scores[:, 0], data.encoder_input_tokens.sum(axis=1))
+    predictions = predict.rank_labels(model("prefix"), data, 4)
+    assert predictions.scores is not None
+    np.testing.assert_array_equal(predictions.scores[:, 0], data.encoder_input_tokens.sum(axis=1))
+    return shapes
+
+
+MANY = [3, 80, 31, 1, 40, 32, 33, 70, 64, 65, 2, 17, 5]
+
+
+def test_a_batch_is_as_long_as_its_rows_need(monkeypatch):
     # By length: 80 70 65 64 | 40 33 32 31 | 17 5 3 2 | 1
+    shapes = shapes_of_batches(monkeypatch, eval_set(MANY, 80))
     assert shapes == [(4, 80), (4, 64), (4, 32), (4, 16)]
 
 
-def test_no_batch_is_longer_than_the_task():
-    tokens = eval_set().encoder_input_tokens[:, :12]
-    data = eval_set(encoder_input_tokens=tokens)
-    assert len(predict.rank_labels(model("prefix"), data, 4).texts) == len(LENGTHS)
+def test_no_batch_is_longer_than_the_task(monkeypatch):
+    data = eval_set(encoder_input_tokens=eval_set().encoder_input_tokens[:, :12])
+    assert shapes_of_batches(monkeypatch, data) == [(4, 12)]
 
 
 def test_auto():
@@ -109,10 +125,9 @@ def test_auto():
 
 
 def test_the_most_frequent_target():
-    data = eval_set(targets=["x", "y", "y", *"zzz", *"abcdefg"])
-    assert most_frequent(data).texts == ["z"] * 13
-    found = the_scores.majority(data, ("auto", "generate"))
-    assert found == {"rank/accuracy": 3 / 13, "generate/accuracy": 3 / 13}
+    data = eval_set(targets=["x", "z", "z", "a"])
+    assert most_frequent(data).texts == ["z"] * 4
+    assert majority(data, ("auto", "generate")) == {"rank/accuracy": 0.5, "generate/accuracy": 0.5}
 
 
 def test_several_tasks_are_compared_by_the_first_metric_of_each():

@@ -1,91 +1,74 @@
 """A bank of prompts: what a row gets is its own task's prompt, whatever else is in the batch."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_prompts import BACKBONE, CONFIG, Alone, D, prompt
 
 from prompt_tuning import decoding, sharding
 from prompt_tuning.errors import UserError
-from prompt_tuning.methods import PromptTuning
-from prompt_tuning.methods.prompt import PROMPT_PATH
-from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5 import T5, T5Config
-from prompt_tuning.t5.paths import flatten, join, unflatten
+from prompt_tuning.t5 import T5
+from prompt_tuning.t5.paths import join
 
-CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
-D = CONFIG.d_model
 TARGETS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
+# Float32 against float64: log p of a target sums up to three logits' errors of 2e-5 (the tolerance
+# of tests/t5/test_numpy_reference.py) and as many of their normalisers.
+TOLERANCE = {"rtol": 0, "atol": 2 * 3 * 2e-5}
+SCORE = jax.jit(decoding.score, static_argnums=0)
 
 
 def layout(devices: int = 1, model: int = 1) -> Layout:
     return sharding.layout(model, devices=jax.devices()[:devices])
 
 
-@functools.cache
-def backbone() -> dict:
-    return initialize(CONFIG, PromptTuning(1), layout=layout(), seed=3).frozen
+def tokens(*lengths: int, rows: int = 8, width: int = 12) -> np.ndarray:
+    """Rows of random ids and an end token; missing rows are copies of the last one."""
+    rng, array = np.random.default_rng(5), np.zeros((len(lengths), width), np.int32)
+    for row, length in zip(array, lengths, strict=True):
+        row[:length] = [*rng.integers(2, 64, length - 1), 1]
+    return np.pad(array, ((0, rows - len(lengths)), (0, 0)), mode="edge")
 
 
-def prompt(length: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([length, seed]).normal(size=(length, D)).astype(np.float32)
-
-
-def tokens(*lengths: int, width: int = 12) -> np.ndarray:
-    rng, rows = np.random.default_rng(5), np.zeros((len(lengths), width), np.int32)
-    for row, length in zip(rows, lengths, strict=True):
-        row[:length] = rng.integers(2, 64, length)
-    return rows
-
-
-def empty(**room) -> PromptBank:
-    return PromptBank.empty(D, layout().mesh, **room)
-
-
-def score(model: T5, params: dict, rows: np.ndarray, slots: np.ndarray | None) -> np.ndarray:
-    return np.asarray(
-        jax.jit(decoding.score, static_argnums=0)(model, params, rows, TARGETS, slots)
-    )
+def empty(capacity: int = 8, length: int = 7) -> PromptBank:
+    """A bank with room for these tests, so that they share one program."""
+    return PromptBank.empty(D, layout().mesh, capacity=capacity, length=length)
 
 
 def alone(vectors: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Scores [K] of a row with a prompt in front, by `PromptTuning`."""
-    row = row[None]
-    if not len(vectors):
-        return score(T5(CONFIG), backbone(), row, None)[0]
-    params = unflatten(flatten(backbone()) | {PROMPT_PATH: vectors})
-    return score(T5(CONFIG, PromptTuning(len(vectors))), params, row, None)[0]
+    """Scores [K] of a row with a prompt in front."""
+    ids = row[row > 0][:-1].tolist()
+    return Alone(vectors).label_scores(ids, [[7], [9, 5], [4]])
 
 
 def mixed(bank: PromptBank, rows: np.ndarray, slots: list[int]) -> np.ndarray:
-    params = join(backbone(), bank.leaves)
-    return score(T5(CONFIG, bank.sites), params, rows, np.array(slots, np.int32))
+    """Scores [len(slots), K] of rows in one batch."""
+    params = join(BACKBONE, bank.leaves)
+    places = np.pad(np.array(slots, np.int32), (0, len(rows) - len(slots)), mode="edge")
+    return np.asarray(SCORE(T5(CONFIG, bank.sites), params, rows, TARGETS, places))[: len(slots)]
 
 
 def test_prompts_of_any_length_act_as_alone():
     prompts = {str(n): [prompt(n)] for n in (5, 0, 2, 7)}
     bank, rows = empty().add(prompts), tokens(12, 3, 7, 1, 12)
     names = ["2", "7", "0", "5", "2"]
-    found = mixed(bank, rows, [bank.slots[name][0] for name in names])
-    for name, row, scores in zip(names, rows, found, strict=True):
-        np.testing.assert_allclose(scores, alone(prompts[name][0], row), atol=1e-5, rtol=1e-5)
+    scores = mixed(bank, rows, [bank.slots[name][0] for name in names])
+    for name, row, row_scores in zip(names, rows, scores, strict=False):
+        np.testing.assert_allclose(row_scores, alone(prompts[name][0], row), **TOLERANCE)
 
 
 def test_a_misplaced_prompt_would_be_seen():
-    """In front of the free places, not behind them, a short prompt is farther from the tokens."""
-    bank = empty(length=7).add({"a": [prompt(2)]})
+    """A short prompt before the free places, not after them, is farther from the tokens."""
+    bank = empty().add({"a": [prompt(2)]})
     shifted = np.roll(np.asarray(bank.prompts), -5, axis=1)
-    wrong = PromptBank(jnp.asarray(shifted), bank.lengths + 5, bank.slots)
+    wrong = PromptBank(jax.device_put(shifted, bank.prompts.sharding), bank.lengths + 5, bank.slots)
     difference = np.abs(mixed(wrong, tokens(9), [0]) - alone(prompt(2), tokens(9)[0]))
     assert difference.max() > 1e-3
 
 
 def test_a_bank_never_changes():
-    first = empty(capacity=2).add({"a": [prompt(3)]})
+    first = empty(capacity=2, length=3).add({"a": [prompt(3)]})
     before = np.asarray(first.prompts).copy()
     second = first.add({"b": [prompt(3, 1)]})
     third = second.replace("a", [prompt(3, 2)]).remove("b")
@@ -109,13 +92,13 @@ def test_room_grows_by_doubling_and_to_the_longest_prompt():
     np.testing.assert_array_equal(bank.prompts[bank.slots["long"][0]], prompt(6))
 
 
-def test_slots_of_removed_tasks_are_taken_again():
-    bank = empty(capacity=3).add({"a": [prompt(2)], "b": [prompt(2, 1), prompt(2, 2)]})
+def test_slots_of_removed_tasks_are_used_again():
+    bank = empty().add({"a": [prompt(2)], "b": [prompt(2, seed) for seed in range(1, 8)]})
     bank = bank.remove("b").add({"c": [prompt(1)], "d": [prompt(2, 4)]})
-    assert bank.prompts.shape[0] == 3
+    assert bank.prompts.shape[0] == 8
     row = tokens(6)
-    found = mixed(bank, row, [bank.slots["c"][0]])
-    np.testing.assert_allclose(found[0], alone(prompt(1), row[0]), atol=1e-5, rtol=1e-5)
+    scores = mixed(bank, row, [bank.slots["c"][0]])
+    np.testing.assert_allclose(scores[0], alone(prompt(1), row[0]), **TOLERANCE)
 
 
 def nan() -> np.ndarray:
@@ -147,29 +130,29 @@ def test_what_does_not_fit_is_refused_whole(task, vectors, message):
     assert list(bank.slots) == ["old"]
 
 
-def test_a_task_that_is_not_there_cannot_be_removed():
+def test_an_unknown_task_cannot_be_removed():
     with pytest.raises(UserError, match="no task 'x'; available: a"):
         empty().add({"a": [prompt(1)]}).remove("x")
 
 
 def test_rows_must_name_their_tasks():
     bank = empty().add({"a": [prompt(1)]})
+    model, params = T5(CONFIG, bank.sites), join(BACKBONE, bank.leaves)
     with pytest.raises(ValueError, match="name their tasks"):
-        score(T5(CONFIG, bank.sites), join(backbone(), bank.leaves), tokens(3), None)
+        jax.eval_shape(lambda rows: decoding.score(model, params, rows, TARGETS), tokens(3))
 
 
 @pytest.mark.parametrize("axis", ["data", "model"])
 def test_a_divided_bank_gives_the_same(axis):
-    prompts = {str(n): [prompt(n)] for n in (1, 2, 3, 4, 5, 6, 7, 8)}
-    rows, slots = tokens(12, 3, 7, 1, 12, 5, 2, 9), [7, 6, 5, 4, 3, 2, 1, 0]
-    whole = empty().add(prompts)
-    expected = mixed(whole, rows, slots)
+    prompts = {str(n): [prompt(n)] for n in (1, 2, 3, 4, 5, 6, 7)}
+    rows, slots = tokens(12, 3, 7, 1, 12, 5, 2, 9), [6, 6, 5, 4, 3, 2, 1, 0]
     eight = layout(8, 2)
-    divided = PromptBank.empty(D, eight.mesh, capacity=5, axis=axis).add(prompts)
+    divided = PromptBank.empty(D, eight.mesh, capacity=5, length=7, axis=axis).add(prompts)
     assert divided.prompts.shape[0] % eight.mesh.shape[axis] == 0
     assert not divided.prompts.sharding.is_fully_replicated
-    params = join(jax.device_get(backbone()), divided.leaves)
-    placed = sharding.put_batch({"rows": rows, "slots": np.array(slots, np.int32)}, eight)
+    params = join(jax.device_get(BACKBONE), divided.leaves)
+    inputs = sharding.put_batch((rows, np.array(slots, np.int32)), eight)
     with sharding.on(eight):
-        found = score(T5(CONFIG, divided.sites), params, placed["rows"], placed["slots"])
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+        scores = SCORE(T5(CONFIG, divided.sites), params, inputs[0], TARGETS, inputs[1])
+    for slot, row, row_scores in zip(slots, rows, np.asarray(scores), strict=True):
+        np.testing.assert_allclose(row_scores, alone(prompt(slot + 1), row), **TOLERANCE)

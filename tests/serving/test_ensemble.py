@@ -1,4 +1,4 @@
-"""Prompts that vote: the majority of what each answers alone."""
+"""Prompts that vote: the majority of the answers that each gives alone."""
 
 import collections
 import dataclasses
@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,26 +15,21 @@ from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import generate, rank_labels
 from prompt_tuning.evaluation.sets import EvalSet
-from prompt_tuning.methods import FromFile, Method, PromptTuning
-from prompt_tuning.model.tuned import initialize
+from prompt_tuning.methods import PromptTuning
+from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs import ensemble
-from prompt_tuning.t5 import T5Config
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.testing import Numbers, tiny_config, tiny_model
 
-CONFIG = T5Config(64, 16, 2, 8, 32, 2, 1, relative_buckets=8, relative_max_distance=12)
+CONFIG = tiny_config()
 LABELS = ("5", "6 7", "9")
 ROWS, LENGTH = 24, 12
 VOTERS = 3
-
-
-class Numbers:
-    """A vocabulary whose words are ids."""
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(str(i) for i in ids if i > 1)
+RNG = np.random.default_rng(1)
+# A backbone of large weights, so that prompts disagree.
+LEAVES = {path: 3 * np.asarray(leaf) for path, leaf in flatten(tiny_model().params).items()}
+PROMPTS = [RNG.normal(0, 3, (2, CONFIG.d_model)).astype(np.float32) for _ in range(VOTERS)]
 
 
 def agreement(targets, predictions) -> dict[str, float]:
@@ -44,7 +40,7 @@ def agreement(targets, predictions) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Rows of random ids; `runs.data.Data`."""
+    """Rows of random ids; a `runs.data_protocol.Data`."""
 
     labels: tuple[str, ...]
     task: str = "numbers"
@@ -55,14 +51,14 @@ class Texts:
         rng = np.random.default_rng(5)
         ids = [rng.integers(3, 64, rng.integers(1, LENGTH)).tolist() for _ in range(ROWS)]
         tokens = np.zeros((ROWS, LENGTH), np.int32)
-        for row, own in zip(tokens, ids, strict=True):
-            row[: len(own) + 1] = [*own, 1]
+        for row, row_ids in zip(tokens, ids, strict=True):
+            row[: len(row_ids) + 1] = [*row_ids, 1]
         words = [[*Numbers().encode(word), 1] for word in self.labels]
         return [
             EvalSet(
                 task=self.task,
                 split=split,
-                inputs=[Numbers().decode(own) for own in ids],
+                inputs=[Numbers().decode(row_ids) for row_ids in ids],
                 targets=[LABELS[i % 3] for i in range(ROWS)],
                 encoder_input_tokens=tokens,
                 labels=self.labels,
@@ -80,30 +76,25 @@ def layout():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, layout):
-    """With a backbone of large random weights, and prompts that disagree."""
+def folder(tmp_path_factory):
+    """The files of backbone and prompts."""
     folder = tmp_path_factory.mktemp("ensemble")
-    rng = np.random.default_rng(1)
-    random = flatten(initialize(CONFIG, Method(), layout=layout).frozen)
-    leaves = {path: rng.normal(0, 0.5, leaf.shape) for path, leaf in sorted(random.items())}
-    backbone.save(
-        folder / "backbone.safetensors",
-        {path: leaf.astype(np.float32) for path, leaf in leaves.items()},
-        "float32",
-    )
-    for i in range(VOTERS):
-        prompts.save(folder / f"{i}.npy", rng.normal(0, 3, (i + 2, CONFIG.d_model)))
+    backbone.save(folder / "backbone.safetensors", LEAVES, "float32")
+    for i, vectors in enumerate(PROMPTS):
+        prompts.save(folder / f"{i}.npy", vectors)
     return folder
 
 
-def alone(folder, layout, data: EvalSet, ask) -> list[Sequence[str]]:
-    """The answers of each prompt, one model after the other."""
+def alone(layout, data: EvalSet, predict) -> list[Sequence[str]]:
+    """The answers of each prompt, one model after another."""
+    tuned = tiny_model(PromptTuning(2), layout=layout)
+    split = ParamSplit.of(CONFIG, PromptTuning(2))
     answers = []
-    for i in range(VOTERS):
-        method = PromptTuning(i + 2, initializer=FromFile(str(folder / f"{i}.npy")))
-        checkpoint = folder / "backbone.safetensors"
-        tuned = initialize(CONFIG, method, layout=layout, checkpoint=checkpoint)
-        answers.append(ask(tuned, data, 8).texts)
+    for vectors in PROMPTS:
+        leaves = {path: jnp.asarray(leaf) for path, leaf in LEAVES.items()}
+        trained, frozen = split.split(unflatten(leaves | {PROMPT_PATH: jnp.asarray(vectors)}))
+        voter = dataclasses.replace(tuned, trained=trained, frozen=frozen)
+        answers.append(predict(voter, data, 8).texts)
     return answers
 
 
@@ -121,22 +112,22 @@ def run(folder, layout, output, data: Texts, **settings) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("labels", "ask", "kind"), [(LABELS, rank_labels, "rank"), ((), generate, "generate")]
+    ("labels", "predict", "kind"), [(LABELS, rank_labels, "rank"), ((), generate, "generate")]
 )
-def test_the_majority_answers(folder, layout, tmp_path, labels, ask, kind):
+def test_the_majority_answers(folder, layout, tmp_path, labels, predict, kind):
     data = Texts(labels)
     [rows] = data.eval_sets("test")
-    answers = alone(folder, layout, rows, ask)
-    votes = [collections.Counter(own).most_common() for own in zip(*answers, strict=True)]
-    clear = [i for i, own in enumerate(votes) if len(own) == 1 or own[0][1] > own[1][1]]
+    answers = alone(layout, rows, predict)
+    votes = [collections.Counter(texts).most_common() for texts in zip(*answers, strict=True)]
+    clear = [i for i, ranks in enumerate(votes) if len(ranks) == 1 or ranks[0][1] > ranks[1][1]]
     split = [i for i in clear if len(votes[i]) > 1]
     assert split, "prompts that always agree show nothing"
-    found = run(folder, layout, tmp_path, data)
+    metrics = run(folder, layout, tmp_path, data)
     lines = (tmp_path / f"numbers-test-{kind}.jsonl").read_text().splitlines()
-    given = [json.loads(line)["prediction"] for line in lines]
-    assert [given[i] for i in clear] == [votes[i][0][0] for i in clear]
-    expected = {f"{kind}/agreement": agreement(rows.targets, given)["agreement"]}
-    assert found == {"numbers": expected}
+    predictions = [json.loads(line)["prediction"] for line in lines]
+    assert [predictions[i] for i in clear] == [votes[i][0][0] for i in clear]
+    expected = {f"{kind}/agreement": agreement(rows.targets, predictions)["agreement"]}
+    assert metrics == {"numbers": expected}
     assert json.loads((tmp_path / "numbers-test-metrics.json").read_text()) == expected
 
 
