@@ -16,7 +16,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import bindings
 from prompt_tuning.runtime.files import is_remote
 
-Setting = Mapping[str, Any]
+Layer = Mapping[str, Any]
+Setting = Layer | Sequence[Any]  # a layer, or settings of which later ones win
 Axis = Mapping[str | int, Setting] | Sequence[Any]
 Rule = Mapping[str, str | Sequence[str]]
 
@@ -44,7 +45,7 @@ class Step:
     name: str
     command: str
     files: tuple[str, ...]
-    settings: Setting
+    settings: Layer
 
     def arguments(self, folder: str) -> list[str]:
         """Returns the flags of the command for a cell in `folder`."""
@@ -91,6 +92,7 @@ class Experiment:
       task_names: Short names of SeqIO tasks in tables, beside those that follow from the axes.
       keep_weights: Whether to keep the weights of cells that train every parameter.
       paper: Key of `results.paper_numbers.PRINTED`, whose numbers the table shows; "" for none.
+      row: Scores that the table shows: "trained", by the best step, or "validation", at that step.
 
     Raises:
       UserError: naming the part that is wrong.
@@ -105,6 +107,7 @@ class Experiment:
     task_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     keep_weights: bool = False
     paper: str = ""
+    row: str = "trained"
 
     def __post_init__(self) -> None:
         if not _VALUE.fullmatch(self.name):
@@ -117,9 +120,9 @@ class Experiment:
                 "all hosts of the experiment share"
             )
         for step, setting in self.steps.items():
-            if setting.get(COMMAND) not in COMMANDS:
+            if (command := _value(COMMAND, _layers(setting))) not in COMMANDS:
                 raise UserError(
-                    f"{self.name}: step {step!r}: command = {setting.get(COMMAND)!r}; choose from "
+                    f"{self.name}: step {step!r}: command = {command!r}; choose from "
                     f"{', '.join(COMMANDS)}"
                 )
         for axis, values in self.axes.items():
@@ -181,8 +184,8 @@ class Experiment:
             chosen = dict(zip(axes, values, strict=True))
             if any(_matches(chosen, rule) for rule in self.exclude):
                 continue
-            settings = [axes[axis][value] for axis, value in chosen.items()]
-            steps = tuple(self._steps(settings, {**self.variables, **chosen}))
+            layers = [layer for axis, value in chosen.items() for layer in axes[axis][value]]
+            steps = tuple(self._steps(layers, {**self.variables, **chosen}))
             cell = Cell("-".join(values), chosen, steps, _digest(steps, tuple(folders)))
             if other := cells.get(cell.digest):
                 raise UserError(
@@ -202,22 +205,22 @@ class Experiment:
         """Returns the names that tasks have in tables, by SeqIO task."""
         names = {}
         for values in self.axes.values():
-            for value, setting in _by_value(values).items():
-                if isinstance(task := setting.get("MIXTURE_OR_TASK_NAME"), str):
+            for value, layers in _by_value(values).items():
+                if isinstance(task := _value("MIXTURE_OR_TASK_NAME", layers), str):
                     names[task] = value
         return {**names, **self.task_names}
 
-    def _steps(self, settings: Sequence[Setting], variables: Mapping[str, str]) -> Iterator[Step]:
-        chosen = [setting[STEPS] for setting in settings if STEPS in setting]
-        names = chosen[-1] if chosen else tuple(self.steps)
+    def _steps(self, layers: Sequence[Layer], variables: Mapping[str, str]) -> Iterator[Step]:
+        names = _value(STEPS, layers) or tuple(self.steps)
         if unknown := [name for name in names if name not in self.steps]:
             raise UserError(f"{self.name}: steps: there is no {unknown[0]!r}")
         for name in self.steps:
             if name in names:
-                layers = [part for setting in settings for part in (setting, setting.get(name, {}))]
-                yield self._step(name, [self.steps[name], *layers], {**variables, "step": name})
+                own = [part for layer in layers for part in (layer, *_layers(layer.get(name, {})))]
+                all_layers = [*_layers(self.steps[name]), *own]
+                yield self._step(name, all_layers, {**variables, "step": name})
 
-    def _step(self, name: str, layers: Sequence[Setting], variables: Mapping[str, str]) -> Step:
+    def _step(self, name: str, layers: Sequence[Layer], variables: Mapping[str, str]) -> Step:
         where = f"{self.name}: step {name!r}"
         files = [file for layer in layers for file in _as_sequence(layer.get(FILES, ()))]
         not_macros = {FILES, STEPS, COMMAND, *self.steps}
@@ -225,21 +228,33 @@ class Experiment:
         variables = {**variables, "cell": "$cell"}  # known when the step runs
         return Step(
             name,
-            layers[0][COMMAND],
+            _value(COMMAND, layers),
             tuple(_filled(files, variables, where)),
             _filled(macros, variables, where),
         )
 
 
-def _by_value(values: Axis) -> dict[str, Setting]:
-    """Returns the setting of each value of an axis."""
+def _layers(setting: Setting) -> list[Layer]:
+    """Flattens a setting; later layers win."""
+    if isinstance(setting, Mapping):
+        return [setting]
+    return [layer for part in setting for layer in _layers(part)]
+
+
+def _value(key: str, layers: Sequence[Layer]) -> Any:
+    """Returns the value that the last layer with this key has; None if there is none."""
+    return next((layer[key] for layer in reversed(layers) if key in layer), None)
+
+
+def _by_value(values: Axis) -> dict[str, list[Layer]]:
+    """Returns the layers of each value of an axis."""
     if isinstance(values, Mapping):
-        return {str(value): setting for value, setting in values.items()}
-    settings: dict[str, Setting] = {}
+        return {str(value): _layers(setting) for value, setting in values.items()}
+    layers: dict[str, list[Layer]] = {}
     for value in values:
         nested = isinstance(value, Mapping | list | tuple)
-        settings |= _by_value(value) if nested else {str(value): {}}
-    return settings
+        layers |= _by_value(value) if nested else {str(value): []}
+    return layers
 
 
 def _as_sequence(value: str | Sequence[str]) -> Sequence[str]:

@@ -14,11 +14,10 @@ from prompt_tuning.experiments import bindings, devices, dry_run, schedulers
 from prompt_tuning.experiments.grid import Experiment
 
 CONFIGS = gin_parsing.configs_folder()
-SHARED = {"common", "few", "shift", "tasks"}
 FILES = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.glob("experiments/**/*.gin")
-    if path.stem not in SHARED
+    if path.parent.name != "common"
 )
 
 
@@ -209,7 +208,7 @@ def test_which_part(flags, environ, expected):
     [
         ((5, 5), {}, "--cell_index: part 5 of 5"),
         ((1, None), {}, "part 1 of an unknown number"),
-        ((None, 3), {}, "--cell_count=3: give --cell_index"),
+        ((None, 3), {}, "--cell_count=3: set --cell_index"),
         ((None, None), {"SLURM_ARRAY_TASK_ID": "x"}, "SLURM_ARRAY_TASK_ID = 'x'"),
     ],
 )
@@ -226,7 +225,7 @@ def test_devices_are_divided(monkeypatch):
     assert first.environ == {"CUDA_VISIBLE_DEVICES": "4,5"}
     assert second.environ == {"CUDA_VISIBLE_DEVICES": "6,7"}
     assert devices.shares(1) == [devices.Share()]
-    with pytest.raises(UserError, match="--workers=5: there are 4 GPUs"):
+    with pytest.raises(UserError, match="--workers=5: must be at most 4, the number of GPUs here"):
         devices.shares(5)
 
 
@@ -237,7 +236,7 @@ def test_tpu_chips_are_divided(monkeypatch):
     shares = devices.shares(2)
     assert [share.environ["TPU_VISIBLE_CHIPS"] for share in shares] == ["0,1", "2,3"]
     assert shares[0].environ["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,2,1"
-    with pytest.raises(UserError, match="--workers=3: must divide the 4 TPU chips"):
+    with pytest.raises(UserError, match="--workers=3: must divide 4, the number of TPU chips"):
         devices.shares(3)
 
 
