@@ -45,6 +45,11 @@ def test_the_whole_text(monkeypatch):
     assert data(instruction=SAY).eval_set("test").inputs[0] == "Say what it is.\n\nI slept."
 
 
+def test_label_words_in_the_instruction():
+    inputs = data(instruction="Choose {labels}:").eval_set("test").inputs
+    assert inputs[0] == "Choose bad, good:\n\nI slept."
+
+
 def test_without_a_design_it_is_the_task():
     plain = TaskData(NAME, {"inputs": 200, "targets": 4}, 2).eval_set("test")
     found = data().eval_set("test")

@@ -37,7 +37,8 @@ def designed_data(
 
     Args:
       data: The task; demonstrations come from its split "train".
-      instruction: Text of the first block.
+      instruction: Text of the first block; `{labels}` stands for the label words, with commas
+        between them.
       demonstrations: Number of demonstrations, which take turns over the classes if the task has
         label words.
       seed: Seed of the choice of demonstrations.
@@ -104,7 +105,8 @@ class Design:
     def _heads(self, data: TaskData) -> list[str]:
         """The text before an input with 0, 1, 2, ... demonstrations, counted from the last one."""
         blocks = [f"{row.inputs}\n{row.targets}" for row in self._chosen(data)]
-        first = [self.instruction] if self.instruction else []
+        instruction = self.instruction.replace("{labels}", ", ".join(data.labels))
+        first = [instruction] if instruction else []
         return [
             "".join(block + SEPARATOR for block in [*first, *blocks[len(blocks) - n :]])
             for n in range(len(blocks) + 1)
