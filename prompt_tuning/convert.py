@@ -10,17 +10,25 @@ from prompt_tuning.t5.config import DTYPES
 __all__ = ["convert", "main"]
 
 
-def main() -> None:
-    given = flags.FLAGS
+def define_flags() -> plain_command.Flags:
+    return {
+        "source": flags.DEFINE_string("from", None, "Backbone to read.", required=True),
+        "target": flags.DEFINE_string("to", None, "File or folder to create.", required=True),
+        "form": flags.DEFINE_enum("format", None, list(FORMATS), "Format to write.", required=True),
+        "model": flags.DEFINE_string(
+            "model", None, "Preset of the backbone; default: as in its config.json."
+        ),
+        "dtype": flags.DEFINE_enum(
+            "dtype", None, list(DTYPES), "Dtype to write; default: as stored."
+        ),
+    }
+
+
+def main(*, source: str, target: str, form: str, model: str | None, dtype: str | None) -> None:
     jax.config.update("jax_platforms", "cpu")  # arrays stay on the host; accelerators may be busy
-    convert(given["from"].value, given.to, given.format, given.model, given.dtype)
-    print(f"wrote {given.to}")
+    convert(source, target, form, model, dtype)
+    print(f"wrote {target}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("from", None, "Backbone to read.", required=True)
-    flags.DEFINE_string("to", None, "File or folder to create.", required=True)
-    flags.DEFINE_enum("format", None, list(FORMATS), "Format to write.", required=True)
-    flags.DEFINE_string("model", None, "Preset of the backbone; default: as in its config.json.")
-    flags.DEFINE_enum("dtype", None, list(DTYPES), "Dtype to write; default: as stored.")
-    plain_command.run(main)
+    plain_command.main(main, define_flags)

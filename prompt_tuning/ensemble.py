@@ -6,4 +6,4 @@ from prompt_tuning.model import summary
 from prompt_tuning.runs.ensemble import evaluate
 
 if __name__ == "__main__":
-    gin_command.main(evaluate, setup=data_flags.setup, plan=summary.plan)
+    gin_command.main(evaluate, data_flags.define_flags, data_flags.bindings, plan=summary.plan)

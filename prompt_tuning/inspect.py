@@ -5,7 +5,7 @@ Reads headers and indices, and the values of a prompt; never unpickles.
 
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 
 from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
@@ -14,26 +14,33 @@ from prompt_tuning.exchange.inspection import contents_of, lines, nearest_lines,
 found_at = contents_of  # the former name
 
 
-def main(words: Sequence[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # JAX and Orbax log what they do as INFO and WARNING
-    given = flags.FLAGS
+def define_flags() -> plain_command.Flags:
+    return {
+        "backbone": flags.DEFINE_string(
+            "backbone", None, "Backbone whose tokens nearest to a prompt to print."
+        ),
+        "vocabulary": flags.DEFINE_string(
+            "vocabulary", None, "SentencePiece model, to print tokens as words."
+        ),
+    }
+
+
+def main(words: Sequence[str], *, backbone: str | None, vocabulary: str | None) -> None:
     if len(words) != 1:
         raise UserError("give one path: python -m prompt_tuning.inspect PATH")
-    if given.vocabulary and not given.backbone:
+    if vocabulary and not backbone:
         raise UserError("--vocabulary names the nearest tokens of --backbone; give both")
     contents = contents_of(words[0])
-    if given.backbone and not contents.prompt:
+    if backbone and not contents.prompt:
         raise UserError(f"--backbone: {words[0]} has no prompt ({contents.kind}); leave it out")
     report = lines(contents)
     if contents.prompt:
         prompt = contents.prompt()
         report += prompt_lines(prompt)
-        if given.backbone:
-            report += nearest_lines(prompt, given.backbone, given.vocabulary)
+        if backbone:
+            report += nearest_lines(prompt, backbone, vocabulary)
     print("\n".join(report))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("backbone", None, "Backbone whose tokens nearest to a prompt to print.")
-    flags.DEFINE_string("vocabulary", None, "SentencePiece model, to print tokens as words.")
-    plain_command.run_with_words(main)
+    plain_command.main(main, define_flags, words=True)

@@ -14,20 +14,27 @@ from prompt_tuning.runtime.files import write_json
 __all__ = ["main", "parameters", "table"]
 
 
-def main(words: Sequence[str]) -> None:
+def define_flags() -> plain_command.Flags:
+    return {
+        "sizes": flags.DEFINE_list(
+            "sizes", list(parameter_counts.SIZES), "Sizes of T5 v1.1, or names of presets."
+        ),
+        "json": flags.DEFINE_string("json", None, "File to write the rows to."),
+        "plot": flags.DEFINE_string(
+            "plot", None, "File of the paper's figure 4: .png, .pdf or .svg."
+        ),
+    }
+
+
+def main(words: Sequence[str], *, sizes: Sequence[str], json: str | None, plot: str | None) -> None:
     if list(words) != ["parameters"]:
         raise UserError("usage: python -m prompt_tuning.report parameters")
-    sizes = flags.FLAGS.sizes
     print(parameter_counts.table(parameter_counts.rows(sizes)))
-    if flags.FLAGS.json:
-        write_json(flags.FLAGS.json, parameter_counts.content(sizes))
-    if flags.FLAGS.plot:
-        style.save(parameter_counts.figure(sizes), flags.FLAGS.plot)
+    if json:
+        write_json(json, parameter_counts.content(sizes))
+    if plot:
+        style.save(parameter_counts.figure(sizes), plot)
 
 
 if __name__ == "__main__":
-    sizes = list(parameter_counts.SIZES)
-    flags.DEFINE_list("sizes", sizes, "Sizes of T5 v1.1, or names of presets.")
-    flags.DEFINE_string("json", None, "File to write the rows to.")
-    flags.DEFINE_string("plot", None, "File of the paper's figure 4: .png, .pdf or .svg.")
-    plain_command.run_with_words(main)
+    plain_command.main(main, define_flags, words=True)

@@ -6,4 +6,4 @@ from prompt_tuning.model import summary
 from prompt_tuning.runs.train import train
 
 if __name__ == "__main__":
-    gin_command.main(train, setup=data_flags.setup, plan=summary.plan)
+    gin_command.main(train, data_flags.define_flags, data_flags.bindings, plan=summary.plan)

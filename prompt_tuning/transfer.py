@@ -5,6 +5,8 @@ prompts indicate tasks that transfer to each other. A prompt starts from one of 
 `PROMPT_INIT=@FromFile()`, or from the weighted average of several.
 """
 
+from collections.abc import Sequence
+
 from absl import flags
 
 from prompt_tuning.analysis import style
@@ -22,24 +24,50 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import files
 
 
-def main() -> None:
-    given = flags.FLAGS
-    if (given.top_k is None) != (given.output is None):
+def define_flags() -> plain_command.Flags:
+    return {
+        "prompt": flags.DEFINE_string("prompt", None, "Prompt of the new task.", required=True),
+        "patterns": flags.DEFINE_list(
+            "sources", None, "Prompts of other tasks: files, folders and globs.", required=True
+        ),
+        "measure": flags.DEFINE_enum(
+            "measure", "average", list(MEASURES), "How to compare two prompts."
+        ),
+        "top_k": flags.DEFINE_integer(
+            "top_k", None, "How many of the most similar prompts to average.", 1
+        ),
+        "output": flags.DEFINE_string("output", None, "File to write their weighted average to."),
+        "json": flags.DEFINE_string("json", None, "File to write the table to."),
+        "plot": flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg."),
+    }
+
+
+def main(
+    *,
+    prompt: str,
+    patterns: Sequence[str],
+    measure: str,
+    top_k: int | None,
+    output: str | None,
+    json: str | None,
+    plot: str | None,
+) -> None:
+    if (top_k is None) != (output is None):
         raise UserError("--top_k and --output belong together; give both or neither")
-    target = prompts.load(given.prompt)
-    sources = {path: prompts.load(path) for path in source_files(given.sources, given.prompt)}
-    similarities = rank(target, sources, MEASURES[given.measure])
-    weights = top_k_weights(similarities, given.top_k) if given.top_k else {}
-    if given.output:
-        prompts.save(given.output, weighted_average(sources, weights))
-    if given.json:
+    target = prompts.load(prompt)
+    sources = {path: prompts.load(path) for path in source_files(patterns, prompt)}
+    similarities = rank(target, sources, MEASURES[measure])
+    weights = top_k_weights(similarities, top_k) if top_k else {}
+    if output:
+        prompts.save(output, weighted_average(sources, weights))
+    if json:
         rows = [
             {"prompt": path, "similarity": similarity, "weight": weights.get(path)}
             for path, similarity in similarities.items()
         ]
-        files.write_json(given.json, {"measure": given.measure, "sources": rows})
-    if given.plot:
-        style.save(ranking(similarities, weights, given.measure), given.plot)
+        files.write_json(json, {"measure": measure, "sources": rows})
+    if plot:
+        style.save(ranking(similarities, weights, measure), plot)
     print("similarity  weight  prompt")
     for path, similarity in similarities.items():
         weight = f"{weights[path]:.4f}" if path in weights else ""
@@ -47,13 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("prompt", None, "Prompt of the new task.", required=True)
-    flags.DEFINE_list(
-        "sources", None, "Prompts of other tasks: files, folders and globs.", required=True
-    )
-    flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
-    flags.DEFINE_integer("top_k", None, "How many of the most similar prompts to average.", 1)
-    flags.DEFINE_string("output", None, "File to write their weighted average to.")
-    flags.DEFINE_string("json", None, "File to write the table to.")
-    flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
-    plain_command.run(main)
+    plain_command.main(main, define_flags)

@@ -48,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    plain_command.run(main)
+    plain_command.main(main)

@@ -12,6 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.model import summary
 
 
@@ -40,7 +41,7 @@ def run(command: str | Callable, arguments: list[str], capsys, monkeypatch) -> R
 
 def _main(command: str | Callable) -> None:
     if callable(command):
-        gin_command.main(command, plan=summary.plan)
+        gin_command.main(command, data_flags.define_flags, data_flags.bindings, plan=summary.plan)
     else:
         _as_main(command)
 

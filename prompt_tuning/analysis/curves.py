@@ -112,19 +112,18 @@ def read_curves(words: Sequence[str], metric: str) -> dict[str, Curve]:
     return curves
 
 
-def main(words: Sequence[str]) -> None:
-    given = flags.FLAGS
+def main(words: Sequence[str], *, metric: str, json: str | None, plot: str | None) -> None:
     if not words:
         raise UserError("give curves: python -m prompt_tuning.analysis.curves NAME=RUNS ...")
-    curves = read_curves(words, given.metric)
+    curves = read_curves(words, metric)
     for name, curve in curves.items():
         last = f"{curve.mean[-1]:.4f} ± {curve.sd[-1]:.4f} at step {curve.steps[-1]}"
         print(f"{name}: {last}, {curve.runs} runs")
-    if given.json:
+    if json:
         content = {name: dataclasses.asdict(curve) for name, curve in curves.items()}
-        write_json(given.json, {"metric": given.metric, "curves": content})
-    if given.plot:
-        style.save(figure(curves, given.metric), given.plot)
+        write_json(json, {"metric": metric, "curves": content})
+    if plot:
+        style.save(figure(curves, metric), plot)
 
 
 def _common_steps(runs: Sequence[Mapping[int, float]]) -> list[int]:
@@ -138,8 +137,15 @@ def _label(metric: str) -> str:
     return f"{log} {name.replace('_', ' ')}"
 
 
+def define_flags() -> plain_command.Flags:
+    return {
+        "metric": flags.DEFINE_string(
+            "metric", LOSS, "LOG/NAME, such as validation/rank/accuracy."
+        ),
+        "json": flags.DEFINE_string("json", None, "File to write the curves to."),
+        "plot": flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg."),
+    }
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("metric", LOSS, "LOG/NAME, such as validation/rank/accuracy.")
-    flags.DEFINE_string("json", None, "File to write the curves to.")
-    flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
-    plain_command.run_with_words(main)
+    plain_command.main(main, define_flags, words=True)

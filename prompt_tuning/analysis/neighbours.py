@@ -319,30 +319,43 @@ def analyse(
     return reports
 
 
-def main() -> None:
-    given = flags.FLAGS
-    reports = analyse(
-        sources.from_flags(),
-        SentencePiece(given.vocabulary),
-        given.labels,
-        given.backbone,
-        given.count,
-        given.all_rows,
-    )
+def main(
+    *,
+    patterns: Sequence[str] | None,
+    experiment: str | None,
+    where: Sequence[str],
+    vocabulary: str,
+    json: str | None,
+    **settings: Any,
+) -> None:
+    paths = sources.selected(patterns, experiment, where)
+    reports = analyse(paths, SentencePiece(vocabulary), **settings)
     for name, report in reports.items():
         print(f"{name}, initialised from {report['initialisation'] or 'unknown (no card)'}")
         print("\n".join(lines(report)), end="\n\n")
     print("\n".join(summary(reports)))
-    if given.json:
-        files.write_json(given.json, reports)
+    if json:
+        files.write_json(json, reports)
+
+
+def define_flags() -> plain_command.Flags:
+    return sources.define_flags() | {
+        "backbone_path": flags.DEFINE_string(
+            "backbone", None, "Backbone of the prompts, if not that of their cards."
+        ),
+        "vocabulary": flags.DEFINE_string(
+            "vocabulary", None, "The backbone's SentencePiece model.", required=True
+        ),
+        "labels": flags.DEFINE_list(
+            "labels", [], "The task's label words, in the order of their vectors."
+        ),
+        "count": flags.DEFINE_integer("count", COUNT, "Neighbours of each vector.", 2),
+        "all_rows": flags.DEFINE_bool(
+            "all_rows", False, "Include sentinels, special tokens and unused rows."
+        ),
+        "json": flags.DEFINE_string("json", None, "File to write the reports to."),
+    }
 
 
 if __name__ == "__main__":
-    sources.define_flags()
-    flags.DEFINE_string("backbone", None, "Backbone of the prompts, if not that of their cards.")
-    flags.DEFINE_string("vocabulary", None, "The backbone's SentencePiece model.", required=True)
-    flags.DEFINE_list("labels", [], "The task's label words, in the order of their vectors.")
-    flags.DEFINE_integer("count", COUNT, "Neighbours of each vector.", 2)
-    flags.DEFINE_bool("all_rows", False, "Include sentinels, special tokens and unused rows.")
-    flags.DEFINE_string("json", None, "File to write the reports to.")
-    plain_command.run(main)
+    plain_command.main(main, define_flags)

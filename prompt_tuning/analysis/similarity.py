@@ -186,23 +186,36 @@ def table(similarities: np.ndarray, names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    given = flags.FLAGS
-    paths = sources.from_flags()
-    if not given.experiment:
+def main(
+    *,
+    patterns: Sequence[str] | None,
+    experiment: str | None,
+    where: Sequence[str],
+    measure: str,
+    json: str | None,
+    plot: str | None,
+) -> None:
+    paths = sources.selected(patterns, experiment, where)
+    if not experiment:
         paths = dict(zip(names(list(paths)), paths.values(), strict=True))
-    similarities = compare(paths, given.measure)
+    similarities = compare(paths, measure)
     print(table(similarities, list(paths)))
-    if given.json:
-        content = {"measure": given.measure, "prompts": paths}
-        files.write_json(given.json, content | {"similarities": similarities.tolist()})
-    if given.plot:
-        style.save(heatmap(similarities, list(paths), given.measure), given.plot)
+    if json:
+        content = {"measure": measure, "prompts": paths}
+        files.write_json(json, content | {"similarities": similarities.tolist()})
+    if plot:
+        style.save(heatmap(similarities, list(paths), measure), plot)
+
+
+def define_flags() -> plain_command.Flags:
+    return sources.define_flags() | {
+        "measure": flags.DEFINE_enum(
+            "measure", "average", list(MEASURES), "How to compare two prompts."
+        ),
+        "json": flags.DEFINE_string("json", None, "File to write the similarities to."),
+        "plot": flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg."),
+    }
 
 
 if __name__ == "__main__":
-    sources.define_flags()
-    flags.DEFINE_enum("measure", "average", list(MEASURES), "How to compare two prompts.")
-    flags.DEFINE_string("json", None, "File to write the similarities to.")
-    flags.DEFINE_string("plot", None, "File of a figure to draw: .png, .pdf or .svg.")
-    plain_command.run(main)
+    plain_command.main(main, define_flags)

@@ -11,6 +11,7 @@ from etils import epath
 
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint.formats import peft
+from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
 
 
@@ -78,26 +79,33 @@ def prompts_of(folder: epath.PathLike, where: Mapping[str, str]) -> dict[str, st
     return {name: str(file) for name, file in files.items()}
 
 
-def define_flags() -> None:
-    """Defines the flags that `from_flags` reads."""
-    flags.DEFINE_list("sources", None, "Trained prompts: files, folders and globs.")
-    flags.DEFINE_string("experiment", None, "Experiment folder, to read its cells' best prompts.")
-    flags.DEFINE_list("where", [], "AXIS:VALUE, ...: selects cells of the experiment.")
+def define_flags() -> plain_command.Flags:
+    """Defines flags for the arguments of `selected`."""
+    return {
+        "patterns": flags.DEFINE_list(
+            "sources", None, "Trained prompts: files, folders and globs."
+        ),
+        "experiment": flags.DEFINE_string(
+            "experiment", None, "Experiment folder, to read its cells' best prompts."
+        ),
+        "where": flags.DEFINE_list("where", [], "AXIS:VALUE, ...: selects its cells."),
+    }
 
 
-def from_flags() -> dict[str, str]:
+def selected(
+    patterns: Sequence[str] | None, experiment: str | None, where: Sequence[str]
+) -> dict[str, str]:
     """The prompt files that the flags select, by cell or path.
 
     Raises:
       UserError: if they select none.
     """
-    given = flags.FLAGS
-    if (given.sources is None) == (given.experiment is None):
+    if experiment is not None and patterns is None:
+        if malformed := [word for word in where if ":" not in word]:
+            raise UserError(f"--where={malformed[0]}: must be AXIS:VALUE")
+        return prompts_of(experiment, dict(word.split(":", 1) for word in where))
+    if patterns is None or experiment is not None:
         raise UserError("give either --sources or --experiment")
-    if given.experiment is None:
-        if given.where:
-            raise UserError(f"--where={','.join(given.where)}: requires --experiment")
-        return {path: path for path in source_files(given.sources)}
-    if malformed := [word for word in given.where if ":" not in word]:
-        raise UserError(f"--where={malformed[0]}: must be AXIS:VALUE")
-    return prompts_of(given.experiment, dict(word.split(":", 1) for word in given.where))
+    if where:
+        raise UserError(f"--where={','.join(where)}: requires --experiment")
+    return {path: path for path in source_files(patterns)}

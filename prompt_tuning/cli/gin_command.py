@@ -20,6 +20,7 @@ from prompt_tuning.cli.gin_parsing import (
     parse,
     write_config,
 )
+from prompt_tuning.cli.plain_command import Flags
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import distributed, preemption
 from prompt_tuning.runtime.exit_status import INTERRUPTED, RESUMABLE, USAGE_ERROR
@@ -30,7 +31,7 @@ _GIN_FILE = flags.DEFINE_multi_string(
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A gin binding, applied after the files; --gin.NAME=VALUE is short for it."
 )
-_DRY_RUN = flags.DEFINE_bool(
+DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the configuration, parameters and shardings; run nothing."
 )
 _MULTIPROCESS = flags.DEFINE_bool(
@@ -60,7 +61,9 @@ NOT_FOR_A_DRY_RUN = (
 
 def main(
     function: Callable,
-    setup: Callable[[], Sequence[str]] = tuple,
+    define_flags: Callable[[], Flags] = dict,
+    bindings: Callable[..., Sequence[str]] = lambda: (),
+    files: Sequence[str] = (),
     plan: Callable[..., str] | None = None,
 ) -> None:
     """Runs `function` with the arguments that gin binds to it; the body of an entry point.
@@ -68,17 +71,33 @@ def main(
     Args:
       function: Function that gin configures. It is also given `on_start`, if it has a parameter of
         that name: a function that writes the configuration to a folder.
-      setup: Function called once the flags are parsed; returns the gin bindings that its own flags
-        stand for.
+      define_flags: Defines the flags that this command has in addition.
+      bindings: Takes the values of these flags, and returns the gin bindings that they stand for.
+      files: Gin files that are read before those of the command line.
       plan: Function that gin configures too. With `--dry_run` its text is printed, and `function`
         is not called.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before seqio brings TensorFlow in
+    holders = define_flags()
+
+    def run(words: Sequence[str]) -> None:
+        if words[1:]:
+            raise UserError(f"unexpected argument {words[1]!r}: settings are --gin.NAME=VALUE")
+        _join_processes()
+        of_flags = bindings(**{name: holder.value for name, holder in holders.items()})
+        parsed = [*files, *_GIN_FILE.value], [*_GIN_BINDINGS.value, *of_flags]
+        if not DRY_RUN.value:
+            _call(function, parse(function, *parsed))
+        elif plan is None:
+            raise UserError(f"--dry_run: {function.__name__} has no dry run")
+        else:
+            arguments = planned(function, plan, *parsed)
+            print(gin.config_str())
+            print(plan(**arguments))
+
     argv = expand_gin_flags(sys.argv)
     with distributed.ends_for_all():
-        app.run(
-            lambda rest: _run(function, setup, plan, rest), argv=argv, flags_parser=_parse_flags
-        )
+        app.run(lambda words: _reported(run, words), argv=argv, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -88,42 +107,31 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _exit(error)
 
 
-def _run(
-    function: Callable,
-    setup: Callable[[], Sequence[str]],
-    plan: Callable[..., str] | None,
-    argv: Sequence[str],
-) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+def _reported(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
+    """Calls `run`; its errors, Ctrl-C and SIGTERM become a line and an exit status."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     before = signal.signal(signal.SIGTERM, preemption.stop)
     try:
-        if argv[1:]:
-            raise UserError(f"unexpected argument {argv[1]!r}: settings are --gin.NAME=VALUE")
-        _join_processes()
-        bindings = [*_GIN_BINDINGS.value, *setup()]
-        if _DRY_RUN.value:
-            if plan is None:
-                raise UserError(f"--dry_run: {function.__name__} has no dry run")
-            arguments = planned(function, plan, _GIN_FILE.value, bindings)
-            print(gin.config_str())
-            print(plan(**arguments))
-            return
-        bound = parse(function, _GIN_FILE.value, bindings)
-        if "on_start" in inspect.signature(function).parameters:
-            bound |= {"on_start": write_config}
-        with distributed.deaths_first():
-            function(**copy.deepcopy(bound))  # copying creates what references refer to
+        run(words)
     except (ValueError, OSError, FloatingPointError) as error:
         _exit(error)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except preemption.Preempted:
-        print("stopped: the same command goes on from the newest checkpoint", file=sys.stderr)
+        print("stopped: run the same command again to resume", file=sys.stderr)
         sys.exit(RESUMABLE)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _call(function: Callable, bound: dict[str, Any]) -> None:
+    """Calls a function with what gin binds to it, references not followed yet."""
+    if "on_start" in inspect.signature(function).parameters:
+        bound |= {"on_start": write_config}
+    with distributed.deaths_first():
+        function(**copy.deepcopy(bound))  # copying creates what references refer to
 
 
 def planned(

@@ -1,51 +1,60 @@
-"""What the commands without gin share: a mistake is one line on stderr, and status 2."""
+"""Commands without gin: typed flags, and a mistake in one line on stderr with status 2.
+
+A command is a shim: its docstring, its flags, and a call of `main` with the function that does the
+work.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from prompt_tuning.errors import CheckpointError, UserError
-from prompt_tuning.runtime.exit_status import INTERRUPTED, USAGE_ERROR
+from prompt_tuning.runtime import exit_status
+
+Flags = dict[str, flags.FlagHolder]  # by the argument of the body that each one sets
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, which are defined before, and calls `main`; the body of an entry point.
+def main(
+    body: Callable[..., object], define_flags: Callable[[], Flags] = dict, words: bool = False
+) -> None:
+    """Parses the command line and calls `body`.
 
-    `main` may raise UserError, CheckpointError or OSError for what the user can mend. Words beside
-    the flags are a mistake; see `run_with_words`.
+    Args:
+      body: What the command does. Its keyword arguments are the values of the flags. It raises
+        UserError, CheckpointError or OSError for what the user can mend.
+      define_flags: Defines the command's flags. A process can define a flag's name once, so shims
+        wait with it until they run as a command.
+      words: Whether `body` takes the words beside the flags, as its first argument; without it
+        they are a mistake.
     """
+    holders = define_flags()
 
-    def alone(words: Sequence[str]) -> None:
-        if words:
-            raise UserError(f"unexpected argument {words[0]!r}: settings are --NAME=VALUE")
-        main()
+    def run(argv: Sequence[str]) -> None:
+        logging.set_verbosity(logging.ERROR)  # JAX and Orbax report what they do below it
+        if argv[1:] and not words:
+            exit_with(UserError(f"unexpected argument {argv[1]!r}: settings are --NAME=VALUE"))
+        values = {argument: holder.value for argument, holder in holders.items()}
+        try:
+            body(*([argv[1:]] if words else []), **values)
+        except (UserError, CheckpointError, OSError) as error:
+            exit_with(error)
+        except KeyboardInterrupt:
+            sys.exit(exit_status.INTERRUPTED)
 
-    run_with_words(alone)
-
-
-def run_with_words(main: Callable[[Sequence[str]], None]) -> None:
-    """`run` for a command that takes words beside its flags; `main` gets them."""
-    app.run(lambda argv: _reported(main, argv[1:]), flags_parser=_parsed)
-
-
-def _reported(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
-    try:
-        main(words)
-    except (UserError, CheckpointError, OSError) as error:
-        _exit(error)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    app.run(run, flags_parser=parse_flags)
 
 
-def _parsed(argv: Sequence[str]) -> list[str]:
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags and returns the other words; a mistake in them ends the process."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _exit(error)
+        exit_with(error)
 
 
-def _exit(error: Exception) -> NoReturn:
+def exit_with(error: Exception) -> NoReturn:
+    """Ends the process with an error's message in one line."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+    sys.exit(exit_status.USAGE_ERROR)

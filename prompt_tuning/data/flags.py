@@ -1,21 +1,40 @@
 """Flags of the commands that read data."""
 
+from collections.abc import Sequence
+
 from absl import flags
 
-SKIP_BAD_ROWS = flags.DEFINE_integer(
-    "skip_bad_rows", None, "Most malformed rows, of all files, to skip; 0 unless set.", 0
-)
-_TFDS_DATA_DIR = flags.DEFINE_string("tfds_data_dir", None, "Where TFDS keeps prepared data.")
-_CACHE_DIRS = flags.DEFINE_list(
-    "seqio_additional_cache_dirs", [], "Folders of SeqIO's offline cache, for USE_CACHED_TASKS."
-)
+from prompt_tuning.cli import plain_command
 
 
-def setup() -> list[str]:
-    """Points SeqIO to the folders of the flags; returns the gin bindings of the others."""
-    if _TFDS_DATA_DIR.value or _CACHE_DIRS.value:
+def define_skip_bad_rows() -> flags.FlagHolder[int | None]:
+    return flags.DEFINE_integer(
+        "skip_bad_rows", None, "Most malformed rows, of all files, to skip; 0 unless set.", 0
+    )
+
+
+def define_flags() -> plain_command.Flags:
+    """Flags for the arguments of `bindings`."""
+    return {
+        "skip_bad_rows": define_skip_bad_rows(),
+        "tfds_data_dir": flags.DEFINE_string(
+            "tfds_data_dir", None, "Where TFDS keeps prepared data."
+        ),
+        "cache_dirs": flags.DEFINE_list(
+            "seqio_additional_cache_dirs",
+            [],
+            "Folders of SeqIO's offline cache, for USE_CACHED_TASKS.",
+        ),
+    }
+
+
+def bindings(
+    *, skip_bad_rows: int | None, tfds_data_dir: str | None, cache_dirs: Sequence[str]
+) -> list[str]:
+    """The gin bindings that the flags stand for; points SeqIO to the folders of the others."""
+    if tfds_data_dir or cache_dirs:
         from prompt_tuning.data.quiet import seqio
 
-        seqio.set_tfds_data_dir_override(_TFDS_DATA_DIR.value)
-        seqio.add_global_cache_dirs(_CACHE_DIRS.value)
-    return [] if SKIP_BAD_ROWS.value is None else [f"SKIP_BAD_ROWS = {SKIP_BAD_ROWS.value}"]
+        seqio.set_tfds_data_dir_override(tfds_data_dir)
+        seqio.add_global_cache_dirs(cache_dirs)
+    return [] if skip_bad_rows is None else [f"SKIP_BAD_ROWS = {skip_bad_rows}"]

@@ -19,21 +19,12 @@ from prompt_tuning.data.batching.bucketing import bucket_of, default_bounds
 from prompt_tuning.data.batching.packing import WINDOW, assign_rows
 from prompt_tuning.data.catalogue import all_tasks
 from prompt_tuning.data.catalogue.text_task import TFDS
-from prompt_tuning.data.flags import SKIP_BAD_ROWS
+from prompt_tuning.data.flags import define_skip_bad_rows
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
 from prompt_tuning.evaluation import table as the_table
 from prompt_tuning.runtime import files
-
-_TASK = flags.DEFINE_list("task", None, "Task names, or benchmark names such as boolq.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of local data sets, instead of TFDS.")
-_JSON = flags.DEFINE_string("json", None, "File to write the numbers to.")
-_PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 100, "P.")
-_VOCABULARY = flags.DEFINE_string("vocabulary", embedded.vocabulary(), "A SentencePiece model.")
-_PACKED_LENGTH = flags.DEFINE_integer("packed_length", 1024, "Positions of a packed row.")
-_TARGET_LENGTH = flags.DEFINE_integer("target_length", 64, "Target positions of a packed row.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Rows of a batch.")
 
 FIXED = 512
 
@@ -85,14 +76,15 @@ def lengths_of(task: str, target_length: int) -> Iterator[tuple[int, int]]:
         yield len(example["inputs"]), len(example["targets"])
 
 
-def measure(task: str) -> dict[str, str | float]:
+def measure(
+    task: str, *, prompt_length: int, packed_length: int, target_length: int, batch_size: int
+) -> dict[str, str | float]:
     """A task's shares of real positions, and its costs relative to the fixed length."""
-    prompt = _PROMPT_LENGTH.value
-    lengths = list(lengths_of(task, _TARGET_LENGTH.value))
+    lengths = list(lengths_of(task, target_length))
     inputs = [source for source, _ in lengths]
-    base, buckets = fixed(inputs, prompt), bucketed(inputs, prompt)
-    row = max(_PACKED_LENGTH.value, FIXED + prompt)
-    rows = packed(lengths, prompt, row, _TARGET_LENGTH.value, _BATCH_SIZE.value)
+    base, buckets = fixed(inputs, prompt_length), bucketed(inputs, prompt_length)
+    row = max(packed_length, FIXED + prompt_length)
+    rows = packed(lengths, prompt_length, row, target_length, batch_size)
     return {
         "task": task,
         "real_token_share": base.share,
@@ -103,27 +95,53 @@ def measure(task: str) -> dict[str, str | float]:
     }
 
 
-def main() -> None:
-    bad_rows = BadRows(SKIP_BAD_ROWS.value or 0)
-    registered = all_tasks.register(
-        tasks.vocabulary(_VOCABULARY.value), _DATA_DIR.value or TFDS, bad_rows
-    )
-    names = [all_tasks.full_name(name, registered) for name in _TASK.value or ()]
-    found = [measure(name) for name in names]
+def main(
+    *,
+    names: Sequence[str],
+    data_dir: str | None,
+    skip_bad_rows: int | None,
+    vocabulary: str,
+    json: str | None,
+    **lengths: int,
+) -> None:
+    bad_rows = BadRows(skip_bad_rows or 0)
+    registered = all_tasks.register(tasks.vocabulary(vocabulary), data_dir or TFDS, bad_rows)
+    costs = [measure(all_tasks.full_name(name, registered), **lengths) for name in names]
     means = {
-        name: math.exp(statistics.fmean(math.log(float(row[name])) for row in found))
+        name: math.exp(statistics.fmean(math.log(float(row[name])) for row in costs))
         for name in ("bucketed_cost", "packed_cost")
     }
     table = {
-        str(row["task"]): {k: float(v) for k, v in row.items() if k != "task"} for row in found
+        str(row["task"]): {k: float(v) for k, v in row.items() if k != "task"} for row in costs
     }
     print(the_table.table(table | {"geometric mean": means}))
     if skipped := bad_rows.summary():
         print(skipped)
-    if _JSON.value:
-        files.write_json(_JSON.value, {"tasks": found, "geometric_mean": means})
+    if json:
+        files.write_json(json, {"tasks": costs, "geometric_mean": means})
+
+
+def define_flags() -> plain_command.Flags:
+    return {
+        "names": flags.DEFINE_list(
+            "task", None, "Task names, or benchmark names such as boolq.", required=True
+        ),
+        "data_dir": flags.DEFINE_string(
+            "data_dir", None, "Folder of local data sets, instead of TFDS."
+        ),
+        "skip_bad_rows": define_skip_bad_rows(),
+        "vocabulary": flags.DEFINE_string(
+            "vocabulary", embedded.vocabulary(), "A SentencePiece model."
+        ),
+        "json": flags.DEFINE_string("json", None, "File to write the numbers to."),
+        "prompt_length": flags.DEFINE_integer("prompt_length", 100, "Vectors of the prompt."),
+        "packed_length": flags.DEFINE_integer("packed_length", 1024, "Positions of a packed row."),
+        "target_length": flags.DEFINE_integer(
+            "target_length", 64, "Target positions of a packed row."
+        ),
+        "batch_size": flags.DEFINE_integer("batch_size", 32, "Rows of a batch."),
+    }
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("task")
-    plain_command.run(main)
+    plain_command.main(main, define_flags)

@@ -65,22 +65,25 @@ def _source(source: seqio.DataSource) -> str:
             return type(source).__name__
 
 
-def main() -> None:
-    given = flags.FLAGS
+def main(*, data_dir: str | None, module: str | None) -> None:
     vocabulary = tasks.vocabulary(embedded.vocabulary())
-    all_tasks.register(vocabulary, given.data_dir or TFDS)
-    if given.module:
+    all_tasks.register(vocabulary, data_dir or TFDS)
+    if module:
         try:
-            importlib.import_module(given.module)
+            importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"--module={given.module}: {error}") from error
+            raise UserError(f"--module={module}: {error}") from error
     print(table(rows()))
 
 
+def define_flags() -> plain_command.Flags:
+    return {
+        "data_dir": flags.DEFINE_string(
+            "data_dir", None, "Folder of local data sets to list the tasks of, instead of TFDS's."
+        ),
+        "module": flags.DEFINE_string("module", None, "A module that registers more tasks."),
+    }
+
+
 if __name__ == "__main__":
-    # Not at import: a flag's name can be taken once in a process, and every command has some.
-    flags.DEFINE_string(
-        "data_dir", None, "A folder of local data sets to list the tasks of, instead of TFDS's."
-    )
-    flags.DEFINE_string("module", None, "A module that registers more tasks.")
-    plain_command.run(main)
+    plain_command.main(main, define_flags)

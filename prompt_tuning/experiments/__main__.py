@@ -11,6 +11,5 @@ from prompt_tuning.cli import gin_parsing, plain_command
 from prompt_tuning.experiments import commands
 
 if __name__ == "__main__":
-    commands.define_flags()
     sys.argv = gin_parsing.expand_gin_flags(sys.argv)
-    plain_command.run_with_words(commands.main)
+    plain_command.main(commands.main, commands.define_flags, words=True)

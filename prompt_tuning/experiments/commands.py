@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from prompt_tuning.cli import gin_command, gin_parsing  # noqa: F401 (flags)
-from prompt_tuning.data import flags as data_flags  # also defines the flags that cells get
+from prompt_tuning.cli import gin_command, gin_parsing, plain_command
+from prompt_tuning.data import flags as data_flags
 from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import schedulers
 from prompt_tuning.experiments.grid import Cell, Experiment
@@ -19,14 +19,18 @@ FAILED = 1
 _UNUSED = ("gin_file", "multiprocess", "coordinator_address", "process_count", "process_index")
 
 
-def define_flags() -> None:
-    """Defines the flags of the command, in addition to those of gin and of data."""
+def define_flags() -> plain_command.Flags:
+    """Defines the flags of the command, in addition to those of gin; returns none, since words
+    decide which ones apply.
+    """
+    data_flags.define_flags()
     flags.DEFINE_integer("workers", 1, "Cells at a time; the host's devices are divided.", 1)
     flags.DEFINE_integer("cell_index", None, "Which part of the cells this job runs, from 0.")
     flags.DEFINE_integer("cell_count", None, "Number of parts.")
     flags.DEFINE_bool("retry_failed", False, "Run failed cells again.")
     flags.DEFINE_integer("devices", None, "Devices to simulate in a dry run.", 1)
     flags.DEFINE_string("json", None, "File to which `table` writes the score of each run.")
+    return {}
 
 
 def main(words: Sequence[str]) -> None:
@@ -57,10 +61,14 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
     if source:
         print(f"part {index} of {count}, by {source}", flush=True)
     cells = schedulers.mine(cells, index, count)
-    if values.dry_run:
+    if gin_command.DRY_RUN.value:
         from prompt_tuning.experiments import dry_run
 
-        data_flags.setup()
+        data_flags.bindings(
+            skip_bad_rows=values.skip_bad_rows,
+            tfds_data_dir=values.tfds_data_dir,
+            cache_dirs=values.seqio_additional_cache_dirs,
+        )
         dry_run.check(experiment, cells, values.devices)
         return
     from prompt_tuning.experiments import devices

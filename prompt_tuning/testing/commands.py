@@ -30,7 +30,7 @@ def run_command(command: str | Callable, *arguments: object) -> CommandResult:
     from absl.testing import flagsaver
 
     from prompt_tuning.cli import gin_command
-    from prompt_tuning.data import flags as data_flags  # noqa: F401 - its flags stay defined
+    from prompt_tuning.data import flags as data_flags
     from prompt_tuning.model import summary
 
     known_flags = set(flags.FLAGS)
@@ -47,7 +47,9 @@ def run_command(command: str | Callable, *arguments: object) -> CommandResult:
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # runpy's, of an imported module
             if callable(command):
-                gin_command.main(command, plan=summary.plan)
+                gin_command.main(
+                    command, data_flags.define_flags, data_flags.bindings, plan=summary.plan
+                )
             else:
                 runpy.run_module(command, run_name="__main__")
     except SystemExit as exit_:

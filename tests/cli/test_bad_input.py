@@ -227,10 +227,10 @@ CASES = {
     "no backbone": (convert("absent"), "absent: no such file or folder"),
     "backbone of another size": (convert("hf", "--model=demo"), "does not fit the model"),
     "unknown preset": (convert("hf", "--model=nanno"), "--model: no T5 preset named 'nanno'"),
-    "target exists": (convert("hf", "--to=hf"), "--to=hf: exists"),
+    "target exists": (convert("hf", "--to=hf"), "--to=hf: already exists"),
     "target below a file": (convert("hf", "--to=words.txt/checkpoint_1"), "words.txt"),
     "name that T5X does not read": (convert("hf", "--to=new"), "checkpoint_STEP"),
-    "no suffix": (convert("hf", "--to=new", "--format=safetensors"), "ends in .safetensors"),
+    "no suffix": (convert("hf", "--to=new", "--format=safetensors"), "must end in .safetensors"),
     "other scheme": (convert("http://host/a"), "from a local path, gs:// or s3://"),
     "text for a backbone": (convert("words.txt"), "words.txt: the index is unreadable"),
     "folder without one": (convert("empty"), "empty: no native T5X checkpoint"),
@@ -338,7 +338,7 @@ CASES = {
     "LoRA without alpha": (adapters("lora_half.safetensors"), "--lora_alpha=None"),
     "half a LoRA": (
         adapters("lora_half.safetensors", "--lora_alpha=2"),
-        "other leaves than LoRA's",
+        "leaves other than LoRA's",
     ),
     "alpha of a prompt": (adapters("prompt.npy", "--lora_alpha=2"), "--lora_alpha=2.0"),
     "adapter that exists": (adapters("prompt.npy", "--to=adapter"), "adapter: exists"),
@@ -358,7 +358,7 @@ CASES = {
     "inspect: damaged Orbax": (inspect("orbax"), "_METADATA is damaged"),
     "inspect: tokens of no prompt": (
         inspect("nano.safetensors", "--backbone=nano.safetensors"),
-        "--backbone: nano.safetensors holds no prompt",
+        "--backbone: nano.safetensors has no prompt",
     ),
     "inspect: another width": (
         inspect("wide.npy", "--backbone=nano.safetensors"),
@@ -380,7 +380,7 @@ CASES = {
     "recycle: huge": (recycle("--target=huge.safetensors"), "not a whole safetensors file"),
     "recycle: embeddings that are not finite": (
         recycle("--target=nan.safetensors"),
-        "nan.safetensors: token_embedder/embedding is not finite",
+        "nan.safetensors: token_embedder/embedding has values that are not finite",
     ),
     "recycle: learning rate": (
         recycle("--method=mlp", "--learning_rate=1e30", "--epochs=1"),

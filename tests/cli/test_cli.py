@@ -7,18 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import gin
+import commands
 import numpy as np
 import pytest
-from absl.testing import flagsaver
+from commands import Result, assert_mistake
 
 from prompt_tuning import embedded
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.cli import gin_command, gin_parsing, gin_settings
 from prompt_tuning.methods import ModelTuning
-from prompt_tuning.model import summary
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs import loading as run_model
 from prompt_tuning.runs.eval import evaluate
@@ -45,12 +43,6 @@ SMALL = (
 TRAIN = ("--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/finetune.gin", *SMALL)
 TRAIN += ("--gin.EVAL_BATCH_SIZE=8", "--gin.PROMPT_LENGTH=4", "--gin.TRAIN_STEPS=2")
 LABELS = "--gin.CLASS_LABELS=('y', 'n')"
-
-
-class Result(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +78,8 @@ def command(folder, capsys, monkeypatch) -> Callable[..., Result]:
     """Runs a command in this process; "{folder}" in arguments is the folder of inputs."""
 
     def run(function: Callable, *arguments: str) -> Result:
-        argv = ["command", *(argument.replace("{folder}", str(folder)) for argument in arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        gin.clear_config()
-        capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            gin_command.main(function, plan=summary.plan)
-        gin.clear_config()
-        code = exit_info.value.code
-        return Result(0 if code is None else code, *capsys.readouterr())
+        words = [argument.replace("{folder}", str(folder)) for argument in arguments]
+        return commands.run(function, words, capsys, monkeypatch)
 
     return run
 
@@ -222,13 +207,6 @@ def test_mistake(command, tmp_path, arguments, part):
     result = command(train, *arguments, *given)
     assert_mistake(result, part)
     assert not model_dir.exists()
-
-
-def assert_mistake(result: Result, part: str) -> None:
-    assert result.status == 2, result
-    lines = result.err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and part in lines[0], result.err
-    assert "In call to configurable" not in lines[0]
 
 
 def test_required_setting_is_named_by_its_macro(command):
@@ -502,7 +480,7 @@ def test_sigterm_is_a_status_of_its_own(command, tmp_path, monkeypatch):
     result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"))
     assert (result.status, result.err.splitlines()) == (
         75,
-        ["stopped: the same command goes on from the newest checkpoint"],
+        ["stopped: run the same command again to resume"],
     )
     assert signal.getsignal(signal.SIGTERM) == before
 

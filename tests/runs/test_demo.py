@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from prompt_tuning import demo
 from prompt_tuning.checkpoint import prompts
+from prompt_tuning.runs import demo
 
 
 def test_the_demo_answers_three_tasks_at_once(tmp_path):

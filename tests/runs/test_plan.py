@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import os
+import subprocess
+import sys
 
 import pytest
 
-from prompt_tuning import plan as command
 from prompt_tuning import sharding
 from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.runs import plan as plan_run
@@ -92,22 +92,16 @@ def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
     assert found["odd"] is None
 
 
-def test_arguments(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--first")
-    monkeypatch.setenv("JAX_PLATFORMS", "any")
-    for words in (["plan", "--devices=32"], ["plan", "--devices", "32"]):
-        monkeypatch.setenv("XLA_FLAGS", "--first")
-        command.simulate(words)
-        assert os.environ["XLA_FLAGS"] == "--first --xla_force_host_platform_device_count=256"
-    monkeypatch.setenv("XLA_FLAGS", "")
-    command.simulate(["plan", "--devices=512"])
-    assert os.environ["XLA_FLAGS"] == " --xla_force_host_platform_device_count=512"
-
-
-def test_all_machines_are_simulated():
-    assert max(devices for devices, _ in MACHINES.values()) == command.LARGEST
-    given = ["plan", "--gin_file=models/t5_1_1_xxl.gin"]
-    paper = ["--gin_file=methods/prompt_tuning.gin", "--gin_file=runs/plan.gin"]
-    assert command.with_defaults(given) == given + paper
-    lora = [*given, "--gin_file=methods/lora.gin"]
-    assert command.with_defaults(lora) == [*lora, "--gin_file=runs/plan.gin"]
+def test_the_command(tmp_path):
+    """The paper's method and the run's file need not be named."""
+    model = ["--gin_file=models/demo.gin", "--gin.MODEL_PRESET=nano", "--gin.BATCH_SIZE=4"]
+    sizes = ["--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}", "--gin.PROMPT_LENGTH=4"]
+    program = [sys.executable, "-m", "prompt_tuning.plan", *model, *sizes]
+    flags = ["--devices", "4", f"--json={tmp_path}/plan.json"]
+    done = subprocess.run([*program, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert (result["devices"], result["mesh"]) == (4, {"data": 4, "model": 1})
+    assert result["machines"].keys() == MACHINES.keys()
+    assert result["machines"]["v5e-256"] is None  # four rows do not divide over it
+    assert result["machines"]["v4-8"]["fits"]

@@ -169,9 +169,7 @@ def test_a_run_that_is_killed_and_stopped_is_as_one(alone, weights, tmp_path):
 
     stopped = start(2, folder, weights, 2, signals={1: {12: TERM}})
     assert_all_ended(stopped, exit_status.RESUMABLE)
-    assert {one.stderr for one in stopped} == {
-        "stopped: the same command goes on from the newest checkpoint\n"
-    }
+    assert {one.stderr for one in stopped} == {"stopped: run the same command again to resume\n"}
     at = RunCheckpoints(folder).latest
     assert saved < at < 24
 
