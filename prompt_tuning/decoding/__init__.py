@@ -5,19 +5,21 @@ The loops `decode` and `beam_search` call a step function and know no model; `st
 
 from prompt_tuning.decoding.beam import beam_search
 from prompt_tuning.decoding.model import greedy, score, start
-from prompt_tuning.decoding.sample import Sampling, decode, keys_of
+from prompt_tuning.decoding.sample import Draws, Sampling, decode, keys_of, sampling_arrays
 from prompt_tuning.decoding.step import Decoded, StepFn
 from prompt_tuning.t5.vocabulary import EOS
 
 __all__ = [
     "EOS",
     "Decoded",
+    "Draws",
     "Sampling",
     "StepFn",
     "beam_search",
     "decode",
     "greedy",
     "keys_of",
+    "sampling_arrays",
     "score",
     "start",
 ]

@@ -13,7 +13,6 @@ import numpy as np
 from jax import Array
 
 from prompt_tuning import decoding, sharding
-from prompt_tuning.decoding import Sampling
 from prompt_tuning.runtime.distributed import to_host
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.network import T5
@@ -30,8 +29,8 @@ class Batch:
     """Rows that are computed together.
 
     Attributes:
-      rows: indices of the rows.
-      shape: rows and tokens after padding, (B, T).
+      rows: Indices of the rows.
+      shape: Rows and tokens after padding, (B, T).
     """
 
     rows: np.ndarray
@@ -62,10 +61,10 @@ def plan(
     last batch are copies of its last row.
 
     Args:
-      lengths: number of tokens of each row.
-      batch_size: most rows of a batch.
-      fewest_rows: rows are padded to this number times a power of two, at most to `batch_size`.
-      longest: most tokens of a batch, which are otherwise 16 times a power of two; None for no
+      lengths: Number of tokens of each row.
+      batch_size: Most rows of a batch.
+      fewest_rows: Rows are padded to this number times a power of two, at most to `batch_size`.
+      longest: Most tokens of a batch, which are otherwise 16 times a power of two; None for no
         bound.
     """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
@@ -94,13 +93,13 @@ def map_rows(
     """Applies a function to rows in batches, and returns its results in the order of the rows.
 
     Args:
-      function: called with tokens [B, T] and `arrays` of the batch, both on the devices; returns a
+      function: Called with tokens [B, T] and `arrays` of the batch, both on the devices; returns a
         pytree of arrays [B, ...].
-      ids: token ids of each row, N rows, at least one.
-      arrays: pytree of arrays [N, ...].
-      layout: devices that the rows of a batch are divided over.
-      batch_size, longest: as in `plan`.
-      fewest_rows: as in `plan`; None for one row per part of the layout.
+      ids: Token ids of each row, N rows, at least one.
+      arrays: Pytree of arrays [N, ...].
+      layout: Devices that the rows of a batch are divided over.
+      batch_size, longest: As in `plan`.
+      fewest_rows: As in `plan`; None for one row per part of the layout.
 
     Returns:
       The function's pytree, with NumPy arrays [N, ...].
@@ -134,23 +133,19 @@ class Search:
     """Static settings of a decoding; each combination is compiled.
 
     Attributes:
-      length: maximum number of tokens.
-      sampling: settings of sampling; None for the most likely token or beam search.
-      beams: number of beams; 1 for no beam search.
-      alpha: exponent of beam search's length penalty.
+      length: Maximum number of tokens.
+      beams: Number of beams; 1 for no beam search.
     """
 
     length: int
-    sampling: Sampling | None = None
     beams: int = 1
-    alpha: float = 0.6
 
 
 class Programs:
     """Compiled functions of a model, run over rows in batches.
 
     Attributes:
-      compiled: number of programs compiled so far.
+      compiled: Number of programs compiled so far.
     """
 
     def __init__(self, layout: Layout, batch_size: int) -> None:
@@ -183,12 +178,12 @@ class Programs:
         """What the function returns for all rows, in their order.
 
         Args:
-          function: see `Function`.
-          settings: hashable; static in what is compiled.
-          model: static too.
-          params: an argument of what is compiled.
-          ids: token ids of each row.
-          *arrays: slots [N] and further arrays [N, ...].
+          function: See `Function`.
+          settings: Hashable settings; static, so each value is compiled.
+          model: Model; static as well.
+          params: Parameters of the model; not part of what is compiled.
+          ids: Token ids of each row.
+          *arrays: Slots [N] and further arrays [N, ...].
         """
 
         def run(tokens: Array, placed: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -212,34 +207,32 @@ def generate(
     slots: Array,
     limits: Array,
     stops: Array,
+    alpha: Array,
     keys: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
 ) -> tuple[Array, Array]:
     """Tokens [B, L] and scores [B].
 
     Args:
-      model, search, params, tokens, slots: see `Function`.
+      model, search, params, tokens, slots: See `Function`.
       limits: [B] int32, each row's maximum number of tokens.
       stops: [B, S] int32, tokens that end a row.
+      alpha: [B] float32, exponent of beam search's length penalty.
       keys: [B, 2] uint32, seed and number of each row, from which its random key is made.
+      temperature, top_k, top_p: [B], see `decoding.Draws`; unused in beam search.
     """
     step_fn, cache = decoding.start(model, params, tokens, search.length, slots)
     batch, length = tokens.shape[0], search.length
     ends: dict[str, Any] = {"limits": limits, "stops": stops}
     if search.beams > 1:
         decoded = decoding.beam_search(
-            step_fn,
-            cache,
-            batch=batch,
-            beams=search.beams,
-            length=length,
-            alpha=search.alpha,
-            **ends,
+            step_fn, cache, batch=batch, beams=search.beams, length=length, alpha=alpha, **ends
         )
         return decoded.tokens[:, 0], decoded.scores[:, 0]
-    draw = None
-    if search.sampling is not None:
-        draw = search.sampling, decoding.keys_of(keys[0, 0], keys[:, 1])
-    decoded = decoding.decode(step_fn, cache, batch=batch, length=length, draw=draw, **ends)
+    draws = decoding.Draws(decoding.keys_of(keys[0, 0], keys[:, 1]), temperature, top_k, top_p)
+    decoded = decoding.decode(step_fn, cache, batch=batch, length=length, draws=draws, **ends)
     return decoded.tokens, decoded.scores
 
 

@@ -19,12 +19,12 @@ class Rows(Protocol):
         """The cache whose row i continues row `index[i]`, which is of the same batch element."""
 
 
-def penalty(alpha: float, length: Array | int) -> Array:
+def penalty(alpha: Array | float, length: Array | int) -> Array:
     """The divisor of a sequence's log p (Wu et al., 2016, equation 14): ((5 + n) / 6)^alpha.
 
     `length` counts the stop token.
     """
-    return ((5.0 + length) / 6.0) ** jnp.float32(alpha)
+    return ((5.0 + length) / 6.0) ** jnp.asarray(alpha, jnp.float32)
 
 
 class _State(flax.struct.PyTreeNode):
@@ -54,7 +54,7 @@ def beam_search(
     batch: int,
     beams: int,
     length: int,
-    alpha: float = 0.6,
+    alpha: Array | float = 0.6,
     limits: Array | None = None,
     stops: Array | Sequence[int] = (EOS,),
 ) -> Decoded:
@@ -71,7 +71,7 @@ def beam_search(
       batch: Number of rows, B.
       beams: Number of beams, K.
       length: Maximum number of tokens, L.
-      alpha: Exponent of the length penalty; 0 for none.
+      alpha: Exponent of the length penalty, one for all rows or [B]; 0 for none.
       limits: [B] int32, each row's maximum number of tokens; None for L.
       stops: [S] or [B, S] int32, tokens that finish a sequence.
 
@@ -81,6 +81,7 @@ def beam_search(
     """
     limits = jnp.full(batch, length) if limits is None else limits
     stops = jnp.asarray(stops)
+    alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), (batch,))
     first_rows = jnp.arange(batch)[:, None] * beams
 
     def unfinished(state: _State) -> Array:
@@ -99,7 +100,7 @@ def beam_search(
         ends = is_stop(token, stops)
 
         live_log_p, live = jax.lax.top_k(jnp.where(ends, NOTHING, log_p), beams)
-        scores = jnp.where(ends, log_p / penalty(alpha, state.index + 1), NOTHING)
+        scores = jnp.where(ends, log_p / penalty(alpha, state.index + 1)[:, None], NOTHING)
         all_scores = jnp.concatenate([state.finished_scores, scores], axis=1)
         all_tokens = jnp.concatenate([state.finished_tokens, candidates], axis=1)
         finished_scores, finished = jax.lax.top_k(all_scores, beams)

@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
@@ -40,24 +41,76 @@ class Sampling:
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p = {self.top_p}: must be above 0 and at most 1")
 
-    def filtered(self, logits: Array) -> Array:
-        """The logits [..., V] to draw from; -inf for tokens that are left out."""
-        logits = logits / self.temperature
-        if 0 < self.top_k < logits.shape[-1]:
-            least = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
-            logits = jnp.where(logits < least, NOTHING, logits)
-        if self.top_p < 1.0:
-            falling = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-            probability = jax.nn.softmax(falling, axis=-1)
-            before = jnp.cumsum(probability, axis=-1) - probability
-            least = jnp.min(jnp.where(before < self.top_p, falling, jnp.inf), -1, keepdims=True)
-            logits = jnp.where(logits < least, NOTHING, logits)
-        return logits
+
+class Draws(flax.struct.PyTreeNode):
+    """How the tokens of each row are drawn; arrays, so that other values compile nothing.
+
+    Attributes:
+      keys: [B] random keys.
+      temperature: [B] float32, as in `Sampling`; 0 for the most likely token at each step.
+      top_k: [B] int32, as in `Sampling`.
+      top_p: [B] float32, as in `Sampling`.
+    """
+
+    keys: Array
+    temperature: Array
+    top_k: Array
+    top_p: Array
+
+    def choose(self, logits: Array, index: Array) -> Array:
+        """Chooses tokens [B] int32 from logits [B, V] at step `index`."""
+        most_likely = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        samples = self.temperature > 0.0
+
+        def draw() -> Array:
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, index)
+            drawn = jax.vmap(jax.random.categorical)(step_keys, self._filtered(logits))
+            return jnp.where(samples, drawn.astype(jnp.int32), most_likely)
+
+        return jax.lax.cond(jnp.any(samples), draw, lambda: most_likely)
+
+    def _filtered(self, logits: Array) -> Array:
+        """The logits [B, V] to draw from; -inf for tokens that are left out."""
+        logits = logits / jnp.where(self.temperature > 0.0, self.temperature, 1.0)[:, None]
+        filters = ((self.top_k > 0) & (self.top_k < logits.shape[-1])) | (self.top_p < 1.0)
+        least = jax.lax.cond(
+            jnp.any(filters),
+            lambda: self._least_kept(logits),
+            lambda: jnp.full(len(logits), NOTHING),  # saves the sort
+        )
+        return jnp.where(logits < least[:, None], NOTHING, logits)
+
+    def _least_kept(self, logits: Array) -> Array:
+        """The smallest logit [B] that `top_k` and then `top_p` keep."""
+        vocabulary = logits.shape[-1]
+        count = jnp.where(self.top_k > 0, jnp.minimum(self.top_k, vocabulary), vocabulary)
+        falling = jnp.sort(logits, axis=-1, descending=True)
+        last = jnp.take_along_axis(falling, count[:, None] - 1, axis=-1)
+        falling = jnp.where(falling < last, NOTHING, falling)
+        probability = jax.nn.softmax(falling, axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability
+        top_p = self.top_p[:, None]
+        kept = ((before < top_p) | (top_p >= 1.0)) & (falling > NOTHING)
+        return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1)
 
 
 def keys_of(seed: int | Array, rows: Sequence[int] | Array) -> Array:
     """Makes a key from each row's number, so a sample does not depend on the other rows."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows))
+
+
+def sampling_arrays(
+    samplings: Sequence[Sampling | None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Temperature, top_k and top_p [N] of `Draws`; temperature 0 stands for None."""
+    rows = [(x.temperature, x.top_k, x.top_p) if x else (0.0, 0, 1.0) for x in samplings]
+    temperature, top_k, top_p = zip(*rows, strict=True) if rows else ((), (), ())
+    # A top_k above any vocabulary's size keeps all tokens, as 0 does.
+    return (
+        np.array(temperature, np.float32),
+        np.minimum(np.array(top_k, np.int64), 2**31 - 1).astype(np.int32),
+        np.array(top_p, np.float32),
+    )
 
 
 class _State(flax.struct.PyTreeNode):
@@ -86,7 +139,7 @@ def decode(
     *,
     batch: int,
     length: int,
-    draw: tuple[Sampling, Array] | None = None,
+    draws: Draws | None = None,
     limits: Array | None = None,
     stops: Array | Sequence[int] = (EOS,),
 ) -> Decoded:
@@ -97,7 +150,7 @@ def decode(
       cache: Its first cache.
       batch: Number of rows, B.
       length: Maximum number of tokens, L.
-      draw: Sampling settings and random keys [B]; None for the most likely token at each step.
+      draws: How tokens are drawn; None for the most likely token at each step.
       limits: [B] int32, each row's maximum number of tokens; None for L.
       stops: [S] or [B, S] int32, tokens that end a row.
 
@@ -108,12 +161,9 @@ def decode(
     stops = jnp.asarray(stops)
 
     def choose(logits: Array, index: Array) -> Array:
-        if draw is None:
+        if draws is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        sampling, keys = draw
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        drawn = jax.vmap(jax.random.categorical)(step_keys, sampling.filtered(logits))
-        return drawn.astype(jnp.int32)
+        return draws.choose(logits, index)
 
     def unfinished(state: _State) -> Array:
         return (state.index < length) & ~jnp.all(state.ended)

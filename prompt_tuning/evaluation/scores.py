@@ -23,10 +23,10 @@ def score(
     """Computes the task's metrics by each evaluation method, named METHOD/METRIC.
 
     Args:
-      tuned: model to score.
-      data: split of a task.
-      methods: evaluation methods: names in `PREDICTORS`, or "auto".
-      batch_size: rows of a batch.
+      tuned: Model to score.
+      data: Split of a task.
+      methods: Evaluation methods: names in `PREDICTORS`, or "auto".
+      batch_size: Rows of a batch.
     """
     return {
         f"{name}/{metric}": value

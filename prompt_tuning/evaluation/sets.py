@@ -15,16 +15,16 @@ class EvalSet:
     """A split of a task, in memory.
 
     Attributes:
-      task, split: names of task and split.
+      task, split: Names of task and split.
       inputs: N input texts.
       targets: N target texts.
       encoder_input_tokens: [N, T] int32, the tokens of the inputs; 0 is padding.
       labels: K label words of a classification task; empty for other tasks.
       label_tokens: [K, L] int32, tokens of the labels, each with its end token, then 0.
-      target_length: maximum number of tokens to generate.
-      metric_fns: metrics of the task.
-      decode: function from token ids to text.
-      notes: lines that a run shows before it starts, such as the share of inputs that are cut.
+      target_length: Maximum number of tokens to generate.
+      metric_fns: Metrics of the task.
+      decode: Function from token ids to text.
+      notes: Lines that a run shows before it starts, such as the share of inputs that are cut.
     """
 
     task: str

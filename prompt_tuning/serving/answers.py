@@ -12,11 +12,11 @@ class Classification:
     """A label with probabilities.
 
     Attributes:
-      label: most probable label; for an ensemble the one that most prompts choose (Lester et al.,
+      label: Most probable label; for an ensemble the one that most prompts choose (Lester et al.,
         2021, section 6), and among ties the one with the highest mean probability.
-      probabilities: probability of each of the task's labels; for an ensemble the mean over its
+      probabilities: Probability of each of the task's labels; for an ensemble the mean over its
         prompts.
-      votes: number of prompts that choose each label.
+      votes: Number of prompts that choose each label.
     """
 
     label: str
@@ -42,9 +42,9 @@ class Generation:
     """A generated text.
 
     Attributes:
-      text: generated text; for an ensemble the one that most prompts generate, and among ties the
+      text: Generated text; for an ensemble the one that most prompts generate, and among ties the
         one with the highest score.
-      score: log p of the text; from beam search divided by the length penalty.
+      score: Log p of the text; from beam search divided by the length penalty.
     """
 
     text: str

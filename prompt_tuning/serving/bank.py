@@ -27,8 +27,8 @@ class BankSites(Sites):
     """Puts the prompt in slot `tasks[b]` in front of row b.
 
     Attributes:
-      capacity: number of slots, N.
-      length: number of vectors that a slot has room for, P.
+      capacity: Number of slots, N.
+      length: Number of vectors that a slot has room for, P.
     """
 
     capacity: int
@@ -77,7 +77,7 @@ class PromptBank:
     Attributes:
       prompts: [N, P, D] float32, all slots.
       lengths: [N] int32, number of vectors in each slot.
-      slots: slots of each task's prompts; more than one for an ensemble.
+      slots: Slots of each task's prompts; more than one for an ensemble.
     """
 
     prompts: Array
@@ -91,11 +91,11 @@ class PromptBank:
         """Makes a bank without prompts.
 
         Args:
-          width: width of the backbone, D.
-          mesh: devices that the bank is placed on.
+          width: Width of the backbone, D.
+          mesh: Devices that the bank is placed on.
           capacity, length: N and P to start with; both grow when a prompt does not fit, and the
             functions that use the bank are then compiled again.
-          axis: mesh axis that the slots are divided over; None to keep all of them on each device.
+          axis: Mesh axis that the slots are divided over; None to keep all of them on each device.
         """
         parts = mesh.shape[axis] if axis else 1
         capacity = -(-max(capacity, 1) // parts) * parts

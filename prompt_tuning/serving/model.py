@@ -1,6 +1,5 @@
 """One frozen backbone and the prompts of many tasks: a batch mixes rows of different tasks."""
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from jax import Array
 
 from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import fingerprint
-from prompt_tuning.decoding import Sampling, batches
+from prompt_tuning.decoding import Sampling, batches, sampling_arrays
 from prompt_tuning.decoding.batches import Function, Programs, Search, power
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
@@ -37,8 +36,8 @@ class Model:
     removing tasks compiles nothing while they fit into the bank. Threads may share a model.
 
     Attributes:
-      config: shape of the backbone.
-      input_length: number of tokens, including the end token, to which an input is cut.
+      config: Shape of the backbone.
+      input_length: Number of tokens, including the end token, to which an input is cut.
     """
 
     def __init__(
@@ -57,11 +56,11 @@ class Model:
         """Serves leaves of `T5(config)` that are placed on `layout`.
 
         Args:
-          config, vocabulary, batch_size, input_length, allow_other_backbone: as in `load`.
-          backbone: leaves of the backbone.
-          layout: devices that the leaves are on.
-          prompts: bank to start with; None for an empty one.
-          sums: checksums of leaves whose stored values are not in memory, see `TunedModel`.
+          config, vocabulary, batch_size, input_length, allow_other_backbone: As in `load`.
+          backbone: Leaves of the backbone.
+          layout: Devices that the leaves are on.
+          prompts: Bank to start with; None for an empty one.
+          sums: Checksums of leaves whose stored values are not in memory, see `TunedModel`.
         """
         self.config, self.input_length = config, input_length
         self._sums, self._vocabulary = sums or {}, vocabulary
@@ -117,11 +116,11 @@ class Model:
         """Adds a task for the calls that begin afterwards.
 
         Args:
-          name: name of the task, by which calls ask for it.
-          prompt: array [P, D] or path (`.npy`, `.safetensors`, folder of an adapter); None for the
+          name: Name of the task, by which calls ask for it.
+          prompt: Array [P, D] or path (`.npy`, `.safetensors`, folder of an adapter); None for the
             backbone alone; a list of these for an ensemble.
-          labels: label words to choose from, for a classification task.
-          replace: whether to replace a task of this name.
+          labels: Label words to choose from, for a classification task.
+          replace: Whether to replace a task of this name.
 
         Raises:
           UserError, CheckpointError: if the task already exists, or the prompt is not finite, has
@@ -158,8 +157,8 @@ class Model:
         """Answers each text with a label if its task has labels, otherwise with generated text.
 
         Args:
-          texts: any number of texts.
-          task: one task for all texts, or one for each.
+          texts: Any number of texts.
+          task: One task for all texts, or one for each.
 
         >>> import prompt_tuning
         >>> model = prompt_tuning.load("demo")
@@ -179,7 +178,7 @@ class Model:
         """Chooses each text's label, with probabilities; encodes a text once for all labels.
 
         Args:
-          texts, task: as in a call; every task has labels.
+          texts, task: As in a call; every task has labels.
 
         Raises:
           UserError: if a task is unknown or has no labels.
@@ -193,7 +192,7 @@ class Model:
         *,
         max_tokens: int | Sequence[int] = MAX_TOKENS,
         stop: Sequence[int] = (),
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sequence[Sampling | None] | None = None,
         seed: int = 0,
         beams: int = 1,
         alpha: float = 0.6,
@@ -201,21 +200,27 @@ class Model:
         """Generates a text for each text.
 
         Args:
-          texts, task: as in a call.
-          max_tokens: maximum number of tokens, one for all texts or one for each.
-          stop: ids of tokens that end a text, besides the end token.
-          sampling: settings of sampling; None for the most likely token at each step.
-          seed: seed of the samples; a text's sample does not depend on the other texts.
-          beams: number of beams; 1 for no beam search.
-          alpha: exponent of beam search's length penalty.
+          texts, task: As in a call.
+          max_tokens: Maximum number of tokens, one for all texts or one for each.
+          stop: Ids of tokens that end a text, besides the end token.
+          sampling: Settings of sampling, one for all texts or one for each; None for the most
+            likely token at each step.
+          seed: Seed of the samples; a text's sample does not depend on the other texts.
+          beams: Number of beams; 1 for no beam search.
+          alpha: Exponent of beam search's length penalty.
 
         Raises:
           UserError: if a task is unknown or a setting is out of its range.
         """
-        if beams < 1 or (sampling is not None and beams > 1):
+        task_set, texts, names = self._snapshot(texts, task)
+        samplings = list(sampling) if isinstance(sampling, Sequence) else [sampling] * len(texts)
+        if len(samplings) != len(texts):
+            raise UserError(f"{len(texts)} texts, but {len(samplings)} settings of sampling")
+        if beams < 1 or (beams > 1 and any(x is not None for x in samplings)):
             raise UserError(f"beams = {beams}: must be at least 1, and exactly 1 with sampling")
-        search = Search(0, sampling, beams, alpha)
-        return self._generate(*self._snapshot(texts, task), max_tokens, stop, search, seed)
+        return self._generate(
+            task_set, texts, names, max_tokens, stop, samplings, seed, beams, alpha
+        )
 
     def embed(self, texts: Sequence[str], task: Tasks) -> np.ndarray:
         """The encoder's mean state over each text's tokens, [N, D] float32.
@@ -256,8 +261,10 @@ class Model:
         names: Sequence[str],
         max_tokens: int | Sequence[int] = MAX_TOKENS,
         stop: Sequence[int] = (),
-        search: Search = Search(0),
+        samplings: Sequence[Sampling | None] | None = None,
         seed: int = 0,
+        beams: int = 1,
+        alpha: float = 0.6,
     ) -> list[Generation]:
         limits: list[Any] = [max_tokens] * len(texts)
         if isinstance(max_tokens, Sequence | np.ndarray):
@@ -269,11 +276,13 @@ class Model:
             )
         if unknown := [token for token in stop if token not in range(self.config.vocab_size)]:
             raise UserError(f"stop contains {unknown[0]!r}: must be ids of tokens")
-        search = dataclasses.replace(search, length=power(max(limits, default=1)))
+        search = Search(power(max(limits, default=1)), beams)
         arrays = (
             np.array(limits, np.int32),
             np.tile(np.array([EOS, *stop], np.int32), (len(texts), 1)),
+            np.full(len(texts), alpha, np.float32),
             np.array([(seed, i) for i in range(len(texts))], np.uint32),
+            *sampling_arrays(samplings or [None] * len(texts)),
         )
         decoded = self._map(task_set, texts, names, batches.generate, search, *arrays)
         decode = self._vocabulary.decode
@@ -294,9 +303,9 @@ class Model:
         """Applies a function of `decoding.batches` to each text with every prompt of its task.
 
         Args:
-          task_set, texts, names: from `_snapshot`.
-          function, settings: see `batches.Function`.
-          *arrays: further arguments of the function, [texts, ...].
+          task_set, texts, names: From `_snapshot`.
+          function, settings: See `batches.Function`.
+          *arrays: Further arguments of the function, [texts, ...].
 
         Returns:
           For each text the function's arrays, with one row per prompt.
@@ -369,20 +378,20 @@ def load(
     """Loads a backbone to serve prompts with.
 
     Args:
-      config: name of a preset ("demo" needs no files), or the shape of a backbone.
-      checkpoint: weights, see `checkpoint.backbone.load`.
-      vocabulary: path of a SentencePiece model, "bytes" for ByT5's, or an object that encodes and
+      config: Name of a preset ("demo" needs no files), or the shape of a backbone.
+      checkpoint: Weights, see `checkpoint.backbone.load`.
+      vocabulary: Path of a SentencePiece model, "bytes" for ByT5's, or an object that encodes and
         decodes.
-      layout: devices, from `sharding.layout`; None to divide rows over all devices.
-      batch_size: most rows of a batch.
-      input_length: number of tokens, including the end token, to which an input is cut.
-      tasks: number of prompts that there is room for at the start; it doubles when more are added,
+      layout: Devices, from `sharding.layout`; None to divide rows over all devices.
+      batch_size: Most rows of a batch.
+      input_length: Number of tokens, including the end token, to which an input is cut.
+      tasks: Number of prompts that there is room for at the start; it doubles when more are added,
         and batches are then compiled again.
-      prompt_length: length of the prompts that there is room for at the start; it grows to the
+      prompt_length: Length of the prompts that there is room for at the start; it grows to the
         longest prompt, and batches are then compiled again.
-      shard_prompts: mesh axis, "data" or "model", that the prompts are divided over; None to keep
+      shard_prompts: Mesh axis, "data" or "model", that the prompts are divided over; None to keep
         all of them on each device.
-      allow_other_backbone: whether to accept prompts whose card names another backbone.
+      allow_other_backbone: Whether to accept prompts whose card names another backbone.
 
     Raises:
       ValueError: if something is missing or does not fit; the message names it.

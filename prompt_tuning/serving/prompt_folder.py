@@ -17,8 +17,8 @@ def read(path: epath.PathLike, fingerprint: Callable[[], str] | None = None) -> 
     """Reads a prompt [P, D] from a file or an adapter's folder, and checks its card.
 
     Args:
-      path: see `checkpoint.prompts.load`.
-      fingerprint: function that returns the backbone's fingerprint, called if there is a card;
+      path: See `checkpoint.prompts.load`.
+      fingerprint: Function that returns the backbone's fingerprint, called if there is a card;
         None to accept a prompt of any backbone.
 
     Raises:

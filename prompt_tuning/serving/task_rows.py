@@ -17,15 +17,15 @@ class TaskRows:
     """A file to predict on, and the folder with the prompts of its tasks.
 
     Attributes:
-      file: path of a file that `TextFiles` reads.
-      prompts: folder of prompts, see `prompt_folder.files`; its `labels.json` has the label words.
-      vocabulary: vocabulary of the model.
-      text_field: field or fields of the text, as in `TextFiles`.
-      task_field: field of the task's name.
-      batch_size: most rows of a batch.
-      input_length: number of tokens, including the end token, to which an input is cut.
-      target_length: maximum number of tokens to generate.
-      skip_bad_rows: maximum number of malformed rows to skip.
+      file: Path of a file that `TextFiles` reads.
+      prompts: Folder of prompts, see `prompt_folder.files`; its `labels.json` has the label words.
+      vocabulary: Vocabulary of the model.
+      text_field: Field or fields of the text, as in `TextFiles`.
+      task_field: Field of the task's name.
+      batch_size: Most rows of a batch.
+      input_length: Number of tokens, including the end token, to which an input is cut.
+      target_length: Maximum number of tokens to generate.
+      skip_bad_rows: Maximum number of malformed rows to skip.
     """
 
     file: str
@@ -42,7 +42,7 @@ class TaskRows:
         """Reads the text and task of each row, in the file's order.
 
         Args:
-          tasks: tasks that have prompts.
+          tasks: Tasks that have prompts.
 
         Raises:
           UserError: for the first row that is malformed or of an unknown task; the message names

@@ -25,10 +25,10 @@ class TaskSet:
     affect it.
 
     Attributes:
-      config: shape of the backbone.
-      backbone: leaves of the backbone.
-      bank: prompts of all tasks.
-      labels: label words by task; empty for a task that generates text.
+      config: Shape of the backbone.
+      backbone: Leaves of the backbone.
+      bank: Prompts of all tasks.
+      labels: Label words by task; empty for a task that generates text.
     """
 
     config: T5Config
@@ -56,9 +56,9 @@ class TaskSet:
         """A snapshot with more tasks, each with one or more prompts and its label words.
 
         Args:
-          prompts: arrays [P, D] by task.
-          labels: label words by task.
-          replace: whether to replace tasks that exist.
+          prompts: Arrays [P, D] by task.
+          labels: Label words by task.
+          replace: Whether to replace tasks that exist.
 
         Raises:
           UserError: as `PromptBank.add`.

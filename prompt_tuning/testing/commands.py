@@ -22,8 +22,8 @@ def run_command(command: str | Callable, *arguments: object) -> CommandResult:
     """Runs `python -m COMMAND ARGUMENTS` in this process.
 
     Args:
-      command: module name, or a function that gin configures, which then runs as `train` does.
-      arguments: words of the command line; each is passed as `str(argument)`.
+      command: Module name, or a function that gin configures, which then runs as `train` does.
+      arguments: Words of the command line; each is passed as `str(argument)`.
     """
     import gin
     from absl import flags

@@ -26,8 +26,8 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
     - Cached greedy decoding writes what teacher forcing predicts.
 
     Args:
-      method: tuning method with all that `for_task` would fill in.
-      config: shape of the backbone; None for `tiny_config()`.
+      method: Tuning method with all that `for_task` would fill in.
+      config: Shape of the backbone; None for `tiny_config()`.
 
     Raises:
       AssertionError: naming the leaf or the property.

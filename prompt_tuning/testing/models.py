@@ -60,10 +60,10 @@ def tiny_model(
     """A model whose leaves are all random, those of the method too, so that each of them acts.
 
     Args:
-      method: tuning method; None for model tuning, the plain backbone.
-      config: shape of the backbone; None for `tiny_config()`.
-      seed: seed of the leaves; backbone leaves are the same for every method.
-      layout: placement on devices; None for the first device alone.
+      method: Tuning method; None for model tuning, the plain backbone.
+      config: Shape of the backbone; None for `tiny_config()`.
+      seed: Seed of the leaves; backbone leaves are the same for every method.
+      layout: Placement on devices; None for the first device alone.
     """
     method, config = method or ModelTuning(), config or tiny_config()
     layout = layout or sharding.layout(devices=jax.devices()[:1])

@@ -122,9 +122,15 @@ def test_penalty_is_that_of_t5x():
     np.testing.assert_allclose(penalty(0.6, jnp.arange(4)), [(n / 6) ** 0.6 for n in (5, 6, 7, 8)])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(length: int, tables: jax.Array, options: dict) -> decoding.Decoded:
+    return decoding.decode(step, Chain(tables), batch=len(tables), length=length, **options)
+
+
 def decode(length: int, tables: np.ndarray = TABLES, **options) -> decoding.Decoded:
-    options |= {"batch": len(tables), "length": length}
-    return jax.jit(functools.partial(decoding.decode, step, **options))(Chain(tables))
+    """One program for all values of the options; `stops` are for all rows or for each."""
+    options["stops"] = np.asarray(options["stops"], np.int32)
+    return _decode(length, tables, options)
 
 
 def test_greedy_scores_and_limits():
@@ -150,6 +156,7 @@ def test_greedy_stops_at_any_of_the_stop_tokens_of_the_row():
 
 SAMPLINGS = [
     Sampling(),
+    Sampling(top_k=V + 1),
     Sampling(top_k=2),
     Sampling(top_p=0.7),
     Sampling(temperature=2.0, top_k=4, top_p=0.8),
@@ -172,15 +179,34 @@ def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     return p / p.sum()
 
 
+def draws(keys: Sequence[int], samplings: Sequence[Sampling | None], seed: int = 0):
+    return decoding.Draws(decoding.keys_of(seed, keys), *decoding.sampling_arrays(samplings))
+
+
+@functools.cache
+def drawn_tokens() -> np.ndarray:
+    """Two tokens of 4,000 rows for each of SAMPLINGS, all in one batch: [settings, 4000, 2]."""
+    rows = 4_000 * len(SAMPLINGS)
+    tables = np.broadcast_to(TABLES[0], (rows, *TABLES.shape[1:]))
+    samplings = [sampling for sampling in SAMPLINGS for _ in range(4_000)]
+    decoded = decode(2, tables, draws=draws(range(rows), samplings, seed=7), stops=[V])
+    return np.asarray(decoded.tokens).reshape(len(SAMPLINGS), 4_000, 2)
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_samples_follow_the_distribution(sampling):
-    rows = 4_000
-    tables = np.broadcast_to(TABLES[0], (rows, *TABLES.shape[1:]))
-    found = decode(2, tables, draw=(sampling, decoding.keys_of(7, np.arange(rows))), stops=[V])
-    first, second = np.asarray(found.tokens).T
+    first, second = drawn_tokens()[SAMPLINGS.index(sampling)].T
     check_counts(first, distribution(TABLES[0, 0, 0], sampling))
     common = np.bincount(first).argmax()
     check_counts(second[first == common], distribution(TABLES[0, 1, common], sampling))
+
+
+def test_a_batch_samples_some_rows_and_takes_the_most_likely_token_in_others():
+    drawn = decode(6, draws=draws([4, 5, 6], [Sampling(), None, Sampling(2.0, 3)]), stops=[V])
+    greedy = decode(6, stops=[V])
+    np.testing.assert_array_equal(drawn.tokens[1], greedy.tokens[1])
+    assert drawn.scores[1] == pytest.approx(float(greedy.scores[1]), rel=1e-5)
+    assert (np.asarray(drawn.tokens)[[0, 2]] != np.asarray(greedy.tokens)[[0, 2]]).any(axis=1).all()
 
 
 def check_counts(drawn: np.ndarray, expected: np.ndarray) -> None:
@@ -198,8 +224,9 @@ def test_a_wrong_distribution_is_seen():
 
 
 def test_a_sample_does_not_depend_on_the_other_rows():
-    together = decode(6, draw=(Sampling(), decoding.keys_of(0, [4, 5, 6])), stops=[V])
-    alone = decode(6, TABLES[2:], draw=(Sampling(), decoding.keys_of(0, [6])), stops=[V])
+    samplings = [Sampling(top_k=2), None, Sampling()]
+    together = decode(6, draws=draws([4, 5, 6], samplings), stops=[V])
+    alone = decode(6, TABLES[2:], draws=draws([6], [Sampling()]), stops=[V])
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])
 
 

@@ -116,6 +116,21 @@ def test_samples():
     assert draw([line, other])[0].text == draw([line, third])[0].text == answers[0].text
 
 
+def test_settings_of_decoding_compile_nothing():
+    model, lines = empty(), [text(6, 2), text(4, 2)]
+    model.add_task("a", prompt(3))
+    generate = functools.partial(model.generate, lines, "a", max_tokens=4)
+    greedy = generate()
+    assert model.compile_count == 1
+    for sampling in (Sampling(0.7), Sampling(1.3, 5), Sampling(top_p=0.9), [None, Sampling(2.0)]):
+        answers = generate(sampling=sampling, seed=3)
+    assert model.compile_count == 1
+    assert answers[0] == greedy[0] and answers[1] != greedy[1]
+    for alpha in (0.0, 0.6, 1.0):
+        generate(beams=2, alpha=alpha)
+    assert model.compile_count == 2
+
+
 def test_an_ensemble_is_one_call_of_all_its_prompts():
     model, voters = empty(batch_size=16), [prompt(3, 1), prompt(2, 2), prompt(6, 3)]
     model.add_task("all", voters, LABELS["c"])
@@ -332,6 +347,7 @@ def ask(name: str, *arguments, **options):
         (ask("generate", ["4"], "a", max_tokens=2.5), "max_tokens = 2.5"),
         (ask("generate", ["4"], "a", stop=["x"]), "stop contains 'x'"),
         (ask("generate", ["4"], "a", sampling=Sampling(), beams=2), "beams = 2"),
+        (ask("generate", ["4"], "a", sampling=[None, None]), "1 texts, but 2 settings"),
         (ask("add_task", "a", None), "task 'a': already exists"),
         (ask("add_task", "e", None, "xy"), "labels = 'xy': must be a list"),
         (ask("add_task", "e", None, None), "labels = None: must be a list"),
