@@ -101,7 +101,7 @@ def ours(arguments: argparse.Namespace, config: T5Config) -> Timed:
 
 def peer_settings(arguments: argparse.Namespace, config: T5Config) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in ("tasks", "input", "prompt", "new")}
-    return settings | {"config": huggingface.described(config, np.dtype("float32"))}
+    return settings | {"config": huggingface.config_fields(config, np.dtype("float32"))}
 
 
 if __name__ == "__main__":

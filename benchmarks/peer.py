@@ -76,7 +76,7 @@ def steps(
       prompt: vectors that are trained.
       batches: of `batch`.
     """
-    described = huggingface.described(config, np.dtype("float32"))
+    described = huggingface.config_fields(config, np.dtype("float32"))
     settings = {
         "config": {**described, "dropout_rate": config.dropout_rate},
         "dtype": config.dtype,

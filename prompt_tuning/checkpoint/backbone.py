@@ -1,4 +1,4 @@
-"""Backbone weights by path: T5X's, Hugging Face's, or our own single `.safetensors` file."""
+"""Reads backbone weights by path, from T5X, Hugging Face or our `.safetensors` format."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -23,19 +23,20 @@ def load(
     wanted: Mapping[str, jax.ShapeDtypeStruct],
     finish: Callable[[str, jax.Array], Any] | None = None,
 ) -> dict[str, Any]:
-    """Reads exactly the backbone's leaves, each straight onto its sharding.
+    """Reads exactly the backbone's leaves, each directly onto its sharding.
 
     Args:
-      path: a T5X checkpoint, native or Orbax's (local or `gs://`), a `.safetensors` file of `save`,
-        or what transformers saves: the folder, its index or one `.safetensors` file.
-      wanted: path to shape, dtype (to cast to) and sharding.
-      finish: path and leaf to what is kept of it, before the next leaf is read.
+      path: T5X checkpoint, native or Orbax (local or `gs://`); a `.safetensors` file of `save`; or
+        a folder, index or `.safetensors` file that transformers saved.
+      wanted: shape, dtype to cast to and sharding of each leaf, by path.
+      finish: function from path and leaf to the value to keep, called before the next leaf is
+        read; None to keep the leaf.
 
     Raises:
-      CheckpointError: if there is no such checkpoint, or leaves are missing, extra or mis-shaped;
-        an original prompt-tuning checkpoint may have its prompt beside the backbone.
+      CheckpointError: if there is no such checkpoint, or leaves are missing, unexpected or
+        mis-shaped. The prompt in a checkpoint of the original code is ignored.
     """
-    read = _reader(_place(path), _shapes(wanted))
+    read = _reader(_location(path), _shapes(wanted))
     if finish is None:
         return read(wanted)
     return {name: finish(name, read({name: leaf})[name]) for name, leaf in wanted.items()}
@@ -52,93 +53,93 @@ def _reader(
 
 
 def open_leaves(path: epath.PathLike, shapes: Mapping[str, Shape]) -> dict[str, Stored]:
-    """A checkpoint's leaves, to be read one by one on the host.
+    """Opens a checkpoint's leaves, to be read one by one on the host.
 
     Args:
-      path: as for `load`.
-      shapes: of all leaves of the backbone, by path.
+      path: checkpoint, as for `load`.
+      shapes: shapes of all leaves of the backbone, by path.
 
     Raises:
       CheckpointError: as `load`.
     """
-    path = _place(path)
+    path = _location(path)
     if not _in_safetensors(path):
         checkpoint = open_t5x(path)
         _check_fits_t5x(checkpoint, shapes)
         return {name: _t5x_leaf(checkpoint, name) for name in shapes}
-    found = huggingface.tensors_at(path)
-    if huggingface.uses_names(found):
-        return huggingface.leaves_of(path, found, shapes)
-    check_fits(_shapes(found), shapes, path=path)
-    return {name: found[name] for name in shapes}
+    tensors = huggingface.tensors_at(path)
+    if huggingface.uses_names(tensors):
+        return huggingface.leaves_of(path, tensors, shapes)
+    check_fits(_shapes(tensors), shapes, path=path)
+    return {name: tensors[name] for name in shapes}
 
 
 def load_leaf(path: epath.PathLike, name: str) -> np.ndarray:
-    """Reads one leaf as float32, in whatever shape it has there.
+    """Reads one leaf as float32, in the shape in which it is stored.
 
     Args:
-      path: as for `load`.
-      name: the leaf's path, such as `token_embedder/embedding`.
+      path: checkpoint, as for `load`.
+      name: path of the leaf, such as `token_embedder/embedding`.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or no such leaf in it.
     """
-    path = _place(path)
+    path = _location(path)
     if not _in_safetensors(path):
         checkpoint = open_t5x(path)
         if name in checkpoint.target_shapes:
             return np.asarray(_t5x_leaf(checkpoint, name)).astype(np.float32)
     else:
-        found = huggingface.tensors_at(path)
-        if name in found:
-            return np.asarray(found[name]).astype(np.float32)
-        theirs = huggingface.name_in(found, name)
-        if theirs in found:
-            return np.asarray(huggingface.leaf(name, found[theirs])).astype(np.float32)
-    raise CheckpointError(f"{path}: holds no {name}; give a checkpoint of a T5 backbone")
+        tensors = huggingface.tensors_at(path)
+        if name in tensors:
+            return np.asarray(tensors[name]).astype(np.float32)
+        theirs = huggingface.name_in(tensors, name)
+        if theirs in tensors:
+            return np.asarray(huggingface.leaf(name, tensors[theirs])).astype(np.float32)
+    raise CheckpointError(f"{path}: contains no {name}; give a checkpoint of a T5 backbone")
 
 
 def open_t5x(path: epath.PathLike) -> t5x.Checkpoint:
     """Opens a T5X checkpoint of either layout.
 
     Raises:
-      CheckpointError: if it is none, or damaged.
+      CheckpointError: if it is not a T5X checkpoint, or damaged.
     """
     module = t5x_orbax if t5x_orbax.is_folder(path) else t5x
     return module.open_checkpoint(path)
 
 
 def save(path: epath.PathLike, params: Mapping[str, Array], dtype: str = "bfloat16") -> None:
-    """Writes a backbone (flat paths) as one `.safetensors` file in `dtype`, leaf by leaf."""
+    """Writes a backbone, leaves by path, as one `.safetensors` file in `dtype`."""
     safetensors_file.write(path, params, np.dtype(dtype))
 
 
 def load_safetensors(
     path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Reads exactly the leaves of `wanted` from a `.safetensors` file of our paths."""
-    found = safetensors_file.stored(path)
-    check_fits(_shapes(found), _shapes(wanted), path=path)
-    return _onto_devices(found, wanted)
+    """Reads exactly the leaves of `wanted` from a `.safetensors` file with our paths."""
+    leaves = safetensors_file.stored(path)
+    check_fits(_shapes(leaves), _shapes(wanted), path=path)
+    return _onto_devices(leaves, wanted)
 
 
-def _place(path: epath.PathLike) -> epath.Path:
+def _location(path: epath.PathLike) -> epath.Path:
     scheme, slashes, _ = str(path).partition("://")
     if slashes and scheme not in SCHEMES:
-        raise CheckpointError(f"{path}: checkpoints are read from a local path, gs:// or s3://")
+        raise CheckpointError(f"{path}: must be a local path, gs:// or s3://")
     return epath.Path(path).expanduser()
 
 
 def _in_safetensors(path: epath.Path) -> bool:
-    """Whether the format is ours or Hugging Face's; else it is T5X's."""
+    """Whether the format is ours or Hugging Face's; otherwise it is T5X's."""
     huggingface.refuse_pickle(path)
-    named = path.suffix == safetensors_file.SUFFIX or path.name.endswith(huggingface.INDEX)
-    return named or huggingface.is_folder(path)
+    by_name = path.suffix == safetensors_file.SUFFIX or path.name.endswith(huggingface.INDEX)
+    return by_name or huggingface.is_folder(path)
 
 
 def _t5x_leaf(checkpoint: t5x.Checkpoint, name: str) -> Stored:
     stored = checkpoint.leaves[f"target/{name}"]
-    # Asked for as floats, integers are refused: they may be bfloat16's bits.
+    # Integers, which may be the bits of bfloat16, are requested as floats, and so refused.
     floating = jnp.issubdtype(stored.dtype, jnp.floating)
     dtype = stored.dtype if floating else np.dtype(np.float32)
     wanted = {name: jax.ShapeDtypeStruct(stored.shape, dtype)}

@@ -1,4 +1,4 @@
-"""The card beside a saved prompt: what it was trained on, as a small JSON file."""
+"""Reads and writes the card of a saved prompt: a JSON file that says what it was trained on."""
 
 import dataclasses
 import json
@@ -13,28 +13,28 @@ from prompt_tuning.runtime.files import write_json
 
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20
-_KINDS = {int: "whole number from 0", float: "number", str: "string"}
+_KINDS = {int: "a whole number from 0", float: "a number", str: "a string"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """Where a prompt, or a run's trained leaves, come from.
+    """The origin of a prompt, or of a run's trained leaves.
 
     Attributes:
-      backbone: path of the weights, as the run was given it; "" for random ones.
-      fingerprint: of these weights, see `fingerprint.of`.
-      d_model: the backbone's width D.
-      task: that was trained on.
-      method: class that was trained.
-      length: vectors of the prompt, P; 0 for trained leaves.
-      placement: where the method puts a prompt, "prefix", ...; "" if it says nothing of it.
-      initialisation: where the prompt started; "" likewise.
-      optimizer: by name.
-      learning_rate: of the last step.
-      steps: trained for.
-      metric: the validation at that step, by METHOD/METRIC; empty if there was none.
-      version: of this package.
-      config: the run's gin configuration; "" without gin.
+      backbone: path of the backbone as given to the run; "" for random weights.
+      fingerprint: fingerprint of the backbone's weights.
+      d_model: width D of the backbone.
+      task: task of the training.
+      method: class of the tuning method.
+      length: number P of the prompt's vectors; 0 for trained leaves.
+      placement: placement of the prompt ("prefix", ...); "" if the method has none.
+      initialisation: initialiser of the prompt; "" if the method has none.
+      optimizer: name of the optimizer.
+      learning_rate: learning rate of the last step.
+      steps: number of training steps.
+      metric: validation metrics after these steps, by METHOD/METRIC; empty without validation.
+      version: version of this package.
+      config: gin configuration of the run; "" without gin.
     """
 
     backbone: str
@@ -54,22 +54,23 @@ class Card:
 
 
 def path_of(prompt: epath.PathLike) -> epath.Path:
-    """The card's place: `prompt_best.card.json` beside `prompt_best.npy` and `.safetensors`."""
+    """Path of the card: `prompt_best.card.json` beside `prompt_best.npy` and `.safetensors`."""
     path = epath.Path(prompt).expanduser()
     name = path.stem if path.suffix in prompts.SUFFIXES else path.name
     return path.with_name(name + SUFFIX)
 
 
 def save(prompt: epath.PathLike, card: Card) -> None:
-    """Writes the card of the prompt at a path."""
+    """Writes the card of the prompt at path `prompt`."""
     write_json(path_of(prompt), dataclasses.asdict(card))
 
 
 def read(prompt: epath.PathLike) -> Card | None:
-    """The card of the prompt at a path; None if it has none.
+    """Reads the card of the prompt at path `prompt`; None if there is none.
 
     Raises:
-      CheckpointError: if the card is no JSON object of exactly a card's fields, or above 1 MiB.
+      CheckpointError: if the card is larger than 1 MiB, or not a JSON object with exactly the
+        fields of `Card`.
     """
     path = path_of(prompt)
     if not path.is_file():
@@ -77,37 +78,39 @@ def read(prompt: epath.PathLike) -> Card | None:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise _refused(path, f"is above {MAX_BYTES} bytes")
+        raise _refused(path, f"is larger than {MAX_BYTES} bytes")
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _refused(path, f"is no JSON ({error})") from error
+        raise _refused(path, f"is not valid JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise _refused(path, "is no JSON object")
+        raise _refused(path, "is not a JSON object")
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Card)}
     if wrong := sorted(fields.keys() ^ kinds.keys()):
-        what = "has an unknown" if wrong[0] in fields else "lacks the"
-        raise _refused(path, f"{what} field {wrong[0][:100]!r}")
+        problem = "has an unknown" if wrong[0] in fields else "lacks the"
+        raise _refused(path, f"{problem} field {wrong[0][:100]!r}")
     for name, kind in kinds.items():
         if not _fits(fields[name], kind):
-            raise _refused(
-                path, f"the field {name!r} is no {_KINDS.get(kind, 'object of numbers')}"
-            )
+            expected = _KINDS.get(kind, "an object of numbers")
+            raise _refused(path, f"the field {name!r} must be {expected}")
     return Card(**fields)
 
 
 def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
-    """Checks that a prompt was trained on the backbone whose fingerprint a function computes; a
-    prompt without card passes.
+    """Checks that a prompt was trained on a backbone; a prompt without a card passes.
+
+    Args:
+      prompt: path of the prompt.
+      backbone: computes the backbone's fingerprint; called only if there is a card.
 
     Raises:
-      CheckpointError: naming both, if it was trained on another; or as `read`.
+      CheckpointError: if the fingerprints differ, or as `read`.
     """
     card = read(prompt)
-    if card is not None and card.fingerprint != (here := backbone()):
+    if card is not None and card.fingerprint != (fingerprint := backbone()):
         raise CheckpointError(
-            f"{prompt}: was trained on the backbone {card.fingerprint} ({card.backbone!r}), this "
-            f"one is {here}; give that one, or set ALLOW_OTHER_BACKBONE = True"
+            f"{prompt}: was trained on the backbone {card.fingerprint} ({card.backbone!r}), but "
+            f"this one is {fingerprint}; use that one, or set ALLOW_OTHER_BACKBONE = True"
         )
 
 

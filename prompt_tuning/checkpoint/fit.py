@@ -1,4 +1,4 @@
-"""Whether a checkpoint's arrays are the ones that a model wants; for every format."""
+"""Compares the arrays of a checkpoint, in any format, with those that a model needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,14 +15,14 @@ def check_fits(
     path: object,
     ignore: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Checks that a checkpoint has each wanted leaf in its shape, and no other leaf.
+    """Checks that a checkpoint has every wanted leaf with the right shape, and no other leaf.
 
     Args:
-      available: shapes of the checkpoint's parameters, by flat name (`encoder/.../kernel`, without
-        a format's own prefix such as T5X's `target/`).
-      wanted: shapes of the model's parameters, by the same names.
-      path: where the checkpoint is; for the message only.
-      ignore: says of an unexpected name that it may be there.
+      available: shapes of the checkpoint's parameters by path (`encoder/.../kernel`, without a
+        prefix of the format such as T5X's `target/`).
+      wanted: shapes of the model's parameters by path.
+      path: path of the checkpoint, for the error message.
+      ignore: whether an unexpected path is allowed.
 
     Raises:
       CheckpointError: names all missing, unexpected and mis-shaped leaves, sorted, at most eight of
@@ -37,11 +37,11 @@ def check_fits(
             f"{name} {tuple(available[name])}, wanted {tuple(wanted[name])}" for name in misshaped
         ],
     }
-    found = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
-    if found:
+    lists = [f"{kind}: {_listed(names)}" for kind, names in problems.items() if names]
+    if lists:
         raise CheckpointError(
             f"{path}: the checkpoint does not fit the model (is it of the same size and method?); "
-            + "; ".join(found)
+            + "; ".join(lists)
         )
 
 

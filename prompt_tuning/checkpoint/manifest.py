@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: a checksum of each file, by which damage is found before loading.
+"""Writes and checks the manifest of a checkpoint: checksums that reveal damage before loading.
 
-It lies in the checkpoint's folder and is written last: a folder without one is not complete.
+The manifest is written last into the checkpoint's folder: a folder without one is incomplete.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ MAX_BYTES = 2**24
 
 
 def write(folder: epath.Path, content: Mapping[str, Any]) -> None:
-    """Writes a manifest of the files in `folder` and of `content`, which is of JSON.
+    """Writes a manifest of the files in `folder` and of `content`, which must be JSON.
 
-    Local files are on the disk when it returns, not just in the memory of the system.
+    When it returns, local files are on the disk and not only in the system's page cache.
     """
     files = {name: _checksum(path, sync=True) for name, path in _files(folder) if name != NAME}
     path = folder / NAME
@@ -30,15 +30,15 @@ def write(folder: epath.Path, content: Mapping[str, Any]) -> None:
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """The content given to `write`, when each file is the one that was there then.
+    """Reads the content given to `write`, after checking that no file has changed since.
 
     Raises:
-      CheckpointError: if there is no manifest, or a file is missing or has other bytes; one line
-        that names the folder and the file.
+      CheckpointError: naming folder and file, if there is no manifest, or a file is missing or has
+        changed.
     """
     path = folder / NAME
     if not path.is_file():
-        raise CheckpointError(f"{folder}: has no {NAME}: half-written, or not of a run")
+        raise CheckpointError(f"{folder}: has no {NAME}: incomplete, or not a checkpoint of a run")
     with path.open("rb") as file:
         encoded = file.read(MAX_BYTES)
     try:
@@ -49,11 +49,11 @@ def read(folder: epath.Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise CheckpointError(f"{folder}: {NAME} is damaged")
-    found = dict(_files(folder))
+    present = dict(_files(folder))
     for name, checksum in files.items():
-        if name not in found:
+        if name not in present:
             raise CheckpointError(f"{folder}: {name} is missing")
-        if _checksum(found[name]) != checksum:
+        if _checksum(present[name]) != checksum:
             raise CheckpointError(f"{folder}: {name} is damaged")
     return content
 
@@ -65,7 +65,7 @@ def _encoded(content: Mapping[str, Any]) -> bytes:
 
 
 def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    """All files by their path below `folder`; epath does not search buckets recursively."""
+    """Yields all files with their paths relative to `folder`; epath has no recursive search."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from _files(path, f"{prefix}{path.name}/")

@@ -1,4 +1,4 @@
-"""One prompt as a file: `.npy` as the original code writes it, `.safetensors`, or PEFT's."""
+"""Reads and writes one prompt: `.npy` as in the original code, `.safetensors`, or PEFT's."""
 
 import numpy as np
 from etils import epath
@@ -17,12 +17,13 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
     """Reads a prompt [P, D] as float32; never unpickles.
 
     Args:
-      path: a `.safetensors` file, a `.npy` file of whatever suffix, or the folder of a PEFT
-        adapter that has one prompt.
-      shape: the (P, D) that it must have.
+      path: `.safetensors` file, `.npy` file with any suffix, or folder of a PEFT adapter with one
+        prompt.
+      shape: required (P, D); None for any.
 
     Raises:
-      CheckpointError: if the file is missing, is no prompt, has other sides, or is not finite.
+      CheckpointError: if the file is missing or not a prompt, or has another shape or values that
+        are not finite.
     """
     path = epath.Path(path).expanduser()
     if path.is_dir() and peft.is_adapter(path):
@@ -34,10 +35,10 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
     if fault := fault_of(prompt, shape[1] if shape else None):
         raise CheckpointError(f"{path}: {fault}")
     if not prompt.size:
-        raise CheckpointError(f"{path}: a prompt has at least one vector, not {prompt.shape}")
+        raise CheckpointError(f"{path}: a prompt must have at least one vector, got {prompt.shape}")
     if shape is not None and prompt.shape[0] != shape[0]:
         raise CheckpointError(
-            f"{path}: the prompt has {prompt.shape[0]} vectors, not {shape[0]}; "
+            f"{path}: expected {shape[0]} vectors, got {prompt.shape[0]}; "
             f"set PROMPT_LENGTH = {prompt.shape[0]}"
         )
     return prompt.astype(np.float32)
@@ -61,7 +62,7 @@ def fault_of(prompt: np.ndarray, width: int | None = None) -> str | None:
 
 
 def length(path: epath.PathLike) -> int:
-    """P of a saved prompt [P, D].
+    """Reads the length P of a saved prompt [P, D].
 
     Raises:
       CheckpointError: as `load`.
@@ -70,7 +71,7 @@ def length(path: epath.PathLike) -> int:
 
 
 def save(path: epath.PathLike, prompt: np.ndarray) -> None:
-    """Writes a prompt [P, D] as float32, in the format that the path's suffix names."""
+    """Writes a prompt [P, D] as float32: `.safetensors` for that suffix, else `.npy`."""
     prompt = np.ascontiguousarray(prompt, np.float32)
     with renamed_when_done(path) as temporary, temporary.open("wb") as file:
         if epath.Path(path).suffix == safetensors_file.SUFFIX:
@@ -84,7 +85,9 @@ def _read(path: epath.Path) -> np.ndarray:
         if path.suffix == safetensors_file.SUFFIX:
             tensors = load_safetensors(path.read_bytes())
             if set(tensors) != {TENSOR}:
-                raise CheckpointError(f"{path}: holds {sorted(tensors)}, not one {TENSOR!r}")
+                raise CheckpointError(
+                    f"{path}: expected one tensor {TENSOR!r}, got {sorted(tensors)}"
+                )
             return tensors[TENSOR]
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
@@ -94,5 +97,7 @@ def _read(path: epath.Path) -> np.ndarray:
         ) from error
     except CheckpointError:
         raise
-    except Exception as error:  # NumPy's reader of headers has many, and asks for claimed memory
+    except (
+        Exception
+    ) as error:  # NumPy's header reader raises many kinds, and allocates what the header claims
         raise CheckpointError(f"{path}: not a prompt in .npy or .safetensors format") from error

@@ -1,4 +1,4 @@
-"""A run's trained leaves as one `.safetensors` file, by path."""
+"""Writes a run's trained leaves, by path, as one `.safetensors` file."""
 
 from collections.abc import Mapping
 
@@ -11,6 +11,6 @@ from prompt_tuning.t5.stacked_leaves import unstack
 
 
 def save(path: epath.PathLike, leaves: Mapping[str, np.ndarray]) -> None:
-    """Writes trained leaves (flat paths) in their own dtypes."""
+    """Writes trained leaves, by path, in their own dtypes; scanned layers become one leaf each."""
     with renamed_when_done(path) as temporary:
         temporary.write_bytes(serialize(unstack(leaves)))

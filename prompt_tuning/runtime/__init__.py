@@ -1,0 +1,1 @@
+"""Files, locks, signals and processes: what a run needs of the operating system."""

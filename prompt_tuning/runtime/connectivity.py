@@ -1,4 +1,4 @@
-"""Whether there is a network, asked before clients that try again for minutes."""
+"""Checks for a network before clients that would retry for minutes."""
 
 import socket
 import urllib.request
@@ -7,9 +7,9 @@ _STORAGE_HOST = ("storage.googleapis.com", 443)
 
 
 def no_storage() -> str:
-    """Why Google Cloud Storage cannot be reached; "" if it answers, or a proxy is set."""
+    """Why Google Cloud Storage cannot be reached; "" if it answers or a proxy is set."""
     if urllib.request.getproxies().get("https"):
-        return ""  # then only a client that knows the proxy can tell
+        return ""  # only a client that uses the proxy can find out
     try:
         socket.create_connection(_STORAGE_HOST, timeout=5).close()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are committed by rename: they exist complete or not at all."""
 
 import contextlib
 import json
@@ -18,16 +18,17 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, complete or not at all."""
     with renamed_when_done(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def renamed_when_done(path: epath.PathLike, everywhere: bool = False) -> Iterator[epath.Path]:
-    """Yields a temporary path beside `path`; on success it takes `path`'s place.
+    """Yields a temporary path beside `path`, which replaces `path` on success.
 
-    Of several processes the first alone writes, unless `everywhere`: the others write to nowhere.
+    In a multi-process run only process 0 writes, unless `everywhere` is set; the others get a path
+    that discards what is written.
     """
     if not (everywhere or distributed.is_main()):
         yield epath.Path(os.devnull)
@@ -44,14 +45,14 @@ def renamed_when_done(path: epath.PathLike, everywhere: bool = False) -> Iterato
 
 @contextlib.contextmanager
 def folder_when_done(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields a temporary folder beside `path`, which must not exist; on success it gets its name.
+    """Yields a temporary folder, which is renamed to `path` on success.
 
     Raises:
-      CheckpointError: if `path` exists.
+      CheckpointError: if `path` already exists.
     """
     path = epath.Path(path).expanduser()
     if path.exists():
-        raise CheckpointError(f"{path}: exists; choose another path, or remove it first")
+        raise CheckpointError(f"{path}: already exists; choose another path, or remove it first")
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:

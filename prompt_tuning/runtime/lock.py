@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""Locks a folder, so that only one run at a time uses it."""
 
 import contextlib
 import fcntl
@@ -16,14 +16,13 @@ NAME = "lock"
 
 @contextlib.contextmanager
 def only_run(folder: epath.Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder, which it makes if need be.
+    """Locks a run's folder, which is created if necessary.
 
-    The system frees the lock when the process ends, however that comes about. Folders in a bucket
-    are not locked. Of the several processes of a run the first holds the lock.
+    The operating system releases the lock when the process ends in any way. Folders in a bucket
+    are not locked. In a multi-process run, process 0 holds the lock.
 
     Raises:
-      UserError: if another run's process holds the folder, or this one does not see the folder of
-        the first.
+      UserError: if another run holds the folder, or this process does not share it with process 0.
     """
     if files.is_remote(folder):
         yield
@@ -32,8 +31,8 @@ def only_run(folder: epath.Path) -> Iterator[None]:
         distributed.barrier(NAME)
         if not (folder / NAME).exists():
             raise UserError(
-                f"MODEL_DIR = {str(folder)!r}: is not the folder that process 0 has; name one on a "
-                "file system that all processes share"
+                f"MODEL_DIR = {str(folder)!r}: is not the folder of process 0; use a file system "
+                "that all processes share"
             )
         yield
         return
@@ -44,7 +43,7 @@ def only_run(folder: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_process(folder: epath.Path) -> Iterator[None]:
-    """`only_run` for what is a single process and a folder on a disk; asks nothing of JAX.
+    """As `only_run`, for a single process and a local folder; does not initialise JAX.
 
     Raises:
       UserError: if another process holds the folder.
@@ -56,12 +55,12 @@ def only_process(folder: epath.Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(
-                f"MODEL_DIR = {str(folder)!r}: another run is at work in it (process "
+                f"MODEL_DIR = {str(folder)!r}: another run is using it (process "
                 f"{file.read(100).strip()}); wait for it, or set another MODEL_DIR"
             ) from error
         except OSError as error:  # some network file systems have no locks
             warnings.warn(
-                f"{folder}: cannot be locked ({error.strerror}); start no second run in it",
+                f"{folder}: cannot be locked ({error.strerror}); do not start a second run in it",
                 stacklevel=2,
             )
         file.truncate(0)

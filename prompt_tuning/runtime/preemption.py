@@ -1,4 +1,4 @@
-"""SIGTERM (Slurm's time limit, a preempted machine): a run saves its step before it ends."""
+"""Handles SIGTERM (Slurm's time limit, a preempted machine): a run saves before it ends."""
 
 import contextlib
 import signal
@@ -11,55 +11,56 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(BaseException):
-    """The process was told to end; like KeyboardInterrupt, nothing on the way catches it."""
+    """The process was asked to end; not an Exception, so that no handler catches it on the way."""
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """A signal handler that raises Preempted."""
+    """Raises Preempted; a signal handler."""
     raise Preempted
 
 
 class Watch:
-    """As a context manager, makes SIGTERM wait for the end of a step.
+    """Context manager in which SIGTERM takes effect at the end of a training step.
 
-    On several hosts JAX takes the signal, and tells all of them of the same step. Where it is not
-    the main thread that trains, signals are left alone. `start` is the step before the first.
+    In a multi-process run JAX handles the signal and agrees on one step for all processes. Outside
+    of the main thread, signals are left alone.
     """
 
     def __init__(self, start: int) -> None:
+        """Watches from the step after `start`."""
         self._start = start
-        self._came = self._at_once = False
+        self._received = self._immediate = False
 
     def __enter__(self) -> "Watch":
         main = threading.current_thread() is threading.main_thread()
-        self._takes = main and jax.process_count() == 1
-        if self._takes:
-            self._before = signal.signal(signal.SIGTERM, self._take)
+        self._installed = main and jax.process_count() == 1
+        if self._installed:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._takes:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._previous)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-        if self._at_once:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        if self._immediate:
             stop(number, frame)
 
     def stops(self, step: int) -> bool:
-        """Whether the run is to end after `step`; to be asked at every step."""
+        """Whether the run must end after `step`; must be called at every step."""
         if jax.process_count() > 1:
-            # JAX lets all stop at the step after the last that one asked about, 0 at first.
+            # JAX agrees on the step after the latest one that any process has queried.
             return multihost_utils.reached_preemption_sync_point(step - self._start)
-        return self._came
+        return self._received
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it, SIGTERM raises Preempted rather than wait."""
-        self._at_once = True
+        """Within this context, SIGTERM raises Preempted immediately."""
+        self._immediate = True
         try:
-            if self._came:
+            if self._received:
                 raise Preempted
             yield
         finally:
-            self._at_once = False
+            self._immediate = False

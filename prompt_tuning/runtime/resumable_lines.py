@@ -1,4 +1,4 @@
-"""JSON lines that a killed run goes on with."""
+"""Writes JSON lines such that a killed run can resume."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ Line = Mapping[str, Any]
 
 
 def digest(*parts: Any) -> str:
-    """Of what the lines follow from: anything that has the same `repr` in another process."""
+    """Digest of all that determines the lines: objects whose `repr` is the same in each process."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -26,18 +26,18 @@ def write(
     step: int,
     lines: Callable[[int, int], Iterable[Line]],
 ) -> None:
-    """Writes `count` lines in steps; goes on behind the last whole line of a run of the same key.
+    """Writes `count` lines in steps; resumes after the last complete line of a run with `key`.
 
-    A run writes to `path` with ".KEY.part" behind it, and renames that in the end. A step that was
-    broken off is computed again, so that all batches are those of an undisturbed run. Of several
-    processes the first alone reads and writes; all compute.
+    Lines go to "PATH.KEY.part", which is renamed to `path` at the end. An interrupted step is
+    computed again, so that all batches equal those of an uninterrupted run. In a multi-process run
+    all processes compute, and process 0 alone reads and writes.
 
     Args:
-      path: on a local disk.
-      key: see `digest`.
-      count: of all lines.
-      step: lines that are computed at once.
-      lines: from the first one and the one behind the last, to their contents.
+      path: local file.
+      key: digest of all that determines the lines.
+      count: number of lines.
+      step: number of lines that are computed together.
+      lines: function from the first line and the end (exclusive) to the lines' contents.
     """
     path, main = Path(path), distributed.is_main()
     part = path.with_name(f"{path.name}.{key}.part")
@@ -45,7 +45,7 @@ def write(
         path.parent.mkdir(parents=True, exist_ok=True)
     done = distributed.of_main(_whole_lines(part) if main else 0)
     if done:
-        print(f"going on from line {done + 1} of {count}", flush=True)
+        print(f"resuming at line {done + 1} of {count}", flush=True)
     with (
         open(part if main else os.devnull, "ab") as file,
         tqdm(
@@ -57,16 +57,16 @@ def write(
         ) as bar,
     ):
         for start in range(done // step * step, count, step):
-            found = list(lines(start, min(start + step, count)))[max(done - start, 0) :]
-            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in found))
+            missing = list(lines(start, min(start + step, count)))[max(done - start, 0) :]
+            file.write(b"".join(json.dumps(line).encode() + b"\n" for line in missing))
             file.flush()
-            bar.update(len(found))
+            bar.update(len(missing))
     if main:
         part.replace(path)
 
 
 def _whole_lines(part: Path) -> int:
-    """How many lines are whole; cuts off what is behind them."""
+    """Counts the complete lines, and cuts off an incomplete one."""
     if not part.exists():
         return 0
     with part.open("r+b") as file:

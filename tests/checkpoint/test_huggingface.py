@@ -174,7 +174,7 @@ def test_shards_and_index(config, tmp_path):
         ({"weight_map": {SHARED: "model.bin"}}, "'model.bin' is not a .safetensors file"),
         ({"weight_map": {SHARED: "other.safetensors"}}, "other.safetensors: no such file"),
         ({"weight_map": {"x.weight": "a.safetensors"}}, "x.weight is not in a.safetensors"),
-        ({}, "holds no weight_map"),
+        ({}, "contains no weight_map"),
         ([], "not a JSON object"),
     ],
 )
@@ -198,7 +198,7 @@ def test_copies_of_the_embedding(saved_tied):
     changed(saved_tied, lambda found: found.pop(SHARED))
     assert_same(backbone.load(saved_tied, structs(TIED)), random_leaves(TIED))
     changed(saved_tied, lambda found: found.update({LM_HEAD: found[LM_HEAD] + 1}))
-    with pytest.raises(CheckpointError, match=r"lm_head.weight is not equal to encoder.embed_to"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight must be equal to encoder.embed_to"):
         backbone.load(saved_tied, structs(TIED))
 
 
@@ -294,13 +294,13 @@ def test_every_leaf_of_a_preset_has_a_name_of_its_own(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "umt5", "model_type is 'umt5'; only t5 and mt5"),
+        ("model_type", "umt5", "model_type is 'umt5'; must be t5 or mt5"),
         ("feed_forward_proj", "gated-silu", "feed_forward_proj is 'gated-silu'"),
         ("dense_act_fn", "gelu", "dense_act_fn 'gelu'"),
-        ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon is 1e-05; only 1e-06"),
-        ("decoder_start_token_id", 2, "decoder_start_token_id is 2; only 0"),
+        ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon is 1e-05; must be 1e-06"),
+        ("decoder_start_token_id", 2, "decoder_start_token_id is 2; must be 0"),
         ("quantization_config", {}, "quantization_config"),
-        ("d_model", "512", "d_model is '512', not a number"),
+        ("d_model", "512", "d_model is '512'; must be a number"),
         ("d_kv", None, "d_kv is None"),
         ("num_heads", 0, "num_heads = 0: must be at least 1"),
     ],

@@ -261,19 +261,23 @@ NAN = np.full((6, 4), np.nan, np.float32)
         ({**PROMPT, "peft_type": ["LORA"]}, ROWS, r'peft_type = \["LORA"\]'),
         ({**PROMPT, "task_type": "CAUSAL_LM"}, ROWS, 'task_type = "CAUSAL_LM"'),
         ({**PROMPT, "task_type": None}, ROWS, "task_type = null"),
-        ({**PROMPT, "num_virtual_tokens": 4}, ROWS, r"prompt_embeddings is \[6, 4\], not \[8, 4\]"),
+        (
+            {**PROMPT, "num_virtual_tokens": 4},
+            ROWS,
+            r"prompt_embeddings: expected \[8, 4\] .*got \[6, 4\]",
+        ),
         ({**PROMPT, "num_virtual_tokens": "3"}, ROWS, 'num_virtual_tokens = "3"'),
         ({**PROMPT, "num_virtual_tokens": 10**30}, ROWS, "num_virtual_tokens"),
-        ({**PROMPT, "num_transformer_submodules": 1}, ROWS, r"not \[3, 4\], which num_virt"),
-        ({**PROMPT, "token_dim": 8}, ROWS, r"not \[6, 8\].*token_dim"),
-        (PROMPT, {"other": random(6, 4)}, "holds no prompt_embeddings"),
+        ({**PROMPT, "num_transformer_submodules": 1}, ROWS, r"expected \[3, 4\] by num_virt"),
+        ({**PROMPT, "token_dim": 8}, ROWS, r"expected \[6, 8\].*token_dim"),
+        (PROMPT, {"other": random(6, 4)}, "contains no prompt_embeddings"),
         (PROMPT, {"prompt_embeddings": NAN}, "not finite"),
         (
             PROMPT,
             {"prompt_embeddings": np.ones((6, 4), np.int32)},
             "prompt_embeddings is stored as I32",
         ),
-        (MULTITASK, TASKS, "num_tasks = 2: a prompt for each task"),
+        (MULTITASK, TASKS, "num_tasks = 2: has one prompt per task"),
         ({**MULTITASK, "num_tasks": 1}, TASKS, "prefix_task_cols"),
         ({**LORA, "use_dora": True}, lora_tensors(), "use_dora = true"),
         ({**LORA, "rank_pattern": {"q": 4}}, lora_tensors(), "rank_pattern"),
@@ -281,7 +285,11 @@ NAN = np.full((6, 4), np.nan, np.float32)
         ({**LORA, "init_lora_weights": "pissa"}, lora_tensors(), "init_lora_weights"),
         ({**LORA, "lora_alpha": None}, lora_tensors(), "lora_alpha = null"),
         ({**LORA, "lora_alpha": 10**400}, lora_tensors(), "lora_alpha = 100"),
-        ({**LORA, "r": 4}, lora_tensors(), r"lora_A.weight is \[2, 16\], not \[4, any\], which r"),
+        (
+            {**LORA, "r": 4},
+            lora_tensors(),
+            r"lora_A.weight: expected \[4, any\] by r in .*got \[2, 16\]",
+        ),
         (LORA, lora_tensors() | {f"{BASE}shared.lora_embedding_A": NAN}, "shared.lora_embedding_A"),
         (
             LORA,
@@ -311,7 +319,7 @@ def test_refusals_are_one_line(tmp_path, config, tensors, match):
 def test_config_that_is_none(tmp_path, content):
     path = folder(tmp_path / "adapter", PROMPT, ROWS)
     (path / "adapter_config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(CheckpointError, match=r"adapter_config.json: not (a )?JSON"):
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: not (a|valid) JSON"):
         prompts.load(path)
 
 
@@ -353,7 +361,7 @@ def test_pickles_are_not_read(tmp_path, name):
 
 
 def test_task_of_no_multitask_prompt(tmp_path):
-    with pytest.raises(CheckpointError, match="one prompt only"):
+    with pytest.raises(CheckpointError, match="has only one prompt"):
         peft.load_prompt(folder(tmp_path / "one", PROMPT, ROWS), 0)
     with pytest.raises(CheckpointError, match="there is no task 2"):
         peft.load_prompt(folder(tmp_path / "two", MULTITASK, TASKS), 2)

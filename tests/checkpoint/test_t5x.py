@@ -376,7 +376,7 @@ def test_missing_path(tmp_path):
 
 def test_folder_without_index(tmp_path):
     assert error_of(open_checkpoint, tmp_path) == (
-        f"{tmp_path}: no native T5X checkpoint; give a checkpoint_STEP folder, which holds a file "
+        f"{tmp_path}: not a native T5X checkpoint; give a checkpoint_STEP folder, which holds a file "
         "named checkpoint"
     )
 
@@ -390,7 +390,7 @@ def test_folder_of_checkpoints(written):
 def test_orbax_checkpoint_of_something_else(tmp_path):
     (tmp_path / "_CHECKPOINT_METADATA").touch()
     assert error_of(open_checkpoint, tmp_path) == (
-        f"{tmp_path}: no native T5X checkpoint; it is an Orbax checkpoint, but not T5X's of a model"
+        f"{tmp_path}: not a native T5X checkpoint; it is an Orbax checkpoint, but not one of a T5X model"
     )
 
 
@@ -400,7 +400,7 @@ def test_orbax_checkpoint_of_something_else(tmp_path):
 def test_undecodable_index(tmp_path, content):
     (tmp_path / "checkpoint").write_bytes(content)
     message = error_of(open_checkpoint, tmp_path)
-    assert message.startswith(f"{tmp_path}: the index is unreadable, damaged or not T5X's (")
+    assert message.startswith(f"{tmp_path}: the index is unreadable, damaged or not from T5X (")
     assert message.endswith("; check access, or copy the checkpoint again")
 
 
@@ -418,7 +418,7 @@ def test_index_without_parameters(written, tree):
     path, _ = written
     edit_index(path, lambda content: content.update(optimizer=tree))
     message = error_of(open_checkpoint, path)
-    assert message == f"{path}: holds no parameters; give a checkpoint of a T5X model"
+    assert message == f"{path}: contains no parameters; give a checkpoint of a T5X model"
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_entry_that_is_not_understood(written, entry, cause):
     path, _ = written
     edit_index(path, lambda content: content["optimizer"]["target"].update(a=entry))
     message = error_of(open_checkpoint, path)
-    assert f"{path}: the index's entry target/a is not understood (" in message
+    assert f"{path}: the entry target/a of the index is invalid (" in message
     assert cause in message
 
 

@@ -233,7 +233,7 @@ CASES = {
     "no suffix": (convert("hf", "--to=new", "--format=safetensors"), "must end in .safetensors"),
     "other scheme": (convert("http://host/a"), "from a local path, gs:// or s3://"),
     "text for a backbone": (convert("words.txt"), "words.txt: the index is unreadable"),
-    "folder without one": (convert("empty"), "empty: no native T5X checkpoint"),
+    "folder without one": (convert("empty"), "empty: not a native T5X checkpoint"),
     "folder above one": (convert("t5x"), "give one of the folders in it: checkpoint_1"),
     "cut safetensors": (convert("cut.safetensors"), "not a whole safetensors file"),
     "empty safetensors": (convert("empty.safetensors"), "not a whole safetensors file"),
@@ -250,7 +250,7 @@ CASES = {
     "run for a backbone": (convert("run/checkpoint_1"), "Orbax checkpoint, but not T5X's"),
     "config of no size": (convert("hf_odd", "--model="), "no T5 preset named ''"),
     "prompt for a backbone": (convert("prompt.npy"), "the index is unreadable"),
-    "adapter for a backbone": (convert("adapter"), "no native T5X checkpoint"),
+    "adapter for a backbone": (convert("adapter"), "not a native T5X checkpoint"),
     # config.json
     "negative width": (
         ("prompt_tuning.convert", ["--from=hf_odd", "--to=new_hf", "--format=huggingface"]),
@@ -262,7 +262,7 @@ CASES = {
     ),
     "config that is no JSON": (
         ("prompt_tuning.convert", ["--from=hf_text", "--to=new_hf", "--format=huggingface"]),
-        "config.json: not JSON",
+        "config.json: not valid JSON",
     ),
     "no config": (
         (
@@ -333,7 +333,7 @@ CASES = {
     "task that it has not": (adapters("several", "--task=2"), "there is no task 2"),
     "task below 0": (adapters("several", "--task=-1"), "there is no task -1"),
     "task of a prompt": (adapters("prompt.npy", "--task=0"), "--task=0: only a PEFT adapter"),
-    "adapter without JSON": (adapters("no_json"), "adapter_config.json: not JSON"),
+    "adapter without JSON": (adapters("no_json"), "adapter_config.json: not valid JSON"),
     "pickled adapter": (adapters("bin_adapter"), "adapter_model.bin: a pickle"),
     "LoRA without alpha": (adapters("lora_half.safetensors"), "--lora_alpha=None"),
     "half a LoRA": (
@@ -358,7 +358,7 @@ CASES = {
     "inspect: damaged Orbax": (inspect("orbax"), "_METADATA is damaged"),
     "inspect: tokens of no prompt": (
         inspect("nano.safetensors", "--backbone=nano.safetensors"),
-        "--backbone: nano.safetensors has no prompt",
+        "--backbone: nano.safetensors contains no prompt",
     ),
     "inspect: another width": (
         inspect("wide.npy", "--backbone=nano.safetensors"),
@@ -376,7 +376,7 @@ CASES = {
     ),
     "recycle: prompt": (recycle("--prompt=nan.npy"), "values that are not finite"),
     "recycle: width": (recycle("--prompt=wide.npy"), "17 wide, nano.safetensors 16"),
-    "recycle: no embeddings": (recycle("--target=part.safetensors"), "holds no token_embedder"),
+    "recycle: no embeddings": (recycle("--target=part.safetensors"), "contains no token_embedder"),
     "recycle: huge": (recycle("--target=huge.safetensors"), "not a whole safetensors file"),
     "recycle: embeddings that are not finite": (
         recycle("--target=nan.safetensors"),

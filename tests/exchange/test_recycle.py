@@ -189,7 +189,7 @@ def test_one_leaf_in_its_own_shape(folder, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("other.safetensors", "holds no token_embedder/embedding"),
+        ("other.safetensors", "contains no token_embedder/embedding"),
         ("checkpoint_2", "no such file or folder"),
         ("http://a/b", "from a local path, gs:// or s3://"),
     ],

@@ -82,7 +82,7 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
     monkeypatch.undo()
     capsys.readouterr()
     run(folder, tmp_path / "out")
-    assert "going on from line 65 of 160" in capsys.readouterr().out
+    assert "resuming at line 65 of 160" in capsys.readouterr().out
     assert path.read_bytes() == whole.read_bytes()
 
 

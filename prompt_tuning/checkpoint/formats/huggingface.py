@@ -1,9 +1,9 @@
-"""T5, T5 v1.1, Flan-T5, mT5 and ByT5 as Hugging Face's transformers saves them, without it.
+"""Reads and writes T5, T5 v1.1, Flan-T5, mT5 and ByT5 in the format of Hugging Face transformers.
 
-A folder of `config.json` and `model.safetensors`, or of several files and an index of them. The
-weights are T5X's: neither divides attention by sqrt(d_kv), and both divide tied logits by
-sqrt(d_model). Matrices other than the embedding are transposed there. `.bin` files are pickles,
-which run the code that they hold; they are never read.
+A checkpoint is a folder with `config.json` and `model.safetensors`, or several files and an index.
+The model is the same as T5X's: neither divides attention by sqrt(d_kv), and both divide tied logits
+by sqrt(d_model). Matrices other than the embedding are stored transposed. `.bin` files are pickles,
+which can run any code when they are read; they are refused.
 """
 
 import json
@@ -26,13 +26,13 @@ from prompt_tuning.t5.paths import flatten
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 << 30  # transformers' own, for long
+SHARD_BYTES = 5 << 30  # for years the default of transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 OUTPUT = "decoder/logits_dense/kernel"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _LM_HEAD = "lm_head.weight"
-# In checkpoints of 2020, and unused: cross attention has no relative positions.
+# Present in checkpoints of 2020, but unused: cross attention has no relative positions.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _TABLE = "block.0.layer.0.SelfAttention.relative_attention_bias"
 _OUTER = {
@@ -61,7 +61,7 @@ _LAYER = {
 }
 _KERNEL = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
-# Of config.json: our field's name; what an absent one means; what we do not model otherwise.
+# Fields of config.json: our names; defaults of absent ones; the only supported values.
 _FIELDS = {
     "vocab_size": "vocab_size",
     "d_model": "d_model",
@@ -91,7 +91,7 @@ _MODELLED = {
 
 
 def their_name(path: str) -> str:
-    """Hugging Face's name of the backbone's leaf at `path`."""
+    """Hugging Face's name for the backbone's leaf at `path`."""
     if path in _OUTER:
         return _OUTER[path]
     stack, layer, module, *kernel = path.split("/")
@@ -100,35 +100,35 @@ def their_name(path: str) -> str:
     return ".".join([*names, "weight"])
 
 
-def name_in(found: Mapping[str, Any], path: str) -> str:
-    """Its name among tensors: of the embedding's copies, safetensors may keep any one only."""
+def name_in(tensors: Mapping[str, Any], path: str) -> str:
+    """The leaf's name among `tensors`; safetensors may keep any one of the embedding's copies."""
     names = _EMBEDDINGS if path == EMBEDDING else ()
-    return next((name for name in names if name in found), their_name(path))
+    return next((name for name in names if name in tensors), their_name(path))
 
 
 def shapes_of(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """Shapes of the plain backbone's leaves by path."""
+    """Shapes of the backbone's leaves by path."""
     return {path: leaf.shape for path, leaf in flatten(nn.unbox(init_shapes(config))).items()}
 
 
 def is_folder(path: epath.Path) -> bool:
-    """Whether a folder holds what transformers saves, pickled or not."""
+    """Whether a folder contains a checkpoint of transformers, pickled or not."""
     return any((path / name).exists() for name in (CONFIG, SINGLE, INDEX, "pytorch_model.bin"))
 
 
-def uses_names(found: Mapping[str, Stored]) -> bool:
-    """Whether tensors have Hugging Face's names; ours have none that end like this."""
-    return any(name.endswith(".weight") for name in found)
+def uses_names(tensors: Mapping[str, Stored]) -> bool:
+    """Whether tensors have Hugging Face's names, with an ending that our paths never have."""
+    return any(name.endswith(".weight") for name in tensors)
 
 
 def tensors_at(path: epath.Path) -> dict[str, Stored]:
-    """The tensors by Hugging Face's names; none is read.
+    """Opens tensors by Hugging Face's names, without reading them.
 
     Args:
-      path: a folder, an index file, or one `.safetensors` file.
+      path: folder, index file or `.safetensors` file.
 
     Raises:
-      CheckpointError: if they are not there, damaged or pickled.
+      CheckpointError: if they are missing, damaged or pickled.
     """
     if path.suffix == safetensors_file.SUFFIX:
         return safetensors_file.stored(path)
@@ -137,19 +137,21 @@ def tensors_at(path: epath.Path) -> dict[str, Stored]:
     index = path / INDEX if path.is_dir() else path
     if not index.exists():
         _refuse_pickles(path)
-        raise CheckpointError(f"{path}: holds neither {SINGLE} nor {INDEX}; copy the weights too")
+        raise CheckpointError(
+            f"{path}: contains neither {SINGLE} nor {INDEX}; copy the weights too"
+        )
     files = _weight_map(index)
-    found = {
+    shards = {
         file: safetensors_file.stored(index.parent / file) for file in sorted(set(files.values()))
     }
     for name, file in files.items():
-        if name not in found[file]:
+        if name not in shards[file]:
             raise CheckpointError(f"{index}: {name} is not in {file}; copy the checkpoint again")
-    return {name: found[file][name] for name, file in files.items()}
+    return {name: shards[file][name] for name, file in files.items()}
 
 
 def refuse_pickle(path: epath.Path) -> None:
-    """Raises CheckpointError for a file that is a pickle by its name."""
+    """Raises CheckpointError if the file's name is that of a pickle."""
     if path.suffix in PICKLES:
         raise CheckpointError(
             f"{path}: {path.suffix} files are pickles, which can run any code when they are read; "
@@ -158,69 +160,69 @@ def refuse_pickle(path: epath.Path) -> None:
 
 
 def leaves_of(
-    path: object, found: Mapping[str, Stored], shapes: Mapping[str, Shape]
+    path: object, tensors: Mapping[str, Stored], shapes: Mapping[str, Shape]
 ) -> dict[str, Stored]:
-    """A checkpoint's leaves by our paths, in our layout; none is read but copies of the embedding.
+    """Converts tensors to leaves by our paths, in our layout; reads copies of the embedding only.
 
     Args:
-      path: for messages.
-      found: of `tensors_at`.
-      shapes: of all leaves of the backbone; one without an output layer has tied logits.
+      path: path of the checkpoint, for error messages.
+      tensors: result of `tensors_at`.
+      shapes: shapes of all leaves of the backbone; without an output layer, logits are tied.
 
     Raises:
-      CheckpointError: naming tensors that are missing, unexpected or mis-shaped, and a copy of
-        the embedding that is none.
+      CheckpointError: naming tensors that are missing, unexpected or mis-shaped, or a copy of the
+        embedding that differs from it.
     """
-    names = {ours: name_in(found, ours) for ours in shapes}
+    names = {ours: name_in(tensors, ours) for ours in shapes}
     embedding = names[EMBEDDING]
-    wanted = {name: _turned(ours, shapes[ours]) for ours, name in names.items()}
-    copies = {*_EMBEDDINGS, _LM_HEAD} & found.keys() - wanted.keys()
-    sizes = {name: tensor.shape for name, tensor in found.items()}
+    wanted = {name: _transposed(ours, shapes[ours]) for ours, name in names.items()}
+    copies = {*_EMBEDDINGS, _LM_HEAD} & tensors.keys() - wanted.keys()
+    sizes = {name: tensor.shape for name, tensor in tensors.items()}
     check_fits(sizes, wanted, path=path, ignore=lambda name: name in copies | {_UNUSED})
     for name in sorted(copies):
-        if not np.array_equal(found[name], found[embedding]):
+        if not np.array_equal(tensors[name], tensors[embedding]):
             raise CheckpointError(
-                f"{path}: {name} is not equal to {embedding}, as a T5 with these leaves has it; "
-                "choose the model that the checkpoint is of (T5 v1.1 has an lm_head of its own)"
+                f"{path}: {name} must be equal to {embedding} in this model; choose the model of "
+                "the checkpoint (T5 v1.1 has a separate lm_head)"
             )
-    return {ours: leaf(ours, found[name]) for ours, name in names.items()}
+    return {ours: leaf(ours, tensors[name]) for ours, name in names.items()}
 
 
 def leaf(path: str, array: Array) -> Stored:
-    """The leaf at `path` from their layout to ours, or back; not read yet."""
-    shape = _turned(path, array.shape)
+    """Converts the leaf at `path` between their layout and ours, in either direction; lazy."""
+    shape = _transposed(path, array.shape)
     read = (lambda: np.asarray(array)) if path == EMBEDDING else (lambda: np.asarray(array).T)
     return Stored(shape, np.dtype(array.dtype), read)
 
 
 def config_of(folder: epath.PathLike) -> T5Config:
-    """The shape that a folder's `config.json` states.
+    """Reads the shape of the backbone from a folder's `config.json`.
 
     Raises:
-      CheckpointError: if there is none, or naming the field that says something we do not model.
+      CheckpointError: if there is none, or naming a field with an unsupported value.
     """
     path = epath.Path(folder).expanduser() / CONFIG
-    given = _json(path)
-    kind = given.get("model_type")
+    content = _json(path)
+    kind = content.get("model_type")
     if kind not in ("t5", "mt5"):
-        raise CheckpointError(f"{path}: model_type is {kind!r}; only t5 and mt5 are read")
-    if "quantization_config" in given:
+        raise CheckpointError(f"{path}: model_type is {kind!r}; must be t5 or mt5")
+    if "quantization_config" in content:
         raise CheckpointError(f"{path}: quantization_config: give an unquantised checkpoint")
     for name, value in _MODELLED.items():
-        if given.get(name, value) != value:
-            raise CheckpointError(f"{path}: {name} is {given[name]!r}; only {value!r} is modelled")
+        if content.get(name, value) != value:
+            raise CheckpointError(f"{path}: {name} is {content[name]!r}; must be {value!r}")
     default = "gated-gelu" if kind == "mt5" else "relu"
-    forward = given.get("feed_forward_proj", default)
+    forward = content.get("feed_forward_proj", default)
     dense = _DENSE_ACTIVATION.get(forward)
-    if dense is None or given.get("dense_act_fn", dense) != dense:
+    if dense is None or content.get("dense_act_fn", dense) != dense:
         raise CheckpointError(
             f"{path}: feed_forward_proj is {forward!r} (dense_act_fn "
-            f"{given.get('dense_act_fn')!r}); only {' and '.join(_FEED_FORWARD)} are modelled"
+            f"{content.get('dense_act_fn')!r}); must be {' or '.join(_FEED_FORWARD)}"
         )
-    tied = given.get("tie_word_embeddings", kind == "t5")
-    # Recent versions overwrite tie_word_embeddings and keep here what it was.
-    tied = given.get("scale_decoder_outputs", tied)
-    fields = {ours: _number(path, given, theirs) for theirs, ours in _FIELDS.items()}
+    tied = content.get("tie_word_embeddings", kind == "t5")
+    # Recent versions overwrite tie_word_embeddings, and keep its former value here.
+    tied = content.get("scale_decoder_outputs", tied)
+    fields = {ours: _number(path, content, theirs) for theirs, ours in _FIELDS.items()}
     try:
         return T5Config(**fields, activations=_FEED_FORWARD[forward], tied_logits=bool(tied))
     except ValueError as error:
@@ -235,31 +237,31 @@ def save(
     dtype: Any = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes `config.json` and the weights as transformers' T5ForConditionalGeneration reads them.
+    """Writes `config.json` and weights for transformers' T5ForConditionalGeneration.
 
-    One leaf is in memory at a time. The folder gets its name when it is complete.
+    One leaf is in memory at a time, and the folder gets its name once it is complete.
 
     Args:
-      folder: the folder to make.
-      leaves: arrays by our paths; all leaves of the backbone, no other.
-      config: the backbone's shape.
-      dtype: to save in; the leaves' own (`tensors.common_dtype`) if None.
-      shard_bytes: weights above this size are divided into files of at most it.
+      folder: folder to create.
+      leaves: all leaves of the backbone, and no others, by our paths.
+      config: shape of the backbone.
+      dtype: dtype to write; None for `safetensors_file.common_dtype` of the leaves.
+      shard_bytes: maximum size of a file; larger weights are divided among several.
 
     Raises:
-      CheckpointError: if the folder exists, or the leaves or the config cannot be written.
+      CheckpointError: if the folder exists, or the leaves or the config cannot be represented.
     """
     sizes = {path: array.shape for path, array in leaves.items()}
     check_fits(sizes, shapes_of(config), path=folder)
     dtype = safetensors_file.common_dtype(leaves) if dtype is None else np.dtype(dtype)
-    stated = described(config, dtype)
+    fields = config_fields(config, dtype)
     named = {their_name(path): leaf(path, array) for path, array in leaves.items()}
     with folder_when_done(folder) as temporary:
-        (temporary / CONFIG).write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
         _write_shards(temporary, named, dtype, shard_bytes)
 
 
-def _turned(path: str, shape: Shape) -> tuple[int, ...]:
+def _transposed(path: str, shape: Shape) -> tuple[int, ...]:
     return tuple(shape) if path == EMBEDDING else tuple(shape)[::-1]
 
 
@@ -271,7 +273,7 @@ def _refuse_pickles(folder: epath.Path) -> None:
 def _weight_map(index: epath.Path) -> dict[str, str]:
     files = _json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
-        raise CheckpointError(f"{index}: holds no weight_map; copy the checkpoint again")
+        raise CheckpointError(f"{index}: contains no weight_map; copy the checkpoint again")
     for file in files.values():
         if not isinstance(file, str) or "/" in file or not file.endswith(safetensors_file.SUFFIX):
             raise CheckpointError(
@@ -286,24 +288,26 @@ def _json(path: epath.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); copy the checkpoint again") from error
+        raise CheckpointError(
+            f"{path}: not valid JSON ({error}); copy the checkpoint again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object; copy the checkpoint again")
     return content
 
 
-def _number(path: epath.Path, given: Mapping[str, Any], name: str) -> Any:
-    value = given.get(name)
+def _number(path: epath.Path, content: Mapping[str, Any], name: str) -> Any:
+    value = content.get(name)
     if value is None:
-        value = given.get("num_layers") if name == "num_decoder_layers" else _ABSENT.get(name)
+        value = content.get("num_layers") if name == "num_decoder_layers" else _ABSENT.get(name)
     kinds = (int, float) if name == "dropout_rate" else (int,)
     if type(value) not in kinds:
-        raise CheckpointError(f"{path}: {name} is {value!r}, not a number; correct it")
+        raise CheckpointError(f"{path}: {name} is {value!r}; must be a number")
     return value
 
 
-def described(config: T5Config, dtype: np.dtype) -> dict[str, Any]:
-    """What transformers' `config.json` says of a backbone stored in `dtype`.
+def config_fields(config: T5Config, dtype: np.dtype) -> dict[str, Any]:
+    """The fields of transformers' `config.json` for a backbone stored in `dtype`.
 
     Raises:
       CheckpointError: if transformers has no name for the activations.
@@ -311,7 +315,7 @@ def described(config: T5Config, dtype: np.dtype) -> dict[str, Any]:
     forward = next((k for k, v in _FEED_FORWARD.items() if v == config.activations), None)
     if forward is None:
         raise CheckpointError(
-            f"activations {config.activations}: config.json has no name for them, only for "
+            f"activations {config.activations}: config.json has names only for "
             f"{' and '.join(str(names) for names in _FEED_FORWARD.values())}"
         )
     return {

@@ -1,4 +1,4 @@
-"""`.safetensors` files, tensor by tensor: neither reading nor writing holds all of them at once."""
+"""Reads and writes `.safetensors` files with one tensor in memory at a time."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ _DTYPES = {
 
 
 class Array(Protocol):
-    """A NumPy or JAX array, or a `Stored` one; `np.asarray` gives its values."""
+    """A NumPy or JAX array, or a `Stored` one; `np.asarray` returns its values."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -36,12 +36,12 @@ class Array(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """An array on disk, read each time that `np.asarray` asks for it.
+    """An array on disk, which `np.asarray` reads each time.
 
     Attributes:
-      shape: its shape.
-      dtype: its floating-point dtype.
-      read: returns it.
+      shape: shape of the array.
+      dtype: floating-point dtype of the array.
+      read: function that reads the array.
     """
 
     shape: tuple[int, ...]
@@ -53,12 +53,12 @@ class Stored:
 
 
 def stored(path: epath.Path) -> dict[str, Stored]:
-    """The tensors of a file by name; nothing but its header is read.
+    """Opens the tensors of a file, by name; only the header is read.
 
     Raises:
-      CheckpointError: if there is no such file, it is damaged, or holds other than floats.
+      CheckpointError: if the file is missing or damaged, or a tensor is not of floats.
     """
-    found = {}
+    tensors = {}
     with _opened(path) as file:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             part = file.get_slice(name)
@@ -68,8 +68,8 @@ def stored(path: epath.Path) -> dict[str, Stored]:
                     f"floating-point parameters ({', '.join(_DTYPES)})"
                 )
             dtype, read = _DTYPES[part.get_dtype()], functools.partial(_read, path, name)
-            found[name] = Stored(tuple(part.get_shape()), dtype, read)
-    return found
+            tensors[name] = Stored(tuple(part.get_shape()), dtype, read)
+    return tensors
 
 
 def write(
@@ -78,7 +78,7 @@ def write(
     dtype: np.dtype,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a file in `dtype`, one array at a time; it gets its name when it is complete."""
+    """Writes arrays in `dtype`; the file gets its name once it is complete."""
     names = {stored: name for name, stored in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -87,7 +87,7 @@ def write(
         shape, offsets = list(array.shape), [start, end]
         header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": offsets}
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format asks for aligned data
+    encoded += b" " * (-len(encoded) % 8)  # the format requires aligned data
     with renamed_when_done(path) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for array in arrays.values():
@@ -95,7 +95,7 @@ def write(
 
 
 def common_dtype(arrays: Mapping[str, Array]) -> np.dtype:
-    """The narrowest dtype that holds all values of float16, bfloat16 and float32 arrays."""
+    """The narrowest dtype that represents all values of float16, bfloat16 and float32 arrays."""
     return np.dtype(jnp.result_type(*{array.dtype for array in arrays.values()}))
 
 
@@ -107,7 +107,7 @@ def _read(path: epath.Path, name: str) -> np.ndarray:
 @contextlib.contextmanager
 def _opened(path: epath.Path) -> Iterator[Any]:
     if is_remote(path):
-        raise CheckpointError(f"{path}: safetensors are read from a local disk; copy it there")
+        raise CheckpointError(f"{path}: safetensors files must be on a local disk; copy it there")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; check the path")
     try:

@@ -1,8 +1,8 @@
-"""T5X's native checkpoints: a msgpack index, and zarr arrays in folders beside it.
+"""Reads and writes T5X's native checkpoints: a msgpack index, and zarr arrays beside it.
 
-The index is flax-serialised: {version, optimizer: {target: parameters, state: optimiser state}}; in
-some the two are at the top. A leaf is an array, the tensorstore spec of a folder beside the index,
-or nil. `t5x_orbax` has T5X's other layout.
+The index is serialised by Flax: {version, optimizer: {target: parameters, state: optimizer state}};
+some have these two at the top level. A leaf is an array, the tensorstore spec of a folder beside
+the index, or nil. `t5x_orbax` has T5X's other layout.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ from prompt_tuning.runtime.files import folder_when_done
 UNWRITTEN = ("cannot be written", "check access and free disk space")  # for `explained`
 _VERSIONS = (2, 3)
 _TARGET = "target/"
-_CHUNK_BYTES = 64 << 20  # what T5X's own writer aims at
-_BATCH_ELEMENTS = 1 << 28  # bounds the host memory that a read takes
+_CHUNK_BYTES = 64 << 20  # the target of T5X's own writer
+_BATCH_ELEMENTS = 1 << 28  # limits the host memory of a read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """An opened checkpoint: what it holds; nothing outside the index is read yet.
+    """An opened checkpoint, of which only the index has been read.
 
     Attributes:
-      path: as given to `open_checkpoint`.
-      step: training steps done; None where the index does not say.
-      leaves: by flat name, `target/encoder/...` and `state/...`; nil leaves are left out.
+      path: path given to `open_checkpoint`.
+      step: number of training steps; None if the index does not record it.
+      leaves: leaves by path, `target/encoder/...` and `state/...`, without nil leaves.
     """
 
     path: epath.Path
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @property
     def target_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters by name without `target/`, as `check_fits` takes them."""
+        """Shapes of the parameters by path without `target/`, as for `check_fits`."""
         named = {name: leaf.shape for name, leaf in self.leaves.items() if name.startswith(_TARGET)}
         return {name.removeprefix(_TARGET): shape for name, shape in named.items()}
 
@@ -58,13 +58,13 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     """Opens a native T5X checkpoint, version 2 or 3.
 
     Args:
-      path: a `checkpoint_STEP` folder or an index file, local or `gs://`.
+      path: `checkpoint_STEP` folder or index file, local or `gs://`.
 
     Raises:
-      CheckpointError: if `path` is missing or no such checkpoint, or if its index is damaged.
+      CheckpointError: if `path` is missing or not such a checkpoint, or its index is damaged.
     """
     path = epath.Path(path)
-    with explained(path, "the index is unreadable, damaged or not T5X's"):
+    with explained(path, "the index is unreadable, damaged or not from T5X"):
         index = _index_file(path)
         content = serialization.msgpack_restore(index.read_bytes())
         version = _checked_version(path, content)
@@ -73,15 +73,15 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     leaves = {}
     for name, value in flat.items():
         if value is not None:
-            with explained(path, f"the index's entry {name} is not understood"):
+            with explained(path, f"the entry {name} of the index is invalid"):
                 leaves[name] = _leaf(index.parent, version, value)
     step = leaves.get("state/step")
     with explained(path, "arrays of its scanned layers are missing or damaged"):
-        return made(path, None if step is None else step.source, leaves)
+        return checkpoint_of(path, None if step is None else step.source, leaves)
 
 
-def made(path: epath.Path, step: Any, leaves: Mapping[str, Leaf]) -> Checkpoint:
-    """A checkpoint of leaves as stored, under the names of unscanned layers; `step` is an array."""
+def checkpoint_of(path: epath.Path, step: Any, leaves: Mapping[str, Leaf]) -> Checkpoint:
+    """A checkpoint of stored leaves, renamed to unscanned layers; `step` is an array or None."""
     known = isinstance(step, np.ndarray) and step.shape == () and step.dtype.kind in "iu"
     return Checkpoint(path, int(step) if known else None, MappingProxyType(unscanned(leaves)))
 
@@ -89,31 +89,31 @@ def made(path: epath.Path, step: Any, leaves: Mapping[str, Leaf]) -> Checkpoint:
 def read_leaves(
     checkpoint: Checkpoint, wanted: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Reads parameters, each straight onto its devices.
+    """Reads parameters, each directly onto its devices.
 
     Args:
-      checkpoint: an opened checkpoint.
-      wanted: what to read, by name without `target/`. Values are cast to the wanted dtype. With a
-        sharding, a process reads only the parts that its devices hold, each part once.
+      checkpoint: opened checkpoint.
+      wanted: shape, dtype to cast to and sharding of each parameter, by path without `target/`.
+        With a sharding, a process reads only the parts on its devices, each part once.
 
     Returns:
-      Arrays of the wanted shapes, dtypes and shardings, by the names of `wanted`.
+      Arrays of the wanted shapes, dtypes and shardings, by path.
 
     Raises:
-      CheckpointError: if a wanted leaf is missing, has another shape or kind of number, or if its
-        stored data is missing or damaged.
+      CheckpointError: if a parameter is missing, has another shape or kind of number, or its data
+        is missing or damaged.
     """
     shapes = {name: struct.shape for name, struct in wanted.items()}
     check_fits(checkpoint.target_shapes, shapes, path=checkpoint.path, ignore=lambda name: True)
     leaves = {name: checkpoint.leaves[_TARGET + name] for name in wanted}
     for name, leaf in leaves.items():
-        # A cast from integers would succeed, with wrong values where they are bfloat16's bits.
+        # A cast from integers would succeed, with wrong values if they are the bits of bfloat16.
         if _is_floating(leaf.dtype) != _is_floating(wanted[name].dtype):
             raise CheckpointError(
-                f"{checkpoint.path}: {name} is stored as {leaf.dtype}, wanted "
+                f"{checkpoint.path}: {name} is stored as {leaf.dtype}, expected "
                 f"{wanted[name].dtype}; give a checkpoint of floating-point parameters"
             )
-    # Where shards and chunks differ, shards share chunks: the pool decompresses each chunk once.
+    # If shards and chunks differ, shards share chunks: the pool decompresses each chunk once.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 30}})
     arrays: dict[str, jax.Array] = {}
     for names in _batches(wanted):
@@ -131,14 +131,14 @@ def write_checkpoint(
 ) -> None:
     """Writes parameters as a version-3 checkpoint, which `open_checkpoint` and T5X read.
 
-    One array is in memory at a time. The folder gets its name only when it is complete. To be
-    called in one process, which must be able to address the arrays whole.
+    One array is in memory at a time, and the folder gets its name once it is complete. To be called
+    by a single process, which must be able to address the arrays in full.
 
     Args:
-      path: the folder to make, `.../checkpoint_STEP`; its parents are made too.
-      params: arrays of any shape, by flat name without `target/`; cast to `dtype`.
-      step: training steps done.
-      dtype: the dtype to save in.
+      path: folder to create, `.../checkpoint_STEP`; its parents are created as well.
+      params: arrays by path without `target/`; they are cast to `dtype`.
+      step: number of training steps.
+      dtype: dtype to write.
 
     Raises:
       CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
@@ -157,7 +157,7 @@ def write_checkpoint(
 def explained(
     path: epath.Path, problem: str, advice: str = "check access, or copy the checkpoint again"
 ) -> Iterator[None]:
-    """Turns into one line what damaged data or storage raises; each decoder has its own types."""
+    """Turns any error of storage or of a decoder into a CheckpointError of one line."""
     try:
         yield
     except CheckpointError:
@@ -178,10 +178,10 @@ def _index_file(path: epath.Path) -> epath.Path:
     names = sorted(child.name for child in path.iterdir())
     advice = "give a checkpoint_STEP folder, which holds a file named checkpoint"
     if "_CHECKPOINT_METADATA" in names or "_METADATA" in names:
-        advice = "it is an Orbax checkpoint, but not T5X's of a model"
+        advice = "it is an Orbax checkpoint, but not one of a T5X model"
     elif steps := [name for name in names if name.startswith("checkpoint_")]:
         advice = f"give one of the folders in it: {', '.join(steps)}"
-    raise CheckpointError(f"{path}: no native T5X checkpoint; {advice}")
+    raise CheckpointError(f"{path}: not a native T5X checkpoint; {advice}")
 
 
 def _checked_version(path: epath.Path, content: Any) -> int:
@@ -189,8 +189,8 @@ def _checked_version(path: epath.Path, content: Any) -> int:
     version = content.get("version")
     if not isinstance(version, int) or version not in _VERSIONS:
         raise CheckpointError(
-            f"{path}: T5X version {version} of the index is not supported, only 2 and 3; write the "
-            "checkpoint again with a T5X that reads it"
+            f"{path}: version {version} of the T5X index is not supported, only 2 and 3; load and save "
+            "the checkpoint with a newer T5X"
         )
     return version
 
@@ -199,7 +199,7 @@ def _tree(path: epath.Path, content: Mapping[str, Any]) -> dict[str, Any]:
     names = ("target", "state")
     tree = content.get("optimizer", {name: content.get(name) for name in names})
     if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict) or not tree["target"]:
-        raise CheckpointError(f"{path}: holds no parameters; give a checkpoint of a T5X model")
+        raise CheckpointError(f"{path}: contains no parameters; give a checkpoint of a T5X model")
     return tree
 
 
@@ -209,11 +209,11 @@ def _is_spec(value: Any) -> bool:
 
 def _leaf(folder: epath.Path, version: int, value: Any) -> Leaf:
     if _is_spec(value):
-        # Old writers put the dtype into the metadata, and the path at the spec's top level.
+        # Old writers put the dtype into the metadata, and the path at the top level of the spec.
         stored = np.dtype(value["dtype"] if "dtype" in value else value["metadata"]["dtype"])
         shape = tuple(int(size) for size in value["metadata"]["shape"])
         name = value["kvstore"]["path"] if "path" in value["kvstore"] else value["path"]
-        # tensorstore compares dtype and shape with the array's own.
+        # tensorstore compares dtype and shape with those of the array.
         metadata = {"shape": list(shape)}
         source: np.ndarray | dict[str, Any] = {
             "driver": "zarr",
@@ -227,12 +227,12 @@ def _leaf(folder: epath.Path, version: int, value: Any) -> Leaf:
         if stored.kind in "OSU":
             raise ValueError(f"a {type(value).__name__}, not an array")
     # Version 2 is from before the zarr driver had bfloat16.
-    hidden = version == 2 and stored == np.uint16
-    return Leaf(shape, np.dtype(jnp.bfloat16) if hidden else stored, source)
+    is_bfloat16 = version == 2 and stored == np.uint16
+    return Leaf(shape, np.dtype(jnp.bfloat16) if is_bfloat16 else stored, source)
 
 
 def kvstore(folder: epath.Path, name: str) -> dict[str, str]:
-    """Where the array is now; the driver and bucket in the index are those of its first writer."""
+    """Current location of an array; the index has the driver and bucket of its first writer."""
     if "/" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not a folder beside the index")
     location = os.fspath(folder / name)
@@ -243,7 +243,7 @@ def kvstore(folder: epath.Path, name: str) -> dict[str, str]:
 
 
 def _batches(arrays: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Names in groups of at most `_BATCH_ELEMENTS` elements, or of one array."""
+    """Groups arrays into batches of at most `_BATCH_ELEMENTS` elements, or of one array."""
     batch: list[str] = []
     total = 0
     for name, array in arrays.items():
@@ -268,7 +268,7 @@ def _read_batch(
                 results[name] = function(name)
         return results
 
-    # All is asked for before anything is awaited: with many small arrays the time is latency.
+    # Everything is requested before anything is awaited: with many small arrays latency dominates.
     parts = {name: _parts(wanted) for name, (_, wanted) in batch.items()}
     openings = each(lambda name: opened(batch[name][0], context))
     stores = each(lambda name: openings[name].result())
@@ -285,7 +285,7 @@ def _read_batch(
 
 
 def _parts(wanted: jax.ShapeDtypeStruct) -> dict[str, tuple[slice, ...]]:
-    """The distinct parts of an array that this process's devices hold; slices do not hash."""
+    """Distinct parts of an array on this process's devices, by text since slices do not hash."""
     if wanted.sharding is None:
         return {"": (slice(None),) * len(wanted.shape)}
     indices = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
@@ -305,7 +305,7 @@ def _is_floating(dtype: np.dtype) -> bool:
 
 
 def chunks_of(shape: tuple[int, ...], dtype: np.dtype) -> list[int]:
-    """The shape of the pieces that an array is stored in, as T5X's writer has them about."""
+    """Shape of the chunks of a stored array, approximately that of T5X's writer."""
     chunks = list(shape)
     while math.prod(chunks) * dtype.itemsize > _CHUNK_BYTES:
         largest = chunks.index(max(chunks))

@@ -1,8 +1,8 @@
-"""One array of a T5X checkpoint, also where it lies in a scanned stack, and the reading of parts.
+"""Reads arrays, or parts of them, of a T5X checkpoint, including layers of scanned stacks.
 
-Scanned stacks (t5x.examples.scalable_t5, Flaxformer's `scan_layers`) hold the layers of a stack in
-one array each, at axis 1, under `encoder/encoder/...` and `decoder/decoder/...`. Attention's
-kernels may keep heads and head_dim apart.
+Scanned stacks (t5x.examples.scalable_t5, Flaxformer's `scan_layers`) store all layers of a stack in
+one array, along axis 1, under `encoder/encoder/...` and `decoder/decoder/...`. Attention kernels
+may have separate axes for heads and head_dim.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Leaf:
     """One array of a checkpoint.
 
     Attributes:
-      shape: its shape.
-      dtype: what its values are, NumPy's or ml_dtypes'; bfloat16 also where stored as uint16.
-      source: the array itself where the index holds it, else its tensorstore spec.
-      layer: its place in the source's axis 1, of a scanned stack; None: there is no such axis.
-      heads: the axis of `shape` that the source keeps as two, heads and head_dim; None: none.
+      shape: shape of the array.
+      dtype: dtype of its values, of NumPy or ml_dtypes; bfloat16 also if stored as uint16.
+      source: the array itself if the index contains it, else its tensorstore spec.
+      layer: index into axis 1 of a scanned source; None if the source is not scanned.
+      heads: axis of `shape` that the source stores as two, heads and head_dim; None for none.
     """
 
     shape: tuple[int, ...]
@@ -41,77 +41,78 @@ class Leaf:
 
 
 def opened(leaf: Leaf, context: ts.Context | None = None) -> ts.Future:
-    """A future of the source."""
+    """Opens the source, as a future."""
     if isinstance(leaf.source, np.ndarray):
         return ts.Future(ts.array(leaf.source))
-    # By default a chunk that was not copied would be read as zeros.
+    # By default a missing chunk is read as zeros.
     return ts.open({**leaf.source, "fill_missing_data_reads": False}, read=True, context=context)
 
 
 class Part:
-    """A rectangle of a leaf, under way from its source."""
+    """A rectangle of a leaf that is being read."""
 
     def __init__(self, leaf: Leaf, store: Any, index: tuple[slice, ...]) -> None:
-        """Begins to read `index` of `leaf`, whose opened source is `store`."""
+        """Starts to read `index` of `leaf` from its opened source `store`."""
         self._leaf, self._index = leaf, index
         if not isinstance(leaf.source, np.ndarray):
             _check_claims(leaf, index, store.chunk_layout.read_chunk.shape or ())
         if leaf.layer is not None:
             store = store[:, leaf.layer]
         if leaf.heads is not None:
-            index = _apart(index, leaf.heads, leaf.shape, store.shape[leaf.heads + 1])
+            index = _by_heads(index, leaf.heads, leaf.shape, store.shape[leaf.heads + 1])
         self._read = store[index].read()
 
     def result(self) -> np.ndarray:
-        """Waits for the rectangle, and has it in the leaf's dtype."""
-        found = self._read.result().view(self._leaf.dtype)  # version 2 has bfloat16 in uint16
+        """Waits for the rectangle; returns it in the leaf's dtype."""
+        values = self._read.result().view(self._leaf.dtype)  # version 2 has bfloat16 in uint16
         axis = self._leaf.heads
         if axis is None:
-            return found
-        width = found.shape[axis + 1]
-        joined = found.reshape(*found.shape[:axis], -1, *found.shape[axis + 2 :])
+            return values
+        width = values.shape[axis + 1]
+        joined = values.reshape(*values.shape[:axis], -1, *values.shape[axis + 2 :])
         start, stop, _ = self._index[axis].indices(self._leaf.shape[axis])
         before = start // width * width  # whole heads were read
         return joined[(slice(None),) * axis + (slice(start - before, stop - before),)]
 
 
 def _check_claims(leaf: Leaf, index: tuple[slice, ...], chunk: tuple[int, ...]) -> None:
-    """Refuses damaged metadata: where it gets no memory, tensorstore ends the process."""
+    """Refuses damaged metadata: tensorstore ends the process if it cannot allocate memory."""
     part = [len(range(size)[each]) for size, each in zip(leaf.shape, index, strict=True)]
     if max(math.prod(part), math.prod(chunk)) * leaf.dtype.itemsize > _MEMORY:
         raise ValueError(f"{leaf.shape} in chunks of {chunk} would take more than all memory")
 
 
 def unscanned(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """A checkpoint's leaves under the names and shapes of unscanned layers.
+    """Renames and reshapes a checkpoint's leaves to those of unscanned layers.
 
     Args:
-      leaves: by flat name, `target/...` and others; the others stay as they are.
+      leaves: leaves by path, `target/...` and others; the others are returned unchanged.
 
     Returns:
-      For each stacked array a leaf for each layer; only relative position tables are read. A stack
-      whose layers have equal tables gets the one that T5 has; tables that differ stay with their
-      layers.
+      One leaf per layer for each stacked array; only relative position tables are read. If all
+      layers of a stack have the same table, it becomes T5's single table; otherwise each layer
+      keeps its own.
     """
-    found = {}
+    unstacked = {}
     for name, leaf in leaves.items():
         match = _STACKED.fullmatch(name)
         if match is None or len(leaf.shape) < 2:
-            found[name] = _joined(name, leaf)
+            unstacked[name] = _joined(name, leaf)
             continue
         stack, rest = match.groups()
         rows, count, *others = leaf.shape
         layer = dataclasses.replace(leaf, shape=(rows, *others), layer=0)
         layers = [_joined(name, dataclasses.replace(layer, layer=i)) for i in range(count)]
         if rest == _TABLE and _all_equal(read(leaf)):
-            found[f"target/{stack}/{_TABLE}"] = layers[0]
+            unstacked[f"target/{stack}/{_TABLE}"] = layers[0]
         else:
-            found |= {f"target/{stack}/layers_{i}/{rest}": each for i, each in enumerate(layers)}
-    return found
+            names = [f"target/{stack}/layers_{i}/{rest}" for i in range(count)]
+            unstacked |= dict(zip(names, layers, strict=True))
+    return unstacked
 
 
 def read(leaf: Leaf) -> np.ndarray:
-    """The whole array."""
+    """Reads the whole array."""
     return Part(leaf, opened(leaf).result(), (slice(None),) * len(leaf.shape)).result()
 
 
@@ -120,7 +121,7 @@ def _all_equal(tables: np.ndarray) -> bool:
 
 
 def _joined(name: str, leaf: Leaf) -> Leaf:
-    """An attention kernel with heads and head_dim as one side; other leaves as they are."""
+    """Joins heads and head_dim of an attention kernel; returns other leaves unchanged."""
     match = _ATTENTION.fullmatch(name)
     if match is None or len(leaf.shape) != 3:
         return leaf
@@ -130,10 +131,10 @@ def _joined(name: str, leaf: Leaf) -> Leaf:
     return dataclasses.replace(leaf, shape=(a, b * c), heads=1)
 
 
-def _apart(
+def _by_heads(
     index: tuple[slice, ...], axis: int, shape: tuple[int, ...], width: int
 ) -> tuple[slice, ...]:
-    """`index` in the whole heads that it touches; heads are `width` wide."""
+    """`index` with `axis` split into heads, `width` wide: all heads that it touches, in full."""
     start, stop, _ = index[axis].indices(shape[axis])
     heads = slice(start // width, -(-stop // width))
     return (*index[:axis], heads, slice(None), *index[axis + 1 :])

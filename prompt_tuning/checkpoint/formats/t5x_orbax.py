@@ -1,8 +1,8 @@
-"""T5X's Orbax checkpoints (its `use_orbax`), read and written through tensorstore.
+"""Reads and writes T5X's Orbax checkpoints (its `use_orbax`) through tensorstore.
 
-`checkpoint_STEP/state/_METADATA` is JSON: for each leaf of {target: parameters, state: optimiser
-state} its path and what kind of value it is. The arrays lie in one OCDBT store or each in a folder;
-an array's key is its path with dots.
+`checkpoint_STEP/state/_METADATA` is JSON: path and kind of each leaf of {target: parameters, state:
+optimizer state}. The arrays are in one OCDBT store, or in one folder per array; the key of an array
+is its path with dots.
 """
 
 import json
@@ -27,54 +27,54 @@ _ARRAYS = ("jax.Array", "np.ndarray", "scalar")
 
 
 def is_folder(path: epath.PathLike) -> bool:
-    """Whether a folder is such a checkpoint, be it damaged, or the item `state` of one."""
+    """Whether a folder is such a checkpoint, intact or not, or the item `state` of one."""
     metadata = _item(epath.Path(path)) / _METADATA
-    # Other Orbax checkpoints, those of our runs too, have an item `state`.
+    # Other Orbax checkpoints, such as those of our runs, also have an item `state`.
     return metadata.exists() and b"('target'" in metadata.read_bytes()
 
 
 def open_checkpoint(path: epath.PathLike) -> t5x.Checkpoint:
-    """Opens an Orbax checkpoint of T5X; parameters are read by `t5x.read_leaves`.
+    """Opens an Orbax checkpoint of T5X; `t5x.read_leaves` reads its parameters.
 
     Args:
-      path: a `checkpoint_STEP` folder or its `state`, local or `gs://`.
+      path: `checkpoint_STEP` folder or its `state`, local or `gs://`.
 
     Raises:
-      CheckpointError: if it is damaged, or holds no parameters of T5X.
+      CheckpointError: if it is damaged, or contains no parameters of T5X.
     """
     path = epath.Path(path)
-    with t5x.explained(path, f"its {_METADATA} is damaged, or not that of a T5X checkpoint"):
+    with t5x.explained(path, f"its {_METADATA} is damaged, or not from T5X"):
         metadata = json.loads((_item(path) / _METADATA).read_text())
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         names = [_path(entry) for entry in metadata["tree_metadata"].values() if _is_array(entry)]
     if not any(name[0] == "target" for name in names):
-        raise CheckpointError(f"{path}: holds no parameters; give a checkpoint of a T5X model")
-    in_one = (_item(path) / "manifest.ocdbt").exists()  # older writers do not say it
+        raise CheckpointError(f"{path}: contains no parameters; give a checkpoint of a T5X model")
+    ocdbt = (_item(path) / "manifest.ocdbt").exists()  # older writers do not record it
     specs = {
-        "/".join(name): {"driver": driver, "kvstore": _kvstore(_item(path), name, in_one)}
+        "/".join(name): {"driver": driver, "kvstore": _kvstore(_item(path), name, ocdbt)}
         for name in names
     }
     with t5x.explained(path, "its arrays are missing or damaged"):
-        # All are asked for before the first is awaited: the time is latency.
+        # All are requested before the first is awaited, since latency dominates.
         stores = {name: ts.open(spec, read=True) for name, spec in specs.items()}
         leaves = {name: _leaf(specs[name], store.result()) for name, store in stores.items()}
         step = leaves.get("state/step")
-        return t5x.made(path, step and read(step), leaves)
+        return t5x.checkpoint_of(path, step and read(step), leaves)
 
 
 def write_checkpoint(
     path: epath.PathLike, params: Mapping[str, Array], *, step: int, dtype: Any = np.float32
 ) -> None:
-    """Writes parameters as T5X with `use_orbax` does, one array at a time.
+    """Writes parameters as T5X with `use_orbax` does, with one array in memory at a time.
 
-    The folder gets its name only when it is complete. To be called in one process, which must be
-    able to address the arrays whole.
+    The folder gets its name once it is complete. To be called by a single process, which must be
+    able to address the arrays in full.
 
     Args:
-      path: the folder to make, `.../checkpoint_STEP`, local; its parents are made too.
-      params: arrays of any shape, by flat name without `target/`; cast to `dtype`.
-      step: training steps done.
-      dtype: the dtype to save in.
+      path: local folder to create, `.../checkpoint_STEP`; its parents are created as well.
+      params: arrays by path without `target/`; they are cast to `dtype`.
+      step: number of training steps.
+      dtype: dtype to write.
 
     Raises:
       CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
@@ -96,7 +96,7 @@ def write_checkpoint(
         (item / _METADATA).write_text(json.dumps(metadata))
         handlers = {"item_handlers": {_ITEM: _HANDLER}}
         (temporary / "_CHECKPOINT_METADATA").write_text(json.dumps(handlers))
-        # On buckets, which cannot rename, Orbax takes a folder without it for half-written.
+        # In buckets, which cannot rename, Orbax treats a folder without this file as incomplete.
         for folder in (item, temporary):
             (folder / "commit_success.txt").write_text("commit was successful")
 
@@ -106,7 +106,7 @@ def _item(path: epath.Path) -> epath.Path:
 
 
 def _is_array(entry: Mapping[str, Any]) -> bool:
-    """Whether a leaf has data; the optimiser state of a frozen parameter has none."""
+    """Whether a leaf has data; the optimizer state of a frozen parameter has none."""
     return entry["value_metadata"]["value_type"] in _ARRAYS
 
 
@@ -114,12 +114,14 @@ def _path(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(key["key"]) for key in entry["key_metadata"])
 
 
-def _kvstore(folder: epath.Path, name: tuple[str, ...], in_one: bool) -> dict[str, Any]:
-    """Where an array is: in the folder's OCDBT store, or in a folder of its own there."""
+def _kvstore(folder: epath.Path, name: tuple[str, ...], ocdbt: bool) -> dict[str, Any]:
+    """Location of an array: in the folder's OCDBT store, or in a folder of its own."""
     key = ".".join(name)
     if "/" in key or key.strip(".") == "":
-        raise CheckpointError(f"{folder}: {key!r} names no array of it; copy the checkpoint again")
-    if not in_one:
+        raise CheckpointError(
+            f"{folder}: {key!r} is not the name of an array; copy the checkpoint again"
+        )
+    if not ocdbt:
         return t5x.kvstore(folder, key)
     return {"driver": "ocdbt", "base": t5x.kvstore(folder.parent, folder.name), "path": key + "/"}
 
@@ -134,7 +136,7 @@ def _entry(name: str, shape: list[int]) -> tuple[str, dict[str, Any]]:
     return str(tuple(keys)), {
         "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in keys],
         "value_metadata": {
-            "value_type": "np.ndarray",  # a jax.Array would need a file of shardings too
+            "value_type": "np.ndarray",  # a jax.Array would also need a file of shardings
             "skip_deserialize": False,
             "write_shape": shape,
         },
@@ -146,7 +148,7 @@ def _write(folder: epath.Path, name: str, array: np.ndarray, dtype: np.dtype) ->
     spec = {
         "driver": "zarr",
         "dtype": dtype.name,
-        "kvstore": _kvstore(folder, tuple(name.split("/")), in_one=True),
+        "kvstore": _kvstore(folder, tuple(name.split("/")), ocdbt=True),
         "metadata": {
             "shape": list(array.shape),
             "chunks": chunks,
