@@ -319,7 +319,7 @@ def test_config_that_we_do_not_model(saved, field, value, message):
         (
             replace(NANO, activations=("silu", "linear")),
             random_leaves(NANO),
-            "config.json has no name",
+            "config.json has names only for",
         ),
     ],
 )

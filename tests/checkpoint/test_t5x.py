@@ -376,8 +376,8 @@ def test_missing_path(tmp_path):
 
 def test_folder_without_index(tmp_path):
     assert error_of(open_checkpoint, tmp_path) == (
-        f"{tmp_path}: not a native T5X checkpoint; give a checkpoint_STEP folder, which holds a file "
-        "named checkpoint"
+        f"{tmp_path}: not a native T5X checkpoint; give a checkpoint_STEP folder, which holds a "
+        "file named checkpoint"
     )
 
 
@@ -390,7 +390,8 @@ def test_folder_of_checkpoints(written):
 def test_orbax_checkpoint_of_something_else(tmp_path):
     (tmp_path / "_CHECKPOINT_METADATA").touch()
     assert error_of(open_checkpoint, tmp_path) == (
-        f"{tmp_path}: not a native T5X checkpoint; it is an Orbax checkpoint, but not one of a T5X model"
+        f"{tmp_path}: not a native T5X checkpoint; it is an Orbax checkpoint, but not one of a T5X "
+        "model"
     )
 
 
@@ -409,8 +410,8 @@ def test_unsupported_version(written, version):
     path, _ = written
     edit_index(path, lambda content: content.update(version=version))
     message = error_of(open_checkpoint, path)
-    assert f"{path}: T5X version {version} of the index is not supported, only 2 and 3" in message
-    assert "write the checkpoint again" in message
+    assert f"{path}: version {version} of the T5X index is not supported, only 2 and 3" in message
+    assert "with a newer T5X" in message
 
 
 @pytest.mark.parametrize("tree", [{}, {"target": {}}, [], None])
@@ -486,7 +487,7 @@ def test_integers_are_not_read_as_parameters(written):
     wanted = {"a": jax.ShapeDtypeStruct((4,), jnp.float32)}
     message = error_of(read_leaves, open_checkpoint(path), wanted)
     assert message == (
-        f"{path}: a is stored as uint16, wanted float32; give a checkpoint of floating-point "
+        f"{path}: a is stored as uint16, expected float32; give a checkpoint of floating-point "
         "parameters"
     )
 

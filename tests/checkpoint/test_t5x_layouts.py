@@ -166,7 +166,7 @@ def metadata_of(folder: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: [], "Orbax checkpoint, but not T5X's"),
+        (lambda content: [], "Orbax checkpoint, but not one of a T5X"),
         (lambda content: ["('target', 'a')"], "_METADATA is damaged"),
         (lambda content: content | {"tree_metadata": {"('target'": {}}}, "_METADATA is damaged"),
         (
@@ -175,7 +175,7 @@ def metadata_of(folder: Path, change) -> None:
         ),
         (
             lambda content: {"tree_metadata": {"('target'": entry("target", "../../x")}},
-            "names no array of it",
+            "is not the name of an array",
         ),
     ],
 )

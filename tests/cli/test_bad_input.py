@@ -231,7 +231,7 @@ CASES = {
     "target below a file": (convert("hf", "--to=words.txt/checkpoint_1"), "words.txt"),
     "name that T5X does not read": (convert("hf", "--to=new"), "checkpoint_STEP"),
     "no suffix": (convert("hf", "--to=new", "--format=safetensors"), "must end in .safetensors"),
-    "other scheme": (convert("http://host/a"), "from a local path, gs:// or s3://"),
+    "other scheme": (convert("http://host/a"), "must be a local path, gs:// or s3://"),
     "text for a backbone": (convert("words.txt"), "words.txt: the index is unreadable"),
     "folder without one": (convert("empty"), "empty: not a native T5X checkpoint"),
     "folder above one": (convert("t5x"), "give one of the folders in it: checkpoint_1"),
@@ -247,7 +247,7 @@ CASES = {
     "lost T5X chunk": (convert("t5x_lost/checkpoint_1"), "token_embedder/embedding is missing"),
     "cut T5X index": (convert("t5x_cut/checkpoint_1"), "the index is unreadable"),
     "damaged Orbax": (convert("orbax/checkpoint_1"), "_METADATA is damaged"),
-    "run for a backbone": (convert("run/checkpoint_1"), "Orbax checkpoint, but not T5X's"),
+    "run for a backbone": (convert("run/checkpoint_1"), "Orbax checkpoint, but not one of a T5X"),
     "config of no size": (convert("hf_odd", "--model="), "no T5 preset named ''"),
     "prompt for a backbone": (convert("prompt.npy"), "the index is unreadable"),
     "adapter for a backbone": (convert("adapter"), "not a native T5X checkpoint"),
@@ -294,7 +294,7 @@ CASES = {
     "prompt that is not finite": (evaluation("--gin.PROMPT_FILE=nan.npy"), "that are not finite"),
     "prompt of no vectors": (
         evaluation("--gin.PROMPT_FILE=none.npy"),
-        "none.npy: a prompt has at least",
+        "none.npy: a prompt must have at least",
     ),
     "cut prompt": (evaluation("--gin.PROMPT_FILE=cut.npy"), "cut.npy: not a prompt in .npy"),
     "empty prompt": (evaluation("--gin.PROMPT_FILE=empty.npy"), "empty.npy: not a prompt"),
@@ -305,7 +305,7 @@ CASES = {
     "prompt of objects": (evaluation("--gin.PROMPT_FILE=objects.npy"), "not a prompt in .npy"),
     "prompt of another name": (
         evaluation("--gin.PROMPT_FILE=other.safetensors"),
-        "holds ['other']",
+        "got ['other']",
     ),
     "folder for a prompt": (evaluation("--gin.PROMPT_FILE=empty"), "empty: no such prompt file"),
     "adapter for a prompt": (evaluation("--gin.PROMPT_FILE=lora"), 'peft_type = "LORA"'),
@@ -326,7 +326,7 @@ CASES = {
     # adapters
     "no adapter": (adapters("absent"), "absent: no such prompt file"),
     "adapter of another kind": (adapters("prefix"), 'peft_type = "PREFIX_TUNING"'),
-    "adapter with too few rows": (adapters("short"), "prompt_embeddings is [4, 16], not [8, any]"),
+    "adapter with too few rows": (adapters("short"), "prompt_embeddings: expected [8, any]"),
     "adapter of odd tensors": (adapters("lora"), "lora_alpha = null"),
     "adapter that is not finite": (adapters("nan_adapter"), "that are not finite"),
     "adapter of several": (adapters("several"), "prompt_tuning.adapters --task"),
@@ -341,7 +341,7 @@ CASES = {
         "leaves other than LoRA's",
     ),
     "alpha of a prompt": (adapters("prompt.npy", "--lora_alpha=2"), "--lora_alpha=2.0"),
-    "adapter that exists": (adapters("prompt.npy", "--to=adapter"), "adapter: exists"),
+    "adapter that exists": (adapters("prompt.npy", "--to=adapter"), "adapter: already exists"),
     "suffix of no prompt": (
         adapters("adapter", "--format=prompt", "--to=new.bin"),
         ".npy or .safe",

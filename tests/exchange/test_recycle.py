@@ -191,7 +191,7 @@ def test_one_leaf_in_its_own_shape(folder, name):
     [
         ("other.safetensors", "contains no token_embedder/embedding"),
         ("checkpoint_2", "no such file or folder"),
-        ("http://a/b", "from a local path, gs:// or s3://"),
+        ("http://a/b", "must be a local path, gs:// or s3://"),
     ],
 )
 def test_no_leaf_to_read(folder, name, message):

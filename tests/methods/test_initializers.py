@@ -158,7 +158,7 @@ def test_file(tmp_path, name):
     ("shape", "message"),
     [
         ((4, D + 1), f"{D + 1} wide, the backbone {D}"),
-        ((3, D), "3 vectors, not 4; set PROMPT_LENGTH = 3"),
+        ((3, D), "expected 4 vectors, got 3; set PROMPT_LENGTH = 3"),
     ],
 )
 def test_file_of_another_shape(tmp_path, shape, message):

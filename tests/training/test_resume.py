@@ -182,7 +182,9 @@ def test_a_run_goes_on_from_the_whole_one(whole, tmp_path):
 
 def test_a_checkpoint_of_another_step_is_not_loaded(whole, tmp_path):
     shutil.copytree(whole[0] / "checkpoint_4", tmp_path / "checkpoint_5")
-    with pytest.raises(CheckpointError, match=r"checkpoint_5: is of another run or step \(4\)"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint_5: belongs to another run or step \(4\)"
+    ):
         RunCheckpoints(tmp_path).latest  # noqa: B018
 
 

@@ -189,8 +189,8 @@ def _checked_version(path: epath.Path, content: Any) -> int:
     version = content.get("version")
     if not isinstance(version, int) or version not in _VERSIONS:
         raise CheckpointError(
-            f"{path}: version {version} of the T5X index is not supported, only 2 and 3; load and save "
-            "the checkpoint with a newer T5X"
+            f"{path}: version {version} of the T5X index is not supported, only 2 and 3; save the "
+            "checkpoint again with a newer T5X"
         )
     return version
 
