@@ -32,7 +32,7 @@ def main(words: Sequence[str], *, backbone: str | None, vocabulary: str | None) 
         raise UserError("--vocabulary names the nearest tokens of --backbone; give both")
     contents = contents_of(words[0])
     if backbone and not contents.prompt:
-        raise UserError(f"--backbone: {words[0]} contains no prompt ({contents.kind}); leave it out")
+        raise UserError(f"--backbone: {words[0]} has no prompt ({contents.kind}); leave it out")
     report = lines(contents)
     if contents.prompt:
         prompt = contents.prompt()

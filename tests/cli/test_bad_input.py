@@ -358,7 +358,7 @@ CASES = {
     "inspect: damaged Orbax": (inspect("orbax"), "_METADATA is damaged"),
     "inspect: tokens of no prompt": (
         inspect("nano.safetensors", "--backbone=nano.safetensors"),
-        "--backbone: nano.safetensors contains no prompt",
+        "--backbone: nano.safetensors has no prompt",
     ),
     "inspect: another width": (
         inspect("wide.npy", "--backbone=nano.safetensors"),
