@@ -1,7 +1,8 @@
-"""A whole run on the embedded backbone: what it writes, goes on from, and measures."""
+"""A whole run on a tiny backbone: what it writes, resumes from, and measures."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,27 +10,33 @@ import jax
 import numpy as np
 import pytest
 import seqio
+from orbax.checkpoint import v1 as ocp
 
 from prompt_tuning import __version__, embedded, methods, sharding
 from prompt_tuning.analysis import learning_curve
-from prompt_tuning.checkpoint import card, fingerprint
+from prompt_tuning.checkpoint import backbone, card, fingerprint
 from prompt_tuning.checkpoint.formats.safetensors_file import stored
+from prompt_tuning.checkpoint.run import load_trained
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import validation as validation
 from prompt_tuning.evaluation.validation import Validation
+from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.result_file import Result
 from prompt_tuning.runs.train import train
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import preset
+from prompt_tuning.testing import clean_registries, random_leaves, tiny_config
 from prompt_tuning.training.loop import Fit
 from prompt_tuning.training.metrics_writer import read_metrics
 from prompt_tuning.training.optim import adafactor
 
-CONFIG = preset("demo")
+CONFIG = tiny_config(vocab_size=preset("demo").vocab_size)
+TOTAL = ParamSplit.of(CONFIG, methods.ModelTuning()).shapes
 PROMPT = methods.PromptTuning(length=4)
 T5X_METRICS = {
     "step",
@@ -49,9 +56,20 @@ T5X_METRICS = {
 }
 
 
+def sizes(shapes) -> int:
+    return sum(math.prod(leaf.shape) for leaf in shapes.values())
+
+
 def one_device() -> Layout:
     """Eight would hold eight copies."""
     return sharding.layout(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def backbone_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    backbone.save(path, random_leaves(TOTAL), "float32")
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +89,7 @@ def run(
     model_dir: Path,
     steps: int,
     *,
+    backbone: str,
     method=PROMPT,
     eval_methods=("rank",),
     on_start=lambda folder: None,
@@ -83,7 +102,7 @@ def run(
         method=method,
         layout=one_device(),
         data=data,
-        initial_checkpoint=embedded.backbone(),
+        initial_checkpoint=backbone,
         fit=Fit(total_steps=steps, log_period=1, **{"eval_period": 2, **settings}),
         eval_methods=eval_methods,
         eval_batch_size=64,
@@ -92,7 +111,7 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> tuple[Path, Result]:
+def finished(data, backbone_file, tmp_path_factory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("run") / "model"
     started = []
 
@@ -101,7 +120,7 @@ def finished(data, tmp_path_factory) -> tuple[Path, Result]:
         started.append(str(path))
         return "PROMPT_LENGTH = 4"
 
-    result = run(data, folder, 4, on_start=on_start)
+    result = run(data, folder, 4, backbone=backbone_file, on_start=on_start)
     assert started == [str(folder)]
     return folder, result
 
@@ -125,9 +144,17 @@ def test_files(finished):
 
 def test_only_trained_leaves_are_saved(finished):
     folder, _ = finished
-    for part in ("checkpoint_4", "best", "trained_best.safetensors"):
-        files = [path for path in (folder / part, *(folder / part).rglob("*")) if path.is_file()]
-        assert 4_000 < sum(path.stat().st_size for path in files) < 200_000
+    prompt = (4, CONFIG.d_model)
+    for which in ("best", "last"):
+        leaves = stored(folder / f"trained_{which}.safetensors")
+        assert {path: leaf.shape for path, leaf in leaves.items()} == {PROMPT_PATH: prompt}
+    step, trained = load_trained(folder)
+    assert (step, trained.keys()) == (4, {PROMPT_PATH})
+    for saved in (folder / "checkpoint_4", *(folder / "best").iterdir()):
+        tree = ocp.metadata(saved).metadata
+        # The step, Adafactor's count and its unused slots have one element or none.
+        shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(tree)}
+        assert {prompt} <= shapes <= {prompt, (), (1,)}
 
 
 def test_result(finished):
@@ -136,7 +163,7 @@ def test_result(finished):
     assert result.summary["majority_accuracy"] == 0.5
     assert (result.task, result.splits) == ("demo_reviews", {"demo_reviews": "test"})
     assert result.trained_parameters == 4 * CONFIG.d_model
-    assert result.total_parameters == 8_655_104 + 4 * CONFIG.d_model
+    assert result.total_parameters == sizes(TOTAL) + 4 * CONFIG.d_model
     assert result.seconds > 0
 
 
@@ -155,11 +182,11 @@ def test_logs(finished):
         assert list((folder / kind).glob("events.out.tfevents.*"))
 
 
-def test_the_card(finished):
+def test_the_card(finished, backbone_file):
     folder, result = finished
     best, last = (card.read(folder / f"prompt_{which}.npy") for which in ("best", "last"))
     assert best == card.Card(
-        backbone=embedded.backbone(),
+        backbone=backbone_file,
         fingerprint=best.fingerprint,
         d_model=CONFIG.d_model,
         task="demo_reviews",
@@ -175,14 +202,14 @@ def test_the_card(finished):
         config="PROMPT_LENGTH = 4",
     )
     assert (last.steps, last.length) == (4, 4)
-    leaves = {name: np.asarray(leaf) for name, leaf in stored(Path(embedded.backbone())).items()}
+    leaves = {name: np.asarray(leaf) for name, leaf in stored(Path(backbone_file)).items()}
     assert best.fingerprint == fingerprint.of(leaves)
     of_leaves = card.read(folder / "trained_last.safetensors")
     assert of_leaves == dataclasses.replace(last, length=0)
 
 
-def test_a_resumed_run_is_the_same_run(data, finished, tmp_path):
-    """Stopped in the evaluation at step 2, from whose checkpoint it goes on."""
+def test_a_resumed_run_is_the_same_run(data, backbone_file, finished, tmp_path):
+    """Interrupted in the evaluation at step 2, from whose checkpoint it resumes."""
     score, results = validation.score, [True, False]
 
     def score_once(*arguments) -> dict[str, float]:
@@ -193,10 +220,10 @@ def test_a_resumed_run_is_the_same_run(data, finished, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "score", score_once)
         with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path / "model", 4, checkpoint_period=2)
+            run(data, tmp_path / "model", 4, backbone=backbone_file, checkpoint_period=2)
     log = tmp_path / "model" / "train" / "metrics.jsonl"
     log.write_text(log.read_text() + '{"step": 3, "loss": 0}\n{"step": 4, "lo')
-    result = run(data, tmp_path / "model", 4, checkpoint_period=3)
+    result = run(data, tmp_path / "model", 4, backbone=backbone_file, checkpoint_period=3)
     assert result.resumed_from_step == 2
     for name in ("prompt_last.npy", "prompt_best.npy", "trained_last.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
@@ -212,63 +239,71 @@ def untimed(line: str) -> dict[str, float]:
     return {k: v for k, v in json.loads(line).items() if not k.startswith("timing/")}
 
 
-def test_a_finished_run_writes_its_results_again(data, finished):
+def test_a_finished_run_writes_its_results_again(data, backbone_file, finished):
     folder, result = finished
     last = (folder / "prompt_last.npy").read_bytes()
     (folder / "prompt_last.npy").unlink()
-    again = run(data, folder, 4)
+    again = run(data, folder, 4, backbone=backbone_file)
     assert (result.resumed_from_step, again.resumed_from_step) == (0, 4)
     of_process = {"seconds": 0.0, "resumed_from_step": 0}
     assert dataclasses.replace(again, **of_process) == dataclasses.replace(result, **of_process)
     assert (folder / "prompt_last.npy").read_bytes() == last
 
 
-def test_a_run_refuses_fewer_steps_than_it_has(data, finished):
+def test_a_run_refuses_fewer_steps_than_it_has(data, backbone_file, finished):
     with pytest.raises(UserError, match=r"TRAIN_STEPS = 2: .* is already at step 4"):
-        run(data, finished[0], 2)
+        run(data, finished[0], 2, backbone=backbone_file)
 
 
-def test_a_run_refuses_another_task(data, finished):
+def test_a_run_refuses_another_task(data, backbone_file, finished):
     other = dataclasses.replace(data, task="demo_topics")
     with pytest.raises(UserError, match="contains a run on the task demo_reviews"):
-        run(other, finished[0], 4)
+        run(other, finished[0], 4, backbone=backbone_file)
 
 
-def test_the_saved_prompt_has_the_runs_accuracy(data, finished, tmp_path):
+def test_the_saved_prompt_predicts_what_the_trained_leaves_do(
+    data, backbone_file, finished, tmp_path
+):
     folder, result = finished
     method = methods.PromptTuning(4, initializer=methods.FromFile(str(folder / "prompt_best.npy")))
-    by_prompt = measured(data, tmp_path / "a", method, eval_methods=("rank", "generate"))
-    assert by_prompt["demo_reviews"]["rank/accuracy"] == result.summary["prompt_accuracy"]
+    by_prompt = measured(data, tmp_path / "a", method, backbone=backbone_file)
     trained = str(folder / "trained_best.safetensors")
-    found = measured(data, tmp_path / "b", PROMPT, trained_file=trained)
-    assert found == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
+    by_leaves = measured(data, tmp_path / "b", PROMPT, backbone=backbone_file, trained_file=trained)
+    assert by_prompt == by_leaves
+    assert by_leaves == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
+    scores = "demo_reviews-test-rank.jsonl"
+    assert (tmp_path / "a" / scores).read_bytes() == (tmp_path / "b" / scores).read_bytes()
 
 
-def measured(data: TaskData, folder: Path, method: methods.Method, **settings) -> dict:
+def measured(
+    data: TaskData, folder: Path, method: methods.Method, *, backbone: str, **settings
+) -> dict:
     return evaluate(
         output_dir=str(folder),
         config=CONFIG,
         method=method,
         layout=one_device(),
         data=dataclasses.replace(data, batch_size=64),
-        initial_checkpoint=embedded.backbone(),
+        initial_checkpoint=backbone,
         **settings,
     )
 
 
-def test_model_tuning(data, tmp_path):
+def test_model_tuning(data, backbone_file, tmp_path):
     result = run(
         data,
         tmp_path / "model",
         2,
+        backbone=backbone_file,
         method=methods.ModelTuning(),
         learning_rate=0.001,
         optimizer=lambda rate: adafactor(rate, multiply_by_parameter_scale=True, factored=True),
     )
-    assert result.trained_parameters == result.total_parameters == 8_655_104
+    assert result.trained_parameters == result.total_parameters == sizes(TOTAL)
     assert not list((tmp_path / "model").glob("prompt_*"))
     trained = str(tmp_path / "model" / "trained_best.safetensors")
-    found = measured(data, tmp_path / "eval", methods.ModelTuning(), trained_file=trained)
+    tuning = methods.ModelTuning()
+    found = measured(data, tmp_path / "eval", tuning, backbone=backbone_file, trained_file=trained)
     assert found == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
     curve = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
     assert curve[0]["loss"] != curve[1]["loss"]
@@ -279,19 +314,20 @@ def mixture(data) -> Iterator[TaskData]:
     """Reviews, and texts without labels that have no test split."""
     rows = [Row(f"number {i}", f"{i}") for i in range(16)]
     splits = dict.fromkeys(("train", "validation"), rows.copy)
-    tasks.register("numbers", splits, tasks.vocabulary(embedded.vocabulary()))
-    seqio.MixtureRegistry.add("reviews_and_numbers", ["demo_reviews", "numbers"], default_rate=1.0)
-    yield dataclasses.replace(data, task="reviews_and_numbers")
-    seqio.MixtureRegistry.remove("reviews_and_numbers")
-    seqio.TaskRegistry.remove("numbers")
+    with clean_registries():
+        tasks.register("numbers", splits, tasks.vocabulary(embedded.vocabulary()))
+        seqio.MixtureRegistry.add(
+            "reviews_and_numbers", ["demo_reviews", "numbers"], default_rate=1.0
+        )
+        yield dataclasses.replace(data, task="reviews_and_numbers")
 
 
-def test_a_mixture(mixture, data, tmp_path, capsys):
+def test_a_mixture(mixture, data, backbone_file, tmp_path, capsys):
     folder = tmp_path / "model"
     with pytest.raises(UserError, match="'rank', but the task numbers has no labels"):
-        run(mixture, folder, 2, eval_methods=("rank",))
+        run(mixture, folder, 2, backbone=backbone_file, eval_methods=("rank",))
     assert not folder.exists()
-    result = run(mixture, folder, 2, eval_methods=("auto",))
+    result = run(mixture, folder, 2, backbone=backbone_file, eval_methods=("auto",))
     assert Result.read(folder) == result
     assert result.task == "reviews_and_numbers"
     assert result.splits == {"demo_reviews": "test", "numbers": "validation"}
@@ -315,12 +351,13 @@ def test_a_mixture(mixture, data, tmp_path, capsys):
     assert "demo_reviews, test split, step" in out and "numbers, validation split, step" in out
     for other in (data, dataclasses.replace(data, task="numbers")):
         with pytest.raises(UserError, match="contains a run on the task demo_reviews, numbers"):
-            run(other, folder, 2, eval_methods=("auto",))
+            run(other, folder, 2, backbone=backbone_file, eval_methods=("auto",))
     # `eval` on the same leaves: a file of metrics and one of predictions for each task.
     found = measured(
         mixture,
         tmp_path / "eval",
         PROMPT,
+        backbone=backbone_file,
         trained_file=str(folder / "trained_best.safetensors"),
         split="validation",
         eval_methods=("auto",),
@@ -361,10 +398,16 @@ def test_metrics_of_a_run_that_was_stopped(tmp_path):
     assert read_metrics(log) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
 
 
-def test_learning_curve_of_metrics_that_came_later(tmp_path):
+def test_learning_curve_of_metrics_that_came_later(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(learning_curve.style, "save", lambda figure, path: figures.append(figure))
     train = [{"step": 1, "loss_per_nonpadding_target_token": 1.0}]
     validation = [{"step": 0, "rank/accuracy": 0.5}, {"step": 1, "generate/accuracy": 0.5}]
     learning_curve.learning_curve(
         tmp_path / "curve.png", train, validation, {"majority class": 0.5}
     )
-    assert (tmp_path / "curve.png").stat().st_size > 1_000
+    lines = {line.get_label(): line for line in figures[0].axes[1].lines}
+    points = {name: line.get_xydata().tolist() for name, line in lines.items()}
+    assert points["rank/accuracy"] == [[0, 0.5]]
+    assert points["generate/accuracy"] == [[1, 0.5]]
+    assert "majority class" in points
