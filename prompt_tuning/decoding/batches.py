@@ -231,7 +231,7 @@ def generate(
             step_fn, cache, batch=batch, beams=search.beams, length=length, alpha=alpha, **ends
         )
         return decoded.tokens[:, 0], decoded.scores[:, 0]
-    draws = decoding.Draws(decoding.keys_of(keys[0, 0], keys[:, 1]), temperature, top_k, top_p)
+    draws = decoding.Draws(decoding.keys_of(keys[:, 0], keys[:, 1]), temperature, top_k, top_p)
     decoded = decoding.decode(step_fn, cache, batch=batch, length=length, draws=draws, **ends)
     return decoded.tokens, decoded.scores
 

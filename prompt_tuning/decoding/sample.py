@@ -94,9 +94,18 @@ class Draws(flax.struct.PyTreeNode):
         return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1)
 
 
-def keys_of(seed: int | Array, rows: Sequence[int] | Array) -> Array:
-    """Makes a key from each row's number, so a sample does not depend on the other rows."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.asarray(rows))
+def keys_of(seeds: int | Array, numbers: Sequence[int] | Array) -> Array:
+    """Makes keys [B] from each row's seed and number, so a sample does not depend on other rows.
+
+    Args:
+      seeds: One seed for all rows, or [B] uint32.
+      numbers: [B], distinct for rows that have the same seed but are to differ.
+    """
+    numbers = jnp.asarray(numbers)
+    seeds = jnp.broadcast_to(jnp.asarray(seeds, jnp.uint32), numbers.shape)
+    return jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
+        seeds, numbers
+    )
 
 
 def sampling_arrays(

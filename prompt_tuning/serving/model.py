@@ -193,7 +193,7 @@ class Model:
         max_tokens: int | Sequence[int] = MAX_TOKENS,
         stop: Sequence[int] = (),
         sampling: Sampling | Sequence[Sampling | None] | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         beams: int = 1,
         alpha: float = 0.6,
     ) -> list[Generation]:
@@ -205,7 +205,9 @@ class Model:
           stop: Ids of tokens that end a text, besides the end token.
           sampling: Settings of sampling, one for all texts or one for each; None for the most
             likely token at each step.
-          seed: Seed of the samples; a text's sample does not depend on the other texts.
+          seed: Seed of the samples, from 0 to 2^32 - 1. One for all texts: the sample of text i
+            depends on the seed and i. One for each: the sample of a text is that of a call with
+            this text and seed alone. Neither depends on the other texts.
           beams: Number of beams; 1 for no beam search.
           alpha: Exponent of beam search's length penalty.
 
@@ -262,7 +264,7 @@ class Model:
         max_tokens: int | Sequence[int] = MAX_TOKENS,
         stop: Sequence[int] = (),
         samplings: Sequence[Sampling | None] | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         beams: int = 1,
         alpha: float = 0.6,
     ) -> list[Generation]:
@@ -281,7 +283,7 @@ class Model:
             np.array(limits, np.int32),
             np.tile(np.array([EOS, *stop], np.int32), (len(texts), 1)),
             np.full(len(texts), alpha, np.float32),
-            np.array([(seed, i) for i in range(len(texts))], np.uint32),
+            _seeds_and_numbers(seed, len(texts)),
             *sampling_arrays(samplings or [None] * len(texts)),
         )
         decoded = self._map(task_set, texts, names, batches.generate, search, *arrays)
@@ -346,6 +348,19 @@ class Model:
     ) -> None:
         with self._lock:
             self._task_set = self._task_set.add(prompts, labels, replace=replace)
+
+
+def _seeds_and_numbers(seed: int | Sequence[int], count: int) -> np.ndarray:
+    """Seed and number [count, 2] uint32 of each text, from which its key is made."""
+    pairs: list[tuple[Any, int]]
+    if isinstance(seed, Sequence | np.ndarray):
+        pairs = [(text_seed, 0) for text_seed in seed]
+    else:
+        pairs = [(seed, i) for i in range(count)]
+    valid = all(isinstance(x, int | np.integer) and 0 <= x < 2**32 for x, _ in pairs)
+    if len(pairs) != count or not valid:
+        raise UserError(f"seed = {seed}: must be a number from 0 to 2^32 - 1, or one for each text")
+    return np.array(pairs, np.uint32).reshape(count, 2)
 
 
 def _label_targets(

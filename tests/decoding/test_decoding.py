@@ -230,6 +230,14 @@ def test_a_sample_does_not_depend_on_the_other_rows():
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])
 
 
+def test_keys_are_those_of_each_row_s_seed_and_number():
+    keys = jax.random.key_data(decoding.keys_of(np.array([3, 3, 4], np.uint32), [0, 1, 0]))
+    for key, seed, number in zip(keys, (3, 3, 4), (0, 1, 0), strict=True):
+        expected = jax.random.fold_in(jax.random.key(seed), number)
+        np.testing.assert_array_equal(key, jax.random.key_data(expected))
+    np.testing.assert_array_equal(keys[:2], jax.random.key_data(decoding.keys_of(3, [0, 1])))
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("temperature", 0.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0)],

@@ -116,6 +116,21 @@ def test_samples():
     assert draw([line, other])[0].text == draw([line, third])[0].text == answers[0].text
 
 
+def test_each_text_may_have_its_own_seed():
+    """A text's sample is that of its seed alone: not of its place, the batch or its neighbours."""
+    lines = [text(n, 2) for n in (6, 4, 9)]
+
+    def draw(lines: list[str], seed: int | list[int]) -> list[str]:
+        answers = four_tasks().generate(lines, "a", max_tokens=8, sampling=Sampling(2.0), seed=seed)
+        return [answer.text for answer in answers]
+
+    first, second, third = draw(lines, seed=[3, 2**32 - 1, 3])
+    assert draw(lines[::-1], seed=[3, 2**32 - 1, 3]) == [third, second, first]
+    assert draw([*lines, *lines], seed=[3, 7, 3, 3, 2**32 - 1, 3])[4] == second
+    assert draw(lines[:1], seed=3) == draw(lines[:1], seed=[3]) == [first]
+    assert draw([lines[0]] * 2, seed=[3, 4])[0] != draw([lines[0]] * 2, seed=[4, 3])[0]
+
+
 def test_settings_of_decoding_compile_nothing():
     model, lines = empty(), [text(6, 2), text(4, 2)]
     model.add_task("a", prompt(3))
@@ -348,6 +363,10 @@ def ask(name: str, *arguments, **options):
         (ask("generate", ["4"], "a", stop=["x"]), "stop contains 'x'"),
         (ask("generate", ["4"], "a", sampling=Sampling(), beams=2), "beams = 2"),
         (ask("generate", ["4"], "a", sampling=[None, None]), "1 texts, but 2 settings"),
+        (ask("generate", ["4"], "a", seed=-1), "seed = -1: must be a number from 0"),
+        (ask("generate", ["4"], "a", seed=2**32), "seed = 4294967296: must be"),
+        (ask("generate", ["4"], "a", seed=[1, 2]), "or one for each text"),
+        (ask("generate", ["4"], "a", seed="7"), "seed = 7: must be"),
         (ask("add_task", "a", None), "task 'a': already exists"),
         (ask("add_task", "e", None, "xy"), "labels = 'xy': must be a list"),
         (ask("add_task", "e", None, None), "labels = None: must be a list"),
