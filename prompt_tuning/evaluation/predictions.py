@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.evaluation.scores import measure
+from prompt_tuning.evaluation.scores import measure_each
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.runtime import files
@@ -40,7 +40,6 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
       The metrics, named METHOD/METRIC.
     """
     name = f"{data.task}-{data.split}"
-    metrics: dict[str, float] = {}
     for method, predicted in by_method.items():
         texts = zip(data.inputs, data.targets, strict=True)
         examples = ({"input": text, "target": target} for text, target in texts)
@@ -48,6 +47,6 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
         with renamed_when_done(path) as temporary, temporary.open("w") as file:
             for line in lines(examples, predicted, data.labels):
                 file.write(json.dumps(line) + "\n")
-        metrics |= {f"{method}/{metric}": x for metric, x in measure(data, predicted).items()}
+    metrics = measure_each(data, by_method)
     files.write_json(folder / f"{name}-metrics.json", metrics)
     return metrics

@@ -17,10 +17,10 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
     return metrics
 
 
-def score(
+def predict(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int
-) -> dict[str, float]:
-    """Computes the task's metrics by each evaluation method, named METHOD/METRIC.
+) -> dict[str, Predictions]:
+    """Predicts a split by each evaluation method.
 
     Args:
       tuned: Model to score.
@@ -29,10 +29,24 @@ def score(
       batch_size: Rows of a batch.
     """
     return {
-        f"{name}/{metric}": value
-        for name in predictors_for(data, methods)
-        for metric, value in measure(data, PREDICTORS[name](tuned, data, batch_size)).items()
+        name: PREDICTORS[name](tuned, data, batch_size) for name in predictors_for(data, methods)
     }
+
+
+def measure_each(data: EvalSet, by_method: Mapping[str, Predictions]) -> dict[str, float]:
+    """Computes the task's metrics of each evaluation method's predictions, named METHOD/METRIC."""
+    return {
+        f"{name}/{metric}": value
+        for name, predictions in by_method.items()
+        for metric, value in measure(data, predictions).items()
+    }
+
+
+def score(
+    tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int
+) -> dict[str, float]:
+    """Computes the task's metrics by each evaluation method; arguments as for `predict`."""
+    return measure_each(data, predict(tuned, data, methods, batch_size))
 
 
 def majority(data: EvalSet, methods: Sequence[str]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import schedulers
 from prompt_tuning.experiments.grid import Cell, Experiment
 from prompt_tuning.experiments.wording import counted
-from prompt_tuning.runtime import exit_status, files, preemption
+from prompt_tuning.runtime import exit_status, preemption
 
 FAILED = 1
 _UNUSED = ("gin_file", "multiprocess", "coordinator_address", "process_count", "process_index")
@@ -108,10 +108,10 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
 def table(experiment: Experiment, cells: list[Cell]) -> None:
     """Writes the table of the cells that have a record, and prints it."""
     from prompt_tuning.experiments import records
-    from prompt_tuning.experiments.results import tables
+    from prompt_tuning.experiments.results import export, tables
 
     lines = records.write_table(experiment, cells)
-    made = tables.of(lines)
+    made = tables.of(lines, experiment.row)
     print(tables.markdown(made, experiment.paper) if made.rows else "no cell is done yet")
     failed = sum(line["status"] == "failed" for line in lines)
     print(
@@ -120,7 +120,7 @@ def table(experiment: Experiment, cells: list[Cell]) -> None:
         f"in {experiment.folder / records.TABLE}"
     )
     if flags.FLAGS.json:
-        files.write_json(flags.FLAGS.json, tables.as_json(made))
+        export.write(flags.FLAGS.json, export.runs(lines, experiment.row))
 
 
 def plot(experiment: Experiment, cells: list[Cell]) -> None:

@@ -1,4 +1,11 @@
-"""What a finished cell leaves: one JSON record, and the files that are worth their space."""
+"""What a finished cell leaves: one JSON record, and the files that are worth their space.
+
+A record is {"status": "done" | "failed", "error", "results", "trained_parameters",
+"total_parameters", "best_step", "steps", "seconds", "version", "config"}. A result is {"task",
+"split", "row", "metrics", "run", "constant"}: the metrics are those of the first evaluation
+method, "run" is the name of the step, and "constant" says whether all answers are the same, or is
+None if that is unknown.
+"""
 
 import dataclasses
 import json
@@ -10,8 +17,9 @@ from typing import Any
 from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card
 from prompt_tuning.experiments.grid import Cell, Experiment, Step
+from prompt_tuning.experiments.results.scores import ENSEMBLE, VALIDATION
 from prompt_tuning.runs import result_file
-from prompt_tuning.runs.result_file import ROWS, Result
+from prompt_tuning.runs.result_file import ROWS, TRAINED, Result
 from prompt_tuning.runtime import files
 from prompt_tuning.runtime.files import renamed_when_done
 
@@ -23,7 +31,7 @@ Record = dict[str, Any]
 
 
 def read(folder: Path) -> Record | None:
-    """A cell's record; None if it is neither done nor failed."""
+    """Returns a cell's record; None if it is neither done nor failed."""
     path = folder / RECORD
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -43,7 +51,7 @@ def fail(folder: Path, error: str) -> None:
 
 
 def finish(folder: Path, steps: Sequence[Step], keep_weights: bool) -> None:
-    """Removes a cell's checkpoints and records its results."""
+    """Records a cell's results, and removes its checkpoints."""
     record = {"status": "done", "error": None, **_numbers(folder, steps)}
     for step in steps:
         if step.command == "train":
@@ -52,11 +60,10 @@ def finish(folder: Path, steps: Sequence[Step], keep_weights: bool) -> None:
 
 
 def collect(experiment: Experiment, cells: Sequence[Cell]) -> tuple[list[Record], list[Record]]:
-    """The records of the cells that have one, by the cells' names, and beside them what no two
-    runs have in common: {"cell", "seconds"}.
+    """Returns the records of the cells that have one, and their times: {"cell", "seconds"}.
 
-    Returns the same for the same cells, in whatever order and after however many kills they were
-    run; so do the files.
+    Both are sorted by the cells' names. Everything that differs between two runs of the same cells,
+    in whatever order and after however many kills, is in the times.
     """
     names = experiment.short_names()
     table, timings = [], []
@@ -85,7 +92,7 @@ def write_table(experiment: Experiment, cells: Sequence[Cell]) -> list[Record]:
 
 
 def short_name(task: str, names: Mapping[str, str]) -> str:
-    """A task's name in tables; of a variant with sentinels that of the task itself."""
+    """Returns a task's name in tables; a variant with sentinels has that of the plain task."""
     plain = task.removesuffix("_sentinel")
     return names.get(task) or names.get(plain, plain)
 
@@ -103,7 +110,7 @@ def _numbers(folder: Path, steps: Sequence[Step]) -> Record:
 
 
 def _of_first(folder: Path, step: Step) -> Record:
-    """What a record says of all its results, as the cell's first step has it."""
+    """Returns the numbers of a record that the cell's first step determines."""
     if step.command != "train":
         return json.loads((folder / "parameters.json").read_text())
     last = card.read(folder / "trained_last.safetensors")
@@ -112,30 +119,58 @@ def _of_first(folder: Path, step: Step) -> Record:
 
 
 def _results(folder: Path, step: Step) -> Iterator[Record]:
-    """{"task", "split", "row", "metrics", "run"}: the metrics of the first evaluation method."""
     if step.command == "train":
-        measured = Result.read(folder)
-        for task, rows in measured.of_first_method().items():
-            for row in ROWS:
-                yield {
-                    "task": task,
-                    "split": measured.splits[task],
-                    "row": row,
-                    "metrics": rows[row],
-                    "run": step.name,
-                }
+        yield from _of_training(Result.read(folder), step.name)
         return
-    row = "ensemble" if step.command == "ensemble" else "trained"
+    row = ENSEMBLE if step.command == "ensemble" else TRAINED
     ending = "-metrics.json"
     for path in sorted(folder.glob(f"*{ending}")):
-        task, _, split = path.name.removesuffix(ending).rpartition("-")
-        metrics = result_file.of_first_method(json.loads(path.read_text()))
-        yield {"task": task, "split": split, "row": row, "metrics": metrics, "run": step.name}
+        stem = path.name.removesuffix(ending)
+        task, _, split = stem.rpartition("-")
+        metrics = json.loads(path.read_text())
+        method = next(iter(metrics)).partition("/")[0]
+        yield {
+            "task": task,
+            "split": split,
+            "row": row,
+            "metrics": result_file.of_first_method(metrics),
+            "run": step.name,
+            "constant": _distinct(folder / f"{stem}-{method}.jsonl") == 1,
+        }
+
+
+def _of_training(result: Result, run: str) -> Iterator[Record]:
+    for task, rows in result.of_first_method().items():
+        distinct = result.distinct_answers.get(task)
+        for row in ROWS:
+            yield {
+                "task": task,
+                "split": result.splits[task],
+                "row": row,
+                "metrics": rows[row],
+                "run": run,
+                "constant": distinct == 1 if row == TRAINED and distinct else None,
+            }
+        if len(result.scores) == 1:
+            yield {
+                "task": task,
+                "split": "validation",
+                "row": VALIDATION,
+                "metrics": result_file.of_first_method(result.validation),
+                "run": run,
+                "constant": None,
+            }
+
+
+def _distinct(path: Path) -> int:
+    """Counts the different predictions of a file of predictions."""
+    with path.open() as lines:
+        return len({json.loads(line)["prediction"] for line in lines})
 
 
 def _end(folder: Path, step: Step) -> Path:
-    """The file that is there when a step has ended: the last one that `train` writes; of the other
-    commands one of ours.
+    """Returns the file that marks the end of a step: the last one that `train` writes, or our own
+    after the other commands.
     """
     return folder / step.name / (result_file.NAME if step.command == "train" else STEP_DONE)
 

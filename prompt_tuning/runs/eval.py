@@ -6,8 +6,7 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.evaluation import predictions, table
-from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
-from prompt_tuning.evaluation.scores import majority, most_frequent_name
+from prompt_tuning.evaluation.scores import majority, most_frequent_name, predict
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
@@ -81,10 +80,7 @@ def _measured(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
 ) -> Metrics:
     """Writes a task's predictions and metrics, and prints the metrics."""
-    by_method = {
-        kind: PREDICTORS[kind](tuned, data, batch_size) for kind in predictors_for(data, methods)
-    }
-    metrics = predictions.write(folder, data, by_method)
+    metrics = predictions.write(folder, data, predict(tuned, data, methods, batch_size))
     base = majority(data, methods)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(table.table({most_frequent_name(data): base, "this model": metrics}))

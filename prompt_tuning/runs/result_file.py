@@ -31,6 +31,8 @@ class Result:
       total_parameters: Number of parameters of the model, the method's included.
       resumed_from_step: Step that the last process started from.
       seconds: Seconds that the last process took.
+      distinct_answers: Number of different answers that the trained leaves give by the first
+        evaluation method, by task; where it is 1, the score is that of a constant.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Result:
     total_parameters: int
     resumed_from_step: int
     seconds: float
+    distinct_answers: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, float]:
@@ -99,6 +102,7 @@ def _in_present_form(content: Mapping[str, Any]) -> Mapping[str, Any]:
     Such a file has `split`: a name, with `scores` by row, if the run measured one task, else both
     by task. Its rows are in the order of `ROWS`, under the names that they have in a printed table.
     """
+    content = {"distinct_answers": {}, **content}
     if "splits" in content:
         return content
     task, split, scores = content["task"], content["split"], content["scores"]

@@ -11,7 +11,13 @@ from prompt_tuning.analysis import learning_curve
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table
-from prompt_tuning.evaluation.scores import majority, most_frequent_name, score
+from prompt_tuning.evaluation.scores import (
+    majority,
+    measure_each,
+    most_frequent_name,
+    predict,
+    score,
+)
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.evaluation.validation import Metrics, Validation, check_resumes, one_row
 from prompt_tuning.methods.base import Method
@@ -133,7 +139,11 @@ def train(
                 identity=identity,
             )
             best_step, best_leaves = validation.best(last.trained)
-        rows[TRAINED] = measure(dataclasses.replace(last, trained=best_leaves))
+        best = dataclasses.replace(last, trained=best_leaves)
+        predictions = {
+            s.task: predict(best, s, eval_methods, eval_batch_size) for s in measured_sets
+        }
+        rows[TRAINED] = {s.task: measure_each(s, predictions[s.task]) for s in measured_sets}
 
         # Save.
         describe = functools.partial(
@@ -155,6 +165,10 @@ def train(
             task=data.task,
             splits={s.task: s.split for s in measured_sets},
             scores={s.task: {row: rows[row][s.task] for row in rows} for s in measured_sets},
+            distinct_answers={
+                task: len(set(next(iter(by_method.values())).texts))
+                for task, by_method in predictions.items()
+            },
             best_step=best_step,
             validation=validation.metrics_at(best_step),
             trained_parameters=tuned.split.count(tuned.split.trained),

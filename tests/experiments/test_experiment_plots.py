@@ -230,7 +230,7 @@ def test_ensembles():
     records = [{**axes, "results": [*own, joint], "trained_parameters": 1, "total_parameters": 1}]
     [axis] = plot.drawn(records)[""].axes
     heights = {name: y for name, [(_, y)] in lines(axis).items()}
-    assert heights == pytest.approx({"mean": 70, "best": 80, "ensemble": 75})
+    assert heights == pytest.approx({"average": 70, "best": 80, "ensemble": 75})
     assert axis.get_ylabel() == "accuracy (%)\nmean ± sd, n = 3"
 
 

@@ -158,6 +158,7 @@ def test_records(whole, folder):
         assert [(result["row"], result["metrics"]) for result in line["results"]] == [
             *((row, {"accuracy": value}) for row, value in stub_cells.BASELINES.items()),
             ("trained", {"accuracy": stub_cells.accuracy(seed, length)}),
+            ("validation", {"accuracy": stub_cells.accuracy(seed, length)}),
         ]
         assert (line["status"], line["error"], line["best_step"]) == ("done", None, 2)
         assert line["trained_parameters"] == stub_cells.D_MODEL * length
@@ -270,13 +271,14 @@ def test_dry_run_of_a_part(call, folder):
     ("task", "part"),
     [
         ("demo_question", "MIXTURE_OR_TASK_NAME = 'demo_question': no such task"),
-        ("sst2", "cell sst2-prompt_tuning, step train: DATA_DIR = "),
+        ("sst2", "cell 0-demo-sst2-prompt_tuning, step train: DATA_DIR = "),
     ],
 )
 def test_dry_run_checks_the_data(task, part, tmp_path, monkeypatch):
     """After all cells are listed."""
     monkeypatch.chdir(tmp_path)
-    axes = {"task": [task], "method": {"prompt_tuning": {"steps": ("train",), "RANDOM_SEED": 0}}}
+    method = {"steps": ("train",), "gin_file": "methods/prompt_tuning.gin"}
+    axes = {"seed": [0], "size": ["demo"], "task": [task], "method": {"prompt_tuning": method}}
     (tmp_path / "one.gin").write_text(
         f"include 'experiments/methods.gin'\ngrid.Experiment.axes = {axes}\n"
     )
@@ -333,7 +335,7 @@ def test_real_cells(folder, words):
         assert not list(cell.glob("checkpoint_*")) and not (cell / "best").exists()
         result = json.loads((cell / "result.json").read_text())
         rows = {found["row"]: found["metrics"] for found in line["results"]}
-        assert list(rows) == ["majority", "frozen", "trained"]
+        assert list(rows) == ["majority", "frozen", "trained", "validation"]
         assert rows["trained"] == {"accuracy": result["prompt_accuracy"]}
         assert (line["status"], line["error"], line["steps"]) == ("done", None, 2)
         assert line["trained_parameters"] == 16 * length

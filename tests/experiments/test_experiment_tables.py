@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from prompt_tuning.experiments.results import tables
+from prompt_tuning.experiments.results import export, tables
 from prompt_tuning.experiments.results.paper_numbers import PRINTED
 
 
@@ -21,7 +21,7 @@ def record(axes: dict, results: list, parameters: int = 20) -> dict:
 
 
 def result(task: str, row: str = "trained", **metrics: float) -> dict:
-    return {"task": task, "split": "test", "row": row, "metrics": metrics}
+    return {"task": task, "split": "test", "row": row, "metrics": metrics, "run": "train"}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -101,10 +101,10 @@ def test_an_ensemble_beside_its_prompts():
     ]
     found = rows(tables.markdown(tables.of(records), "ensembles"))
     assert [row[:5] for row in found[2:]] == [
+        ["s", "average", "60.0 ± 10.0 (3)", "80.0 ± 10.0 (3)", "70.0 (1)"],
         ["s", "best", "70.0 (1)", "90.0 (1)", "80.0 (1)"],
         ["s", "ensemble", "65.0 (1)", "90.0 (1)", "77.5 (1)"],
-        ["s", "mean", "60.0 ± 10.0 (3)", "80.0 ± 10.0 (3)", "70.0 (1)"],
-        ["paper", "mean", "92.6", "99.3", "90.5"],
+        ["paper", "average", "92.6", "99.3", "90.5"],
         ["paper", "best", "93.5", "100", "91.0"],
         ["paper", "ensemble", "93.5", "100", "91.3"],
     ]
@@ -128,18 +128,80 @@ def test_means_of_the_printed_ensembles():
         assert statistics.fmean(own) == pytest.approx(float(cells["mean"]), abs=2.5)
 
 
-def test_as_json(scaling):
-    found = tables.as_json(tables.of(scaling))["rows"][1]
-    assert found["labels"] == {"size": "s", "method": "prompt_tuning"}
-    assert found["trained_parameters"] == 20
-    assert found["scores"]["rte"]["accuracy"] == {
-        "mean": pytest.approx(60),
-        "sd": pytest.approx(statistics.stdev([50, 70])),
-        "n": 2,
+def test_runs_as_json(scaling):
+    """One object per run and task, with the baselines of the task and of the backbone."""
+    last = scaling[-1]
+    last["axes"] |= {"task": "cb"}
+    last["results"] = [{**result("cb", accuracy=0.9), "constant": True}]
+    objects = export.runs(scaling)
+    assert len(objects) == len(scaling)
+    assert objects[0] == {
+        "size": "s",
+        "parameters": 1000,
+        "task": "rte",
+        "method": "prompt_tuning",
+        "seed": 0,
+        "accuracy": 0.5,
+        "majority": 0.25,
+        "frozen": 0.3,
+        "split": "test",
+        "constant": None,
     }
+    assert objects[2] | {"accuracy": 0.8, "f1": pytest.approx(0.6)} == objects[2]
+    assert objects[-1] | {"majority": 0.25, "frozen": 0.3, "constant": True} == objects[-1]
 
 
-def test_sizes_come_by_their_parameters():
+def test_ensembles_as_json():
+    prompts = [{**result("rte", accuracy=value / 10), "run": str(value)} for value in range(3)]
+    vote = {**result("rte", "ensemble", accuracy=0.5), "run": "vote"}
+    axes = {"size": "s", "method": "prompt_tuning", "task": "rte"}
+    objects = export.runs([record(axes, [*prompts, vote])])
+    assert [(o["method"], o["seed"], o["accuracy"]) for o in objects] == [
+        *(("prompt_tuning", value, value / 10) for value in range(3)),
+        ("ensemble", None, 0.5),
+    ]
+
+
+def test_json_has_one_object_per_line(tmp_path):
+    export.write(tmp_path / "e.json", [{"a": 1}, {"a": 2}])
+    assert (tmp_path / "e.json").read_text() == '[\n{"a": 1},\n{"a": 2}\n]\n'
+
+
+def test_constant_answers_are_marked():
+    records = [
+        record({"seed": str(seed), **axes}, [{**result("rte", accuracy=0.5), "constant": seed < n}])
+        for n, method in ((1, "prompt_tuning"), (2, "lora"))
+        for seed in range(2)
+        for axes in [{"method": method, "task": "rte"}]
+    ]
+    text = tables.markdown(tables.of(records))
+    assert [row[1] for row in rows(text)[2:]] == [
+        "50.0 ± 0.0 (2; all constant)",
+        "50.0 ± 0.0 (2; 1 constant)",
+    ]
+    assert text.endswith("one and the same answer to all inputs.")
+
+
+def test_tasks_measured_on_validation_are_marked():
+    axes = {"seed": "0", "method": "lora"}
+    results = [{**result("rte", accuracy=0.5), "split": "validation"}, result("cb", accuracy=0.5)]
+    text = tables.markdown(tables.of([record(axes, results)]))
+    assert rows(text)[0][1:4] == ["rte*", "cb", "mean"]
+    assert "\n\n`*`: no test split" in text
+
+
+def test_scores_on_validation():
+    """With the baselines of the test split left out."""
+    axes = {"seed": "0", "method": "lora", "task": "rte"}
+    validated = {**result("rte", "validation", accuracy=0.75), "split": "validation"}
+    records = [record(axes, [result("rte", "frozen", accuracy=0.1), validated])]
+    assert rows(tables.markdown(tables.of(records, "validation")))[2:] == [
+        ["lora", "75.0 (1)", "20"]
+    ]
+    assert export.runs(records, "validation")[0]["accuracy"] == 0.75
+
+
+def test_sizes_are_sorted_by_their_parameters():
     sizes = {"xxl": 11_000, "small": 77, "base": 247}
     records = [
         {

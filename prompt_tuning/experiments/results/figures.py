@@ -1,4 +1,4 @@
-"""The paper's figures from the records of an experiment, as matplotlib Figures.
+"""Draws the paper's figures from the records of an experiment, as matplotlib Figures.
 
 Error bars are one sample standard deviation to each side, over runs that differ in their seed.
 """
@@ -20,7 +20,7 @@ _TITLES = {
     "pretraining": "pre-training",
     "size": "parameters of the backbone",
 }
-# Axes that name no line of a figure: averaged over, panels, or along x.
+# Axes without lines of their own: averaged over, panels, or along x.
 _NO_LINE = ("seed", "size", "source", "target", "task")
 _LEVELS = {"majority": "majority class", "frozen": "frozen backbone"}
 _FULL, _PANELS = 6.6, 3  # inches, and panels side by side
@@ -33,7 +33,7 @@ Panel = tuple[Mapping[str, Line], Mapping[str, Line]]  # lines and levels, by la
 
 
 def lines_of(records: Sequence[Record]) -> Names:
-    """The axes, with their values, of which each combination is a line of its own."""
+    """Returns the axes, with their values, whose combinations are lines of a figure."""
     return {
         axis: values for axis, values in scores.varying(records).items() if axis not in _NO_LINE
     }
@@ -41,19 +41,21 @@ def lines_of(records: Sequence[Record]) -> Names:
 
 @style.styled
 def scaling(records: Sequence[Record]) -> dict[str, Any]:
-    """Score against the backbone's parameters (the paper's figures 1 and 3).
+    """Draws scores against the backbone's parameters (the paper's figures 1 and 3).
 
     Returns:
-      {"": the mean over tasks, "tasks": a panel for each}; of one task the first alone. What no
-      run has yet is left out.
+      {"": the mean over tasks, "tasks": one panel per task}; of a single task the first alone.
+      Points that no run has reached yet are left out.
     """
     return _figures(records, "size", scores.backbones(records), lines_of(records))
 
 
 @style.styled
 def against(records: Sequence[Record], axis: str) -> dict[str, Any]:
-    """Score against a numeric axis, such as the prompt's length, a line for each size; as
-    `scaling`.
+    """Draws scores against a numeric axis, such as the prompt's length, with one line per size.
+
+    Returns:
+      As `scaling`.
     """
     values = {value: float(value) for value in scores.varying(records)[axis]}
     sizes = list(scores.backbones(records))
@@ -62,13 +64,13 @@ def against(records: Sequence[Record], axis: str) -> dict[str, Any]:
 
 @style.styled
 def tasks(records: Sequence[Record]) -> Any:
-    """A Figure of the rows of the experiment's table, beside each other for each task."""
+    """Draws the rows of the experiment's table, task by task."""
     table = tables.of(records)
-    several = [
+    varying = [
         name for name in table.labels if len({labels.get(name) for labels, _ in table.rows}) > 1
     ]
     groups = {
-        ", ".join(_words(labels[name]) for name in several if labels.get(name)): {
+        ", ".join(_words(labels[name]) for name in varying if labels.get(name)): {
             _words(task if len(cells[task]) == 1 else f"{task}, {metric}"): spread
             for task in table.tasks
             for metric, spread in cells.get(task, {}).items()
@@ -80,8 +82,10 @@ def tasks(records: Sequence[Record]) -> Any:
 
 @style.styled
 def shift(records: Sequence[Record]) -> Any:
-    """A Figure of the points that each method is above model tuning, on each target task and metric
-    (the paper's tables 1 and 2); the deviation is that of a difference of independent runs.
+    """Draws how many points each method is above model tuning (the paper's tables 1 and 2).
+
+    There is one row per target task and metric. Deviations are those of differences of independent
+    runs.
     """
 
     def key(score: Score) -> tuple[str, str, str]:
@@ -145,25 +149,25 @@ def _figures(
     mean = panels.pop(MEAN, None)
     if mean is None:
         return {"": _drawn(panels, axis, names, metric)}
-    found = {"tasks": _drawn(panels, axis, names, metric)}
+    drawn = {"tasks": _drawn(panels, axis, names, metric)}
     if mean[0]:
-        found[""] = _drawn({f"mean of {len(panels)} tasks": mean}, axis, names, metric)
-    return found
+        drawn[""] = _drawn({f"mean of {len(panels)} tasks": mean}, axis, names, metric)
+    return drawn
 
 
 def _panels(records: Sequence[Record], row: str) -> dict[str, list[Score]]:
-    """Scores by task, and of several tasks the means under `MEAN`, last."""
-    found = scores.scores(records, row)
-    panels = dict(sorted(scores.grouped(found, lambda score: score.task).items()))
-    return panels | ({MEAN: scores.over_tasks(found)} if len(panels) > 1 else {})
+    """Returns scores by task; with several tasks, their means are the last, under `MEAN`."""
+    single = scores.scores(records, row)
+    panels = dict(sorted(scores.grouped(single, lambda score: score.task).items()))
+    return panels | ({MEAN: scores.over_tasks(single)} if len(panels) > 1 else {})
 
 
 def _lines(
-    found: Sequence[Score], axis: str, x: Mapping[str, float], names: Names
+    panel: Sequence[Score], axis: str, x: Mapping[str, float], names: Names
 ) -> dict[str, Line]:
-    """Spreads by x, of each combination of values of the axes `names`."""
+    """Returns spreads by x, for each combination of values of the axes `names`."""
     spreads = scores.over_seeds(
-        found, lambda score: (tuple(score.axes[name] for name in names), score.axes[axis])
+        panel, lambda score: (tuple(score.axes[name] for name in names), score.axes[axis])
     )
     labels = itertools.product(*names.values())
     return {
@@ -214,7 +218,7 @@ def _drawn(panels: Mapping[str, Panel], axis: str, names: Names, metric: str) ->
 
 
 def _line(axis: Any, line: Mapping[Any, Spread], look: Mapping[str, Any], **named: Any) -> None:
-    """Means, with error bars where there are several runs."""
+    """Draws means, with error bars where there are several runs."""
     means = [value.mean for value in line.values()]
     sds = [value.sd if value.n > 1 else math.nan for value in line.values()]
     axis.plot(list(line), means, **look, **named)
@@ -223,7 +227,7 @@ def _line(axis: Any, line: Mapping[Any, Spread], look: Mapping[str, Any], **name
 
 
 def _beside(groups: Mapping[str, Mapping[str, Spread]], metric: str) -> Any:
-    """Scores by label and task, those of a task beside each other."""
+    """Draws scores by label and task, those of a task next to each other."""
     tasks = list(dict.fromkeys(task for own in groups.values() for task in own))
     wide = 0.9 + 0.1 * len(tasks) * (len(groups) + 1)
     figure, [[axis]] = style.figure(min(max(style.COLUMN, wide), _FULL))
@@ -248,26 +252,26 @@ def _each(panels: Mapping[str, Panel]) -> Iterator[tuple[str, Line]]:
 
 
 def _scale(panels: Mapping[str, Panel]) -> str:
-    """Logarithmic for what spans ten times its least value."""
+    """Returns "log" if x spans a factor of ten."""
     x = [place for _, line in _each(panels) for place in line]
     return "log" if x and max(x) >= 10 * min(x) > 0 else "linear"
 
 
 def _runs(spreads: Iterable[Spread], what: str = "mean ± sd") -> str:
-    """How an axis says what its error bars are; "" where there are none."""
+    """Returns the words for an axis's error bars; "" if there are none."""
     counts = sorted({spread.n for spread in spreads} or {1})
     number = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return f"\n{what}, n = {number}" if counts[-1] > 1 else ""
 
 
-def _metric(found: Sequence[Score]) -> str:
-    """The name of the one metric that all scores are of, or "score"."""
-    names = {score.metric for score in found}
+def _metric(drawn: Sequence[Score]) -> str:
+    """Returns the name of the metric that all scores have in common, or "score"."""
+    names = {score.metric for score in drawn}
     return _words(names.pop()) if len(names) == 1 else "score"
 
 
 def _parameters(count: float) -> str:
-    """Two digits and a unit: "0.6M", "77M", "11B"."""
+    """Returns two digits and a unit: "0.6M", "77M", "11B"."""
     unit, letter = (1e9, "B") if count >= 1e9 else (1e6, "M")
     return f"{count / unit:.{1 if count < 10 * unit else 0}f}{letter}"
 

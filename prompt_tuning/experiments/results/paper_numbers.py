@@ -1,4 +1,4 @@
-"""Numbers that are printed in Lester et al., 2021 (arXiv 2104.08691), in per cent, T5 v1.1 XXL."""
+"""Numbers printed in Lester et al., 2021 (arXiv 2104.08691), in per cent, of T5 v1.1 XXL."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ class Printed:
     """A table of the paper.
 
     Attributes:
-      source: which one, and of what.
-      rows: what each is of, by the names of our axes, and the numbers by task.
+      source: Number and content of the table.
+      rows: Values by the names of our axes, and the printed numbers by task.
     """
 
     source: str
@@ -26,7 +26,7 @@ _SHIFT_QA = {
     "duo_rc": ("68.9 ± 0.7", "67.7 ± 1.1"),
     "drop": ("68.9 ± 1.7", "67.1 ± 1.9"),
 }
-_ENSEMBLE = {  # mean, best, ensemble
+_ENSEMBLE = {  # average, best, ensemble
     "boolq": ("91.1", "91.3", "91.7"),
     "cb": ("99.3", "100", "100"),
     "copa": ("98.8", "100", "100"),
@@ -35,7 +35,7 @@ _ENSEMBLE = {  # mean, best, ensemble
     "rte": ("92.6", "93.5", "93.5"),
     "wic": ("76.2", "76.6", "77.4"),
     "wsc": ("95.8", "96.2", "96.2"),
-    "mean": ("90.5", "91.0", "91.3"),
+    "mean": ("90.5", "91.0", "91.3"),  # over tasks
 }
 _METHODS = ("model_tuning", "prompt_tuning")
 
@@ -57,10 +57,10 @@ PRINTED: Mapping[str, Printed] = {
         ],
     ),
     "ensembles": Printed(
-        "table 3: five prompts a task; CB accuracy, MultiRC F1a, ReCoRD F1",
+        "table 3: five prompts per task; CB accuracy, MultiRC F1a, ReCoRD F1",
         [
             ({"prompts": prompts}, {task: three[i] for task, three in _ENSEMBLE.items()})
-            for i, prompts in enumerate(("mean", "best", "ensemble"))
+            for i, prompts in enumerate(("average", "best", "ensemble"))
         ],
     ),
 }

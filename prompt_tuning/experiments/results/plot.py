@@ -1,4 +1,4 @@
-"""Draws an experiment's records: which figures, by what varies in its grid."""
+"""Chooses and draws the figures of an experiment, by what varies in its grid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +7,16 @@ from etils import epath
 
 from prompt_tuning.analysis import style
 from prompt_tuning.errors import UserError
-from prompt_tuning.experiments.results import figures, scores, tables
-from prompt_tuning.experiments.results.scores import Record
+from prompt_tuning.experiments.results import figures, scores
+from prompt_tuning.experiments.results.scores import ENSEMBLE, Record
 
 
 def drawn(records: Sequence[Record]) -> dict[str, Any]:
-    """The figures of one experiment by name, "" the main one.
+    """Returns the figures of one experiment by name; "" is the main one.
 
-    Of a source and target tasks: how far methods are from model tuning on each. Of several sizes:
-    curves over sizes, and over each numeric axis. Else, and of ensembles: tasks side by side.
+    With a source and target tasks: how far methods are from model tuning on each. With several
+    sizes: curves over sizes, and over each numeric axis. Else, and with ensembles: tasks side by
+    side.
 
     Raises:
       UserError: if no cell is done.
@@ -26,21 +27,21 @@ def drawn(records: Sequence[Record]) -> dict[str, Any]:
     axes = scores.varying(done)
     if "source" in done[0]["axes"] and figures.TUNED in axes.get("method", ()):
         return {"": figures.shift(done)}
-    if any(result["row"] == tables.ENSEMBLE for record in done for result in record["results"]):
+    if any(result["row"] == ENSEMBLE for record in done for result in record["results"]):
         return {"": figures.tasks(done)}
-    found = figures.scaling(done) if "size" in axes else {}
+    curves = figures.scaling(done) if "size" in axes else {}
     for axis in figures.lines_of(done):
         if all(value.isdecimal() for value in axes[axis]):
             made = figures.against(done, axis)
-            found |= {"_".join(filter(None, (axis, name))): made[name] for name in made}
-    return found or {"": figures.tasks(done)}
+            curves |= {"_".join(filter(None, (axis, name))): made[name] for name in made}
+    return curves or {"": figures.tasks(done)}
 
 
 def write(records: Sequence[Record], folder: epath.PathLike) -> list[epath.Path]:
-    """Draws one experiment's records into a folder, as `EXPERIMENT[_NAME].pdf` and `.png`.
+    """Draws one experiment's records to `EXPERIMENT[_NAME].pdf` and `.png` in a folder.
 
     Returns:
-      The files.
+      The paths of the files.
 
     Raises:
       UserError: if no cell is done.

@@ -1,8 +1,7 @@
-"""Scores from the records of an experiment: by run, over tasks, over seeds.
+"""Scores from the records of an experiment: of single runs, over tasks, over seeds.
 
-A record is a cell of the grid, as JSON: {"experiment", "cell", "axes": {NAME: VALUE}, "status",
-"results": [{"task", "split", "row": "trained" | "frozen" | "majority", "metrics"}],
-"trained_parameters", "total_parameters", ...}.
+A record is a line of `table.jsonl`: what `experiments.records` describes, with {"experiment",
+"cell", "axes": {NAME: VALUE}}.
 """
 
 import collections
@@ -14,75 +13,89 @@ from typing import Any
 
 Record = Mapping[str, Any]
 MEAN = "mean"
+VALIDATION, ENSEMBLE = "validation", "ensemble"  # rows, beside `runs.result_file.ROWS`
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a run, or a row that it is compared with, reached on a task.
+    """The score of a run, or of a baseline, on a task.
 
     Attributes:
-      axes: the cell's.
-      task: that was evaluated; `MEAN` over several.
-      value: mean of the task's metrics, in per cent.
-      metric: their names, with "/" between them.
+      axes: Values of the cell's axes.
+      task: Task that was evaluated; `MEAN` over several.
+      value: Mean of the task's metrics, in per cent.
+      metric: Names of the metrics, with "/" between them.
+      split: Split that was evaluated; "" over several tasks.
+      constant: Whether all answers are the same.
     """
 
     axes: Mapping[str, str]
     task: str
     value: float
     metric: str
+    split: str = ""
+    constant: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of n runs; the deviation of one is 0."""
+    """Mean and sample standard deviation of n runs; the deviation of a single run is 0.
+
+    `constant` is the number of runs whose answers are all the same.
+    """
 
     mean: float
     sd: float
     n: int
+    constant: int = 0
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(runs: Sequence[Score]) -> Spread:
+    values = [score.value for score in runs]
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Spread(statistics.fmean(values), sd, len(values))
+    constant = sum(score.constant for score in runs)
+    return Spread(statistics.fmean(values), sd, len(values), constant)
 
 
 def scores(
     records: Iterable[Record], row: str = "trained", each_metric: bool = False
 ) -> list[Score]:
-    """The scores of the cells that are done.
+    """Returns the scores of the cells that are done.
 
     Args:
-      records: of one experiment.
-      row: whose; of a method that trains nothing, "trained" is what it is evaluated as.
-      each_metric: one for each metric, instead of their mean (Lester et al. 2021, section 3).
+      records: Records of one experiment.
+      row: Row of the results to score. That of a method that trains nothing is "trained" too.
+      each_metric: Whether to return one score per metric, instead of their mean (Lester et al.,
+        2021, section 3).
     """
-    found = []
+    result_scores = []
     for record in records:
         for result in record["results"] if record["status"] == "done" else ():
             if result["row"] != row:
                 continue
             metrics = result["metrics"]
             parts = [{name: value} for name, value in metrics.items()] if each_metric else [metrics]
-            found += [
+            result_scores += [
                 Score(
                     record["axes"],
                     result["task"],
                     100 * statistics.fmean(part.values()),
                     "/".join(part),
+                    result["split"],
+                    bool(result.get("constant")),
                 )
                 for part in parts
             ]
-    return found
+    return result_scores
 
 
-def over_tasks(found: Sequence[Score]) -> list[Score]:
-    """The unweighted means over all tasks of these scores, of runs that differ in the task alone.
+def over_tasks(single: Sequence[Score]) -> list[Score]:
+    """Returns unweighted means over all tasks, of runs that differ in the task alone.
 
-    Where a task's score is missing there is none: means over different tasks are not compared.
+    Runs that lack a task have no mean: means over different tasks cannot be compared.
     """
-    tasks = {score.task for score in found}
-    groups = grouped(found, lambda score: _without(score.axes, "task"))
+    tasks = {score.task for score in single}
+    groups = grouped(single, lambda score: _without(score.axes, "task"))
     return [
         Score(
             dict(axes),
@@ -95,23 +108,20 @@ def over_tasks(found: Sequence[Score]) -> list[Score]:
     ]
 
 
-def over_seeds(found: Sequence[Score], key: Callable[[Score], Hashable]) -> dict[Any, Spread]:
-    """Mean and deviation of the scores that have a key in common."""
-    return {
-        value: spread([score.value for score in group])
-        for value, group in grouped(found, key).items()
-    }
+def over_seeds(single: Sequence[Score], key: Callable[[Score], Hashable]) -> dict[Any, Spread]:
+    """Returns mean and deviation of the scores that share a key."""
+    return {value: spread(group) for value, group in grouped(single, key).items()}
 
 
-def grouped(found: Iterable[Score], key: Callable[[Score], Hashable]) -> dict[Any, list[Score]]:
+def grouped(single: Iterable[Score], key: Callable[[Score], Hashable]) -> dict[Any, list[Score]]:
     groups = collections.defaultdict(list)
-    for score in found:
+    for score in single:
         groups[key(score)].append(score)
     return dict(groups)
 
 
 def backbones(records: Iterable[Record]) -> dict[str, int]:
-    """Parameters of the backbone by size: of its cells that add the fewest."""
+    """Returns the parameters of the backbone by size: those of the cells that add the fewest."""
     sizes: dict[str, int] = {}
     for record in records:
         if record["status"] == "done" and "size" in record["axes"]:
@@ -121,7 +131,7 @@ def backbones(records: Iterable[Record]) -> dict[str, int]:
 
 
 def varying(records: Iterable[Record]) -> dict[str, list[str]]:
-    """The values of each axis that has several, in order: numbers by size, words by letter."""
+    """Returns the values of each axis that has more than one, in natural order."""
     values = collections.defaultdict(set)
     for record in records:
         for axis, value in record["axes"].items():
@@ -130,7 +140,7 @@ def varying(records: Iterable[Record]) -> dict[str, list[str]]:
 
 
 def natural(text: str) -> tuple:
-    """Sorts "lm10" before "lm100", and "5" before "20"."""
+    """Returns a sort key that puts "lm10" before "lm100", and "5" before "20"."""
     return tuple(
         (part.isdecimal(), int(part) if part.isdecimal() else part)
         for part in re.split(r"(\d+)", text)

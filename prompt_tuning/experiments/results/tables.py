@@ -1,20 +1,25 @@
-"""The table of an experiment: mean and deviation over seeds, a column a task, as Markdown."""
+"""The table of an experiment: mean and deviation over seeds, one column per task, as Markdown."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning.experiments.results import scores
 from prompt_tuning.experiments.results.paper_numbers import PRINTED, Printed
-from prompt_tuning.experiments.results.scores import MEAN, Record, Score, Spread
+from prompt_tuning.experiments.results.scores import ENSEMBLE, MEAN, Record, Score, Spread
+from prompt_tuning.runs.result_file import TRAINED
 
-ENSEMBLE = "ensemble"
-_OVER = {"seed", "task"}  # axes that are averaged over, or columns
-# Axes that a frozen backbone depends on.
+_NOT_LABELS = {"seed", "task"}  # axes that are averaged over, or columns
+# Axes that the frozen backbone depends on.
 OF_BACKBONE = ("size", "pretraining", "adaptation_steps", "adaptation_percent")
 _BASELINES = {"frozen": "frozen backbone", "majority": "majority class"}
 
 Cells = dict[str, dict[str, Spread]]  # by task and metric
+_VALIDATION_NOTE = (
+    "`*`: no test split; measured on the validation split, which also chose the best step of what "
+    "was trained on the task."
+)
+_CONSTANT_NOTE = "constant: runs that give one and the same answer to all inputs."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,44 +27,57 @@ class Table:
     """Scores in per cent.
 
     Attributes:
-      labels: names of the columns that say what a row is.
-      tasks: names of the others; of several also `MEAN`, if all are trained on.
-      rows: what each is, and its scores by task and metric.
-      parameters: how many each row trains; None where there is no one number.
+      labels: Names of the columns that describe a row.
+      tasks: Names of the other columns; the last one is `MEAN` if there are several tasks, all of
+        them trained on.
+      rows: The description of each row, and its scores by task and metric.
+      parameters: Number of parameters that each row trains; None if it differs between its runs.
+      on_validation: Tasks that are measured on their validation split.
     """
 
     labels: tuple[str, ...]
     tasks: tuple[str, ...]
     rows: tuple[tuple[Mapping[str, str], Cells], ...]
     parameters: tuple[int | None, ...]
+    on_validation: frozenset[str] = frozenset()
 
 
-def of(records: Sequence[Record]) -> Table:
-    """The table of one experiment's records.
+def of(records: Sequence[Record], row: str = TRAINED) -> Table:
+    """Returns the table of one experiment's records.
 
-    Of an experiment with ensembles the rows are the mean and the best of the single prompts, and
-    the ensemble; of any other, the most frequent answer and the plain backbone stand below.
+    An experiment with ensembles has the average and the best of the single prompts, and the
+    ensemble, as rows. Below those of any other experiment come the most frequent answer and the
+    frozen backbone.
+
+    Args:
+      records: Records of one experiment.
+      row: Scores to show, "trained" or "validation".
     """
-    each, joint = (list(_scores(records, each_metric)) for each_metric in (True, False))
+    each, joint = (list(_scores(records, row, each_metric)) for each_metric in (True, False))
     axes = list(dict.fromkeys(axis for score in joint for axis in score.axes))
-    labels = tuple(axis for axis in axes if axis not in _OVER)
+    labels = tuple(axis for axis in axes if axis not in _NOT_LABELS)
     tasks = tuple(dict.fromkeys(score.task for score in joint))
-    if len(tasks) > 1 and "source" not in labels:  # one's own task and others' are no benchmark
+    if len(tasks) > 1 and "source" not in labels:  # tasks of other domains are no benchmark
         each += scores.over_tasks(joint)
         tasks = (*tasks, MEAN)
     rows: dict[tuple[str, ...], Cells] = {}
     groups = scores.grouped(each, lambda score: (_label(score, labels), score.task, score.metric))
     for (label, task, metric), group in groups.items():
-        spread = scores.spread([score.value for score in group])
+        spread = scores.spread(group)
         rows.setdefault(label, {}).setdefault(task, {})[metric] = spread
     sizes = scores.backbones(records)
     in_order = sorted(rows, key=lambda label: [_rank(word, sizes) for word in label])
     named = tuple((dict(zip(labels, label, strict=True)), rows[label]) for label in in_order)
-    return Table(labels, tasks, named, tuple(_parameters(records, labels, in_order)))
+    splits = {(score.task, score.split) for score in joint if row == TRAINED}
+    on_validation = {task for task, split in splits if split == "validation"}
+    parameters = tuple(_parameters(records, labels, in_order))
+    return Table(labels, tasks, named, parameters, frozenset(on_validation))
 
 
 def markdown(table: Table, paper: str = "") -> str:
-    """The table, with the paper's numbers of that name in it, or below where no task is shared."""
+    """Returns the table with the paper's numbers of that name: in it, or below it if it shares no
+    task with them.
+    """
     rows = [
         [
             *(labels.get(name, "") for name in table.labels),
@@ -72,53 +90,43 @@ def markdown(table: Table, paper: str = "") -> str:
     shared = printed and any(set(table.tasks) & set(row) - {MEAN} for _, row in printed.rows)
     if printed and shared:
         rows += [[*row, ""] for row in _printed_rows(printed, table.labels, table.tasks)]
-    head = [*table.labels, *table.tasks, "trained parameters"]
-    lines = _markdown(head, len(table.labels), rows)
+    tasks = [f"{task}*" if task in table.on_validation else task for task in table.tasks]
+    head = [*table.labels, *tasks, "trained parameters"]
+    notes = [_VALIDATION_NOTE] if table.on_validation else []
+    scored = (metrics for _, cells in table.rows for metrics in cells.values())
+    if any(spread.constant for metrics in scored for spread in metrics.values()):
+        notes.append(_CONSTANT_NOTE)
+    lines = "\n\n".join([_markdown(head, len(table.labels), rows), *notes])
     if not printed:
         return lines
     if shared:
         return f"{lines}\n\npaper: {printed.source}"
     names = tuple(dict.fromkeys(name for labels, _ in printed.rows for name in labels))
-    tasks = tuple(dict.fromkeys(task for _, cells in printed.rows for task in cells))
-    below = _markdown([*names, *tasks], len(names), _printed_rows(printed, names, tasks))
+    printed_tasks = tuple(dict.fromkeys(task for _, cells in printed.rows for task in cells))
+    printed_rows = _printed_rows(printed, names, printed_tasks)
+    below = _markdown([*names, *printed_tasks], len(names), printed_rows)
     return f"{lines}\n\nThe paper's {printed.source}\n\n{below}"
 
 
-def as_json(table: Table) -> dict[str, Any]:
-    """{"rows": [{"labels", "trained_parameters", "scores"}]}, the scores by task and metric as
-    {"mean", "sd", "n"}.
-    """
-    rows = [
-        {
-            "labels": dict(labels),
-            "trained_parameters": count,
-            "scores": {
-                task: {metric: dataclasses.asdict(spread) for metric, spread in own.items()}
-                for task, own in cells.items()
-            },
-        }
-        for (labels, cells), count in zip(table.rows, table.parameters, strict=True)
-    ]
-    return {"rows": rows}
-
-
-def _scores(records: Sequence[Record], each_metric: bool) -> Iterator[Score]:
-    trained = scores.scores(records, "trained", each_metric)
-    together = scores.scores(records, ENSEMBLE, each_metric)
-    if together:
-        yield from _with(trained, prompts="mean")
-        groups = scores.grouped(trained, lambda s: (tuple(s.axes.items()), s.task, s.metric))
+def _scores(records: Sequence[Record], row: str, each_metric: bool) -> Iterator[Score]:
+    shown = scores.scores(records, row, each_metric)
+    ensembles = scores.scores(records, ENSEMBLE, each_metric)
+    if ensembles:
+        yield from _with(shown, prompts="average")
+        groups = scores.grouped(shown, lambda s: (tuple(s.axes.items()), s.task, s.metric))
         best = (max(group, key=lambda score: score.value) for group in groups.values())
         yield from _with(best, prompts="best")
-        yield from _with(together, prompts=ENSEMBLE)
+        yield from _with(ensembles, prompts=ENSEMBLE)
         return
-    yield from trained
-    for row, name in _BASELINES.items():
-        # Seeds and methods have them in common; those of the first will do.
+    yield from shown
+    if row != TRAINED:
+        return
+    for baseline, name in _BASELINES.items():
+        # Seeds and methods share them: the first one stands for all.
         first: dict[Any, Score] = {}
-        for score in scores.scores(records, row, each_metric):
+        for score in scores.scores(records, baseline, each_metric):
             kept = {axis: score.axes[axis] for axis in OF_BACKBONE if axis in score.axes}
-            axes = {axis: kept.get(axis, "") for axis in score.axes if axis not in _OVER}
+            axes = {axis: kept.get(axis, "") for axis in score.axes if axis not in _NOT_LABELS}
             axes |= {"method": name}
             first.setdefault(
                 (*axes.items(), score.task, score.metric), dataclasses.replace(score, axes=axes)
@@ -127,7 +135,7 @@ def _scores(records: Sequence[Record], each_metric: bool) -> Iterator[Score]:
 
 
 def _rank(word: str, sizes: Mapping[str, int]) -> tuple[bool, tuple]:
-    """The order of rows: sizes by their parameters; what methods are compared with comes behind."""
+    """Returns the sort key of a label: sizes by parameters, baselines after the methods."""
     rank = ((True, sizes[word]),) if word in sizes else scores.natural(word)
     return word in _BASELINES.values(), rank
 
@@ -135,18 +143,18 @@ def _rank(word: str, sizes: Mapping[str, int]) -> tuple[bool, tuple]:
 def _parameters(
     records: Sequence[Record], names: Sequence[str], labels: Sequence[tuple[str, ...]]
 ) -> Iterator[int | None]:
-    found: dict[tuple[str, ...], set[int]] = {}
+    by_label: dict[tuple[str, ...], set[int]] = {}
     for record in records:
         if record["status"] == "done":
             label = tuple(record["axes"].get(name, "") for name in names)
-            found.setdefault(label, set()).add(record["trained_parameters"])
+            by_label.setdefault(label, set()).add(record["trained_parameters"])
     for label in labels:
-        counts = found.get(label, set())
+        counts = by_label.get(label, set())
         yield counts.pop() if len(counts) == 1 else None
 
 
-def _with(found: Any, **axes: str) -> Iterator[Score]:
-    for score in found:
+def _with(given: Iterable[Score], **axes: str) -> Iterator[Score]:
+    for score in given:
         yield dataclasses.replace(score, axes={**score.axes, **axes})
 
 
@@ -159,13 +167,15 @@ def _texts(cells: Cells, tasks: Sequence[str]) -> list[str]:
 
 
 def _text(metrics: Mapping[str, Spread]) -> str:
-    """Metrics by "/", and how many runs they are of."""
+    """Returns metrics with "/" between them, the number of runs, and how many give one answer."""
     counts = {spread.n for spread in metrics.values()}
+    constant = max(spread.constant for spread in metrics.values())
+    mark = f"; {'all' if {constant} == counts else constant} constant" if constant else ""
     values = (
         f"{spread.mean:.1f}" + (f" ± {spread.sd:.1f}" if spread.n > 1 else "")
         for spread in metrics.values()
     )
-    return f"{' / '.join(values)} ({', '.join(map(str, sorted(counts)))})"
+    return f"{' / '.join(values)} ({', '.join(map(str, sorted(counts)))}{mark})"
 
 
 def _printed_rows(
