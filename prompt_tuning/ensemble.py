@@ -1,4 +1,4 @@
-"""python -m prompt_tuning.ensemble: measures several prompts of a task that vote."""
+"""python -m prompt_tuning.ensemble: measures several prompts of one task, which vote."""
 
 from prompt_tuning.cli import gin_command
 from prompt_tuning.data import flags as data_flags

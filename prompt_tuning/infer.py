@@ -1,4 +1,4 @@
-"""python -m prompt_tuning.infer: a trained prompt's predictions for texts."""
+"""python -m prompt_tuning.infer: predicts for texts with a trained prompt."""
 
 from prompt_tuning.cli import gin_command
 from prompt_tuning.data import flags as data_flags

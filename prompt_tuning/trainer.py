@@ -1,4 +1,4 @@
-"""The trainer: from a backbone, a method and batches to trained leaves on disk."""
+"""The trainer: builds a model (`initialize`) and trains it (`fit`, `Fit`)."""
 
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.training.loop import Evaluator, Fit, create_state, fit

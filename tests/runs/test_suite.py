@@ -1,4 +1,4 @@
-"""A benchmark in one run: which tasks it trains, what it goes on from, and its table."""
+"""A benchmark in one run: which tasks it trains, what it resumes from, and its table."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A run compiles its step once for each shape of a batch, and says so."""
+"""A run compiles its step once for each shape of a batch, and its steps transfer nothing."""
 
 import json
 import logging
@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from prompt_tuning import sharding
 from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.model.tuned import initialize
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.testing import tiny_config, tiny_model
 from prompt_tuning.training import loop
 
 LENGTHS = (4, 8, 4, 4, 6, 8, 6)
@@ -27,10 +25,16 @@ def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         }
 
 
-def test_one_compilation_a_shape(tmp_path, caplog):
-    one = sharding.layout(devices=jax.devices()[:1])
-    config = T5Config(32, 8, 1, 4, 16, 1, 1, dropout_rate=0.1)
-    tuned = initialize(config, PromptTuning(2, initializer=Uniform()), layout=one)
+def test_each_shape_is_compiled_once_and_steps_transfer_nothing(tmp_path, caplog, monkeypatch):
+    """All that a step reads is on the device before, and nothing comes back until a log line."""
+    take_step = loop._Loop._take_step
+
+    def guarded(self, step: int) -> None:
+        with jax.transfer_guard("disallow"):
+            take_step(self, step)
+
+    monkeypatch.setattr(loop._Loop, "_take_step", guarded)
+    tuned = tiny_model(PromptTuning(2, initializer=Uniform()), tiny_config(dropout_rate=0.1))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         loop.fit(tuned, model_dir=tmp_path, batches=batches, total_steps=len(LENGTHS), log_period=1)
     compiled = [line for line in caplog.messages if line.startswith("Compiling jit(train_step)")]

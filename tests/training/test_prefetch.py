@@ -4,14 +4,12 @@ import itertools
 import threading
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
 
 from prompt_tuning import sharding
 from prompt_tuning.methods import PromptTuning
-from prompt_tuning.model import tuned
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.testing import tiny_model
 from prompt_tuning.training import loop
 from prompt_tuning.training.prefetch import prefetch
 
@@ -60,8 +58,7 @@ def test_training_places_batches_ahead_in_the_thread(tmp_path, monkeypatch):
         return real(batch, layout)
 
     monkeypatch.setattr(sharding, "put_batch", put_batch)
-    one = sharding.layout(devices=jax.devices()[:1])
-    model = tuned.initialize(T5Config(32, 8, 1, 4, 16, 1, 1), PromptTuning(length=2), layout=one)
+    model = tiny_model(PromptTuning(length=2))
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         for i in itertools.count(start + 3):

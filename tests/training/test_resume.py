@@ -1,4 +1,4 @@
-"""A run that is stopped goes on as if it had not been, from what is whole."""
+"""An interrupted run resumes from what is whole, and ends as if it had not been interrupted."""
 
 import dataclasses
 import functools

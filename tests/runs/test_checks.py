@@ -1,0 +1,35 @@
+"""Checks of settings that are made before a run starts."""
+
+import pytest
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.runs import checks
+from prompt_tuning.training.loop import Fit
+
+
+@pytest.mark.parametrize("steps", [1_100_000, 1_130_000])
+def test_steps_that_include_pre_training_as_in_t5x_are_refused(steps):
+    message = rf"TRAIN_STEPS = {steps}: must be below 1100000; .* T5X's TRAIN_STEPS includes"
+    with pytest.raises(UserError, match=message) as error:
+        checks.fit_settings(Fit(total_steps=steps))
+    assert "\n" not in str(error.value)
+
+
+def test_the_steps_of_the_paper_are_possible():
+    checks.fit_settings(Fit(total_steps=30_000))
+
+
+@pytest.mark.parametrize(
+    ("field", "macro"),
+    [
+        ("total_steps", "TRAIN_STEPS"),
+        ("num_microbatches", "NUM_MICROBATCHES"),
+        ("eval_period", "EVAL_PERIOD"),
+        ("checkpoint_period", "CHECKPOINT_PERIOD"),
+        ("log_period", "LOG_PERIOD"),
+        ("keep", "CHECKPOINT_KEEP"),
+    ],
+)
+def test_a_number_below_one_is_named_by_its_macro(field, macro):
+    with pytest.raises(UserError, match=f"^{macro} = 0: must be at least 1$"):
+        checks.fit_settings(Fit(**{"total_steps": 2, field: 0}))
