@@ -107,18 +107,12 @@ def train(
         check_resumes(folder, validation_sets, eval_methods, tuned.trained, start)
         if start > fit.total_steps:
             raise UserError(f"TRAIN_STEPS = {fit.total_steps}: {folder} is already at step {start}")
-        print(summary.parameters(tuned.split), flush=True)
         settings = on_start(folder) or ""
+        print(summary.parameters(tuned.split), flush=True)
 
-        # Baselines, before a method that trains the backbone's leaves changes them.
-        for eval_set in measured_sets:
-            print(
-                f"measured on {eval_set.task}, {eval_set.split}: {len(eval_set.targets)} examples",
-                flush=True,
-            )
-        notes = (note for s in (*validation_sets, *test_sets) for note in s.notes)
-        for line in (*data.train_notes(), *notes):
-            print(line, flush=True)
+        _announce(data, validation_sets, measured_sets)
+
+        # Baselines: the frozen one comes before a method that trains the backbone changes it.
         measure = functools.partial(
             _scores, eval_sets=measured_sets, methods=eval_methods, batch_size=eval_batch_size
         )
@@ -128,9 +122,8 @@ def train(
         }
 
         # Fit.
-        with Validation(
-            folder, validation_sets, eval_methods, eval_batch_size, start
-        ) as validation:
+        validation = Validation(folder, validation_sets, eval_methods, eval_batch_size, start)
+        with validation:
             last = fit(
                 tuned,
                 model_dir=folder,
@@ -187,6 +180,18 @@ def train(
     for line in data.remarks():
         print(line, flush=True)
     return result
+
+
+def _announce(
+    data: Data, validation_sets: Sequence[EvalSet], measured_sets: Sequence[EvalSet]
+) -> None:
+    """Prints what the run measures, and the notes of all data that it reads."""
+    for eval_set in measured_sets:
+        examples = len(eval_set.targets)
+        print(f"measured on {eval_set.task}, {eval_set.split}: {examples} examples", flush=True)
+    eval_sets = {(s.task, s.split): s for s in (*validation_sets, *measured_sets)}
+    for line in (*data.train_notes(), *(note for s in eval_sets.values() for note in s.notes)):
+        print(line, flush=True)
 
 
 def _scores(
