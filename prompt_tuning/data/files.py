@@ -1,4 +1,4 @@
-"""A user's own data: files and saved data sets, every row checked before training starts."""
+"""Reads a user's own files and saved data sets; checks every row before training starts."""
 
 import dataclasses
 import json
@@ -10,13 +10,13 @@ from prompt_tuning.data.readers import records, saved_datasets
 from prompt_tuning.data.readers.records import BadRows, shown
 from prompt_tuning.errors import UserError
 
-# Split to the macro that names its file.
+# The macro that names the file of each split.
 MACROS = {"train": "TRAIN_FILE", "validation": "VALIDATION_FILE", "test": "TEST_FILE"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One example as texts."""
+    """An example as texts."""
 
     inputs: str
     targets: str
@@ -24,21 +24,23 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """A task of files: `.jsonl`, `.csv` or `.tsv` (with a header), plain, `.gz` or `.xz`; or of
-    folders that `Dataset.save_to_disk` of Hugging Face's library has written.
+    """A task read from files, one per split.
 
-    With `labels` it is classification: a row's label is one of them or its index, and the target
-    is the word. Without, it is text to text: the label field holds the target.
+    A file is `.jsonl`, `.csv` or `.tsv` (with a header), plain, `.gz` or `.xz`; or a folder written
+    by `Dataset.save_to_disk` of Hugging Face's `datasets`.
+
+    With `labels` the task is classification: a row's label is one of the words or its index, and
+    the target is the word. Without, it is text to text: the label field contains the target.
 
     Attributes:
-      train, validation, test: path of a split's file; "" where there is none.
-      text_field: field of the input text; several are joined T5's way, "a: ... b: ...".
-      label_field: field of the label or target; "" for texts without any, to predict on.
-      labels: the label words.
-      bad_rows: which malformed rows are skipped.
+      train, validation, test: Path of the split's file; "" for none.
+      text_field: Field of the input text; several are joined as T5 does, "a: ... b: ...".
+      label_field: Field of the label or target; "" for texts without targets, to predict on.
+      labels: Label words; empty for text to text.
+      bad_rows: Counter of the malformed rows that are skipped.
 
     Raises:
-      UserError: if `labels` is not a list of different words.
+      UserError: If `labels` is not a list of distinct words, or `text_field` is empty.
     """
 
     train: str = ""
@@ -52,7 +54,7 @@ class TextFiles:
     def __post_init__(self) -> None:
         words = [label for label in self.labels if isinstance(label, str) and label.strip()]
         if isinstance(self.labels, str) or len(set(words)) != len(self.labels):
-            raise UserError(f"CLASS_LABELS = {self.labels!r}: must be a list of different words")
+            raise UserError(f"CLASS_LABELS = {self.labels!r}: must be a list of distinct words")
         if not self.text_field:
             raise UserError("TEXT_FIELD is empty: name the field of the text, or several")
 
@@ -65,8 +67,8 @@ class TextFiles:
         """All rows of "train", "validation" or "test", in the file's order.
 
         Raises:
-          UserError: naming file and line, for the first row that is not as it must be and that
-            `bad_rows` does not skip.
+          UserError: For the first malformed row that `bad_rows` does not skip; the message names
+            file and line.
         """
         if split not in self.splits:
             macro = MACROS.get(split)
@@ -78,7 +80,15 @@ class TextFiles:
         return records.read(path, self.row, self.bad_rows)
 
     def row(self, fields: dict[str, Any], where: str) -> Row:
-        """One row of its fields; raises as `rows`. `where` is what to call it in an error."""
+        """Makes a row of its fields.
+
+        Args:
+          fields: Values by field name.
+          where: Name of the row in an error, such as "FILE, line 3".
+
+        Raises:
+          UserError: If a field is missing or not as it must be.
+        """
         if isinstance(self.text_field, str):
             inputs = _text(fields, self.text_field, where)
         else:
@@ -97,7 +107,7 @@ class TextFiles:
     def _label(self, value: Any, where: str) -> str:
         if isinstance(value, str) and value in self.labels:
             return value
-        # Columns hold indices as digits.
+        # Columns contain indices as digits.
         digits = isinstance(value, str) and value.strip().isdecimal() and len(value) < 10
         index = int(value) if digits else value
         if type(index) is int and 0 <= index < len(self.labels):
@@ -115,19 +125,23 @@ def of_folder(
     label_field: str = "label",
     labels: Sequence[str] = (),
 ) -> TextFiles:
-    """The files `train`, `validation` and `test` of the folder `data_dir/name`, whatever their
-    endings; the other arguments are those of `TextFiles`.
+    """A task of the files `train.*`, `validation.*` and `test.*` of the folder `data_dir/name`.
+
+    Args:
+      name: Name of the folder.
+      data_dir: Folder that contains it.
+      text_field, label_field, labels: See `TextFiles`.
 
     Raises:
-      UserError: if none of them is there, or two for one split.
+      UserError: If none of the files exists, or two exist for one split.
     """
     folder = Path(data_dir, name).expanduser()
-    found = {split: sorted(folder.glob(f"{split}.*")) for split in MACROS}
-    if not any(found.values()):
+    candidates = {split: sorted(folder.glob(f"{split}.*")) for split in MACROS}
+    if not any(candidates.values()):
         raise UserError(f"DATA_DIR = {data_dir!r}: {folder} has no train.* or test.* file")
-    if double := [paths for paths in found.values() if len(paths) > 1]:
-        raise UserError(f"{double[0][0]} and {double[0][1].name}: two files of one split")
-    first = {split: str(paths[0]) if paths else "" for split, paths in found.items()}
+    if double := [paths for paths in candidates.values() if len(paths) > 1]:
+        raise UserError(f"{double[0][0]} and {double[0][1].name}: two files for one split")
+    first = {split: str(paths[0]) if paths else "" for split, paths in candidates.items()}
     return TextFiles(
         first["train"], first["validation"], first["test"], text_field, label_field, labels
     )

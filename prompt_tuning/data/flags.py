@@ -9,16 +9,16 @@ from prompt_tuning.cli import plain_command
 
 def define_skip_bad_rows() -> flags.FlagHolder[int | None]:
     return flags.DEFINE_integer(
-        "skip_bad_rows", None, "Most malformed rows, of all files, to skip; 0 unless set.", 0
+        "skip_bad_rows", None, "Most malformed rows to skip, over all files; default 0.", 0
     )
 
 
 def define_flags() -> plain_command.Flags:
-    """Flags for the arguments of `bindings`."""
+    """Defines the flags of the arguments of `bindings`."""
     return {
         "skip_bad_rows": define_skip_bad_rows(),
         "tfds_data_dir": flags.DEFINE_string(
-            "tfds_data_dir", None, "Where TFDS keeps prepared data."
+            "tfds_data_dir", None, "Folder of data prepared by TFDS."
         ),
         "cache_dirs": flags.DEFINE_list(
             "seqio_additional_cache_dirs",
@@ -31,7 +31,7 @@ def define_flags() -> plain_command.Flags:
 def bindings(
     *, skip_bad_rows: int | None, tfds_data_dir: str | None, cache_dirs: Sequence[str]
 ) -> list[str]:
-    """The gin bindings that the flags stand for; points SeqIO to the folders of the others."""
+    """Applies the flags of folders to SeqIO; returns the others as gin bindings."""
     if tfds_data_dir or cache_dirs:
         from prompt_tuning.data.quiet import seqio
 

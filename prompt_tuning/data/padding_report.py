@@ -1,7 +1,7 @@
 """python -m prompt_tuning.data.padding_report: what padding costs, and what batching saves.
 
-An epoch's cost is the encoder positions that it computes, the prompt's included, relative to one
-example a row at the fixed length of 512 that the original code pads every task to.
+The cost of an epoch is the number of encoder positions that it computes, the prompt's included,
+relative to one example per row at the fixed length of 512 to which the original code pads.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ FIXED = 512
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """An epoch: encoder positions that are real (tokens and prompt), and all that are computed."""
+    """Encoder positions of an epoch: real ones (tokens and prompt), and all that are computed."""
 
     real: int
     computed: int
@@ -42,12 +42,12 @@ class Cost:
 
 
 def fixed(lengths: Sequence[int], prompt: int) -> Cost:
-    """One example a row of `FIXED` positions and the prompt."""
+    """Cost of one example per row of `FIXED` positions and the prompt."""
     return Cost(sum(lengths) + prompt * len(lengths), (FIXED + prompt) * len(lengths))
 
 
 def bucketed(lengths: Sequence[int], prompt: int) -> Cost:
-    """One example a row of its bucket's length and the prompt."""
+    """Cost of one example per row of its bucket's length and the prompt."""
     bounds = default_bounds(FIXED)
     computed = sum(bucket_of(length, bounds) + prompt for length in lengths)
     return Cost(sum(lengths) + prompt * len(lengths), computed)
@@ -56,7 +56,7 @@ def bucketed(lengths: Sequence[int], prompt: int) -> Cost:
 def packed(
     lengths: Sequence[tuple[int, int]], prompt: int, row: int, targets: int, batch: int
 ) -> Cost:
-    """Rows of `row` positions (prompts included) and `targets`, shared as in `packing.packed`."""
+    """Cost of rows of `row` positions, prompts included, filled as by `packing.packed`."""
     rows, stream = 0, iter(lengths)
     while window := list(itertools.islice(stream, WINDOW * batch)):
         sizes = [(source + prompt, target) for source, target in window]
@@ -66,7 +66,7 @@ def packed(
 
 
 def lengths_of(task: str, target_length: int) -> Iterator[tuple[int, int]]:
-    """Tokens, with the end token, of each training example's input and target."""
+    """Yields the lengths of each training example's input and target, end tokens included."""
     check_prepared(seqio.get_mixture_or_task(task), "train")
     features = {"inputs": FIXED, "targets": target_length}
     dataset = seqio.get_mixture_or_task(task).get_dataset(
@@ -79,7 +79,7 @@ def lengths_of(task: str, target_length: int) -> Iterator[tuple[int, int]]:
 def measure(
     task: str, *, prompt_length: int, packed_length: int, target_length: int, batch_size: int
 ) -> dict[str, str | float]:
-    """A task's shares of real positions, and its costs relative to the fixed length."""
+    """Shares of real positions in a task's epoch, and its costs relative to the fixed length."""
     lengths = list(lengths_of(task, target_length))
     inputs = [source for source, _ in lengths]
     base, buckets = fixed(inputs, prompt_length), bucketed(inputs, prompt_length)
@@ -124,22 +124,22 @@ def main(
 def define_flags() -> plain_command.Flags:
     return {
         "names": flags.DEFINE_list(
-            "task", None, "Task names, or benchmark names such as boolq.", required=True
+            "task", None, "Tasks, or short names such as boolq.", required=True
         ),
         "data_dir": flags.DEFINE_string(
             "data_dir", None, "Folder of local data sets, instead of TFDS."
         ),
         "skip_bad_rows": define_skip_bad_rows(),
         "vocabulary": flags.DEFINE_string(
-            "vocabulary", embedded.vocabulary(), "A SentencePiece model."
+            "vocabulary", embedded.vocabulary(), "SentencePiece model."
         ),
         "json": flags.DEFINE_string("json", None, "File to write the numbers to."),
-        "prompt_length": flags.DEFINE_integer("prompt_length", 100, "Vectors of the prompt."),
+        "prompt_length": flags.DEFINE_integer("prompt_length", 100, "Length of the prompt."),
         "packed_length": flags.DEFINE_integer("packed_length", 1024, "Positions of a packed row."),
         "target_length": flags.DEFINE_integer(
             "target_length", 64, "Target positions of a packed row."
         ),
-        "batch_size": flags.DEFINE_integer("batch_size", 32, "Rows of a batch."),
+        "batch_size": flags.DEFINE_integer("batch_size", 32, "Rows per batch."),
     }
 
 

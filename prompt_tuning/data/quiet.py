@@ -1,28 +1,28 @@
-"""TensorFlow, its Datasets and SeqIO, imported without their chatter and kept off the GPUs.
+"""Imports TensorFlow, its Datasets and SeqIO without their messages, and keeps them off the GPUs.
 
-TensorFlow's C++ side writes to standard error before any level can be set, so the file descriptor
-itself is turned away while it starts; Python's own exceptions still come through.
+TensorFlow's C++ code writes to standard error before any log level can be set, so the file
+descriptor itself is redirected during the import. Python exceptions still propagate.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
 
-# TensorFlow reads it when it is imported; JAX itself sets 1.
+# TensorFlow reads this when it is imported; JAX sets it to 1.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 @contextlib.contextmanager
 def _no_standard_error() -> Iterator[None]:
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    standard_error = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+        os.close(devnull)
 
 
 with _no_standard_error():
@@ -30,7 +30,7 @@ with _no_standard_error():
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    # TensorFlow would take most of the memory of the GPUs that JAX trains on.
+    # Otherwise TensorFlow takes most of the memory of the GPUs that JAX trains on.
     tf.config.set_visible_devices([], "GPU")
 
 __all__ = ["seqio", "tf", "tfds"]

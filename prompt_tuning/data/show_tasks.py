@@ -1,4 +1,4 @@
-"""python -m prompt_tuning.data.show_tasks: the tasks, their sources, splits, metrics and labels."""
+"""python -m prompt_tuning.data.show_tasks: lists tasks with source, splits, metrics and labels."""
 
 import importlib
 import os
@@ -19,13 +19,13 @@ HEAD = ("task", "source", "splits", "metrics", "labels")
 
 
 def rows() -> list[tuple[str, ...]]:
-    """A row under `HEAD` for each registered task and mixture, sorted by name."""
+    """One row per registered task and mixture, with the columns of `HEAD`, sorted by name."""
     mixtures = [_mixture_row(name) for name in seqio.MixtureRegistry.names()]
     return sorted([_task_row(name) for name in seqio.TaskRegistry.names()] + mixtures)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, the last one as long as it is."""
+    """Formats rows as aligned columns."""
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
     lines = [HEAD, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -72,16 +72,16 @@ def main(*, data_dir: str | None, module: str | None) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"--module={module}: {error}") from error
+            raise UserError(f"--module={module}: cannot be imported ({error})") from error
     print(table(rows()))
 
 
 def define_flags() -> plain_command.Flags:
     return {
         "data_dir": flags.DEFINE_string(
-            "data_dir", None, "Folder of local data sets to list the tasks of, instead of TFDS's."
+            "data_dir", None, "Folder of local data sets, instead of TFDS."
         ),
-        "module": flags.DEFINE_string("module", None, "A module that registers more tasks."),
+        "module": flags.DEFINE_string("module", None, "Module that registers more tasks."),
     }
 
 

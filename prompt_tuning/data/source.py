@@ -1,4 +1,4 @@
-"""Which task a run is on: a registered one by name, or the user's own files."""
+"""The data of a run: a registered task by name, or the user's own files."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -43,25 +43,26 @@ def task_data(
     skip_bad_rows: int = 0,
     sentinel_targets: bool = False,
 ) -> TaskData:
-    """The data of a run.
+    """Registers the package's tasks and the user's files, and returns the data of a run.
 
     Args:
-      task: a registered SeqIO task or mixture, or one of `file_tasks`; several tasks to mix at
-        equal rates; or None to use `files`.
-      files: the user's own data, if `task` is None.
-      vocabulary: of the model; also of the package's own tasks.
-      file_tasks: what gives the files of further tasks, by name; called for those in `task`.
-      benchmarks_dir: a folder of local data sets that the tasks of `catalogue` are read from; ""
-        for TensorFlow Datasets.
-      lengths, batch_size, seed, module, use_cached, batching, bucket_bounds, packed_lengths,
-        tokens_per_batch, cache_dir, eval_examples: see `TaskData`.
-      few_shot, few_shot_seed: training examples a class, and the seed of their choice (see
-        `few_shot.register`); None for all.
-      skip_bad_rows: most malformed rows, of all files together, that are skipped.
-      sentinel_targets: put a sentinel before every target (see `sentinel.register`).
+      task: Name of a registered SeqIO task or mixture, or of one of `file_tasks`; a list of tasks
+        to mix at equal rates; or None to use `files`.
+      files: The user's own data, if `task` is None.
+      vocabulary: Vocabulary of the model, which the package's own tasks use too.
+      file_tasks: Functions that return the files of further tasks, by name; only those named in
+        `task` are called.
+      benchmarks_dir: Folder of local data sets that the tasks of `catalogue` are read from; "" for
+        TensorFlow Datasets.
+      lengths, batch_size, seed, module, use_cached, cache_dir, eval_examples: See `TaskData`.
+      batching, bucket_bounds, packed_lengths, tokens_per_batch: See `Batching`.
+      few_shot, few_shot_seed: Training examples per class and the seed of their choice (see
+        `FewShot`); None for all.
+      skip_bad_rows: Most malformed rows to skip, over all files.
+      sentinel_targets: Whether to put a sentinel before every target (see `sentinel.register`).
 
     Raises:
-      UserError: if neither or both are given, and whatever `TaskData` refuses.
+      UserError: If neither or both of `task` and `files` are set, and as `TaskData`.
     """
     if task and files.splits:
         raise UserError(
@@ -69,12 +70,12 @@ def task_data(
         )
     bad_rows = BadRows(skip_bad_rows)
     names = [task] if task and isinstance(task, str) else list(task or ())
-    read = {name: file_tasks[name]() for name in names if name in file_tasks}
-    for name, one in ({FILES_TASK: files} if files.splits else read).items():
-        one = dataclasses.replace(one, bad_rows=bad_rows)
-        for split in one.splits:
-            one.rows(split)  # every mistake shows before anything else is loaded
-        tasks.register_files(name, one, vocabulary)
+    named_files = {name: file_tasks[name]() for name in names if name in file_tasks}
+    for name, text_files in ({FILES_TASK: files} if files.splits else named_files).items():
+        text_files = dataclasses.replace(text_files, bad_rows=bad_rows)
+        for split in text_files.splits:
+            text_files.rows(split)  # raises every mistake before anything else is loaded
+        tasks.register_files(name, text_files, vocabulary)
     if not (names or files.splits):
         raise UserError(
             "no data: set MIXTURE_OR_TASK_NAME, or files of your own: TRAIN_FILE and "
@@ -112,6 +113,6 @@ def _check_vocabulary(task: str, vocabulary: seqio.Vocabulary) -> None:
     for name, feature in features.items():
         if feature.vocabulary != vocabulary:
             raise UserError(
-                f"MIXTURE_OR_TASK_NAME = {task!r}: its {name} have another vocabulary than the "
-                "model; register the task with the model's"
+                f"MIXTURE_OR_TASK_NAME = {task!r}: the vocabulary of its {name} is not "
+                "the model's; register the task with the model's vocabulary"
             )

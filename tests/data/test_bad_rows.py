@@ -19,13 +19,13 @@ TABLE = b"text,label\nfine,yes\n"
 # A malformed row, with the end of its line, and what the error says after file and line.
 JSON_ROWS = {
     b'{"text": \n': "not JSON",
-    b'{"text": 1' + b"0" * 5000 + b"}\n": "not JSON that can be read",
-    b"[" * 100_000 + b"\n": "not JSON that can be read",
-    b"7\n": "not a JSON object but 7",
+    b'{"text": 1' + b"0" * 5000 + b"}\n": "JSON that cannot be read",
+    b"[" * 100_000 + b"\n": "JSON that cannot be read",
+    b"7\n": "expected a JSON object, got 7",
     b'{"text": "\xff", "label": "yes"}\n': "not UTF-8 text",
-    b'{"text": "a\0b", "label": "yes"}\n': "not UTF-8 text: a NUL character",
-    b'{"text": "a\\u0000b", "label": "yes"}\n': "'text' has a NUL character",
-    b'{"text": "a\\ud800b", "label": "yes"}\n': "'text' has half a surrogate pair",
+    b'{"text": "a\0b", "label": "yes"}\n': "not UTF-8 text: contains a NUL character",
+    b'{"text": "a\\u0000b", "label": "yes"}\n': "'text' contains a NUL character",
+    b'{"text": "a\\ud800b", "label": "yes"}\n': "'text' contains half a surrogate pair",
     b'{"text": "", "label": "yes"}\n': "'text' is empty",
     b'{"text": ["fine"], "label": "yes"}\n': "'text' is [\"fine\"], not a string",
     b'{"label": "yes"}\n': "no field 'text'; available: label",
@@ -44,7 +44,7 @@ TABLE_ROWS = {
     b"fine,2\n": "'label' is '2', not one of",
     b"fine," + b"9" * 5000 + b"\n": "'label' is '999",
     b"f\xffne,yes\n": "not UTF-8 text",
-    b"f\0ne,yes\n": "not UTF-8 text: a NUL character",
+    b"f\0ne,yes\n": "not UTF-8 text: contains a NUL character",
     b'"fine" she said,yes\n': "malformed row",
     b'"never closed,yes\n': "malformed row",
     b"x" * 10_000_000 + b",yes\n": "a line of more than 1048576 bytes",
@@ -137,7 +137,7 @@ def test_budget_is_of_all_files_and_a_row_counts_once(tmp_path):
 def test_a_file_of_bad_rows_has_none(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"{\n")
-    with pytest.raises(UserError, match=r"no rows in it; bad rows skipped: 1 \("):
+    with pytest.raises(UserError, match=r"no rows; bad rows skipped: 1 \("):
         texts(path, BadRows(3))
 
 

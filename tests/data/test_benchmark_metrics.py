@@ -180,7 +180,7 @@ def test_super_glue_score_of_a_published_result():
         "axb": {"matthews_corrcoef": 65.6},
     }
     assert metrics.super_glue_score(results) == pytest.approx(89.25)
-    with pytest.raises(UserError, match="no SuperGLUE score without: cb, rte"):
+    with pytest.raises(UserError, match="SuperGLUE score: missing the tasks cb, rte"):
         metrics.super_glue_score({k: v for k, v in results.items() if k not in ("cb", "rte")})
 
 
@@ -199,5 +199,5 @@ def test_glue_score_of_a_published_result():
         "wnli": {"accuracy": 65.1},
     }
     assert round(metrics.glue_score(results), 1) == 80.5
-    with pytest.raises(UserError, match="no GLUE score without: mnli"):
+    with pytest.raises(UserError, match="GLUE score: missing the tasks mnli"):
         metrics.glue_score({k: v for k, v in results.items() if k != "mnli_matched"})

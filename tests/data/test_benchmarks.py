@@ -477,7 +477,7 @@ def test_multirc_needs_its_passages(head, tmp_path, vocabulary):
     rows = (head / "multirc" / "train.jsonl").read_bytes()
     (tmp_path / "multirc" / "train.jsonl").write_bytes(rows)
     register_benchmarks(vocabulary, tmp_path)
-    with pytest.raises(UserError, match=r"needs passages_train\.jsonl beside it"):
+    with pytest.raises(UserError, match=r"needs passages_train\.jsonl in the same folder"):
         seqio.TaskRegistry.get(name("super_glue_multirc_v102")).source.get_dataset("train")
 
 

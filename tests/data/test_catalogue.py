@@ -127,7 +127,7 @@ def test_size_rate_by_hand(vocabulary):
     assert mixtures.size_rate(sized(1000, vocabulary), limit=400, temperature=2) == 20
     assert mixtures.size_rate(sized(1_000_000, vocabulary)) == 524_288
     assert mixtures.size_rate(sized(1000, vocabulary), examples_per_row=0.5) == 500
-    with pytest.raises(UserError, match="sized: its source does not tell its size"):
+    with pytest.raises(UserError, match="sized: its source has no known size"):
         mixtures.size_rate(sized(None, vocabulary))
 
 

@@ -181,7 +181,7 @@ def test_lines_without_a_text(local, vocabulary):
     (local / "c4" / "c4-train.00001.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     register(c4.TASKS, vocabulary, local)
     with pytest.raises(
-        tf.errors.OpError, match=r'00001\.jsonl, line 2: not a JSON object with a "'
+        tf.errors.OpError, match=r'00001\.jsonl, line 2: expected a JSON object with a "'
     ):
         tokens_of("c4_v220_prefix_lm", {"inputs": 8, "targets": 8}, shuffle=False)
 

@@ -58,7 +58,7 @@ def test_files_of_a_folder(data_dir):
     with pytest.raises(UserError, match="DATA_DIR = 'nowhere': nowhere/mail has no train"):
         of_folder("mail", "nowhere")
     (data_dir / "mail" / "train.csv").write_text("")
-    with pytest.raises(UserError, match=r"train\.csv and train\.jsonl: two files of one split"):
+    with pytest.raises(UserError, match=r"train\.csv and train\.jsonl: two files for one split"):
         of_folder("mail", str(data_dir))
 
 

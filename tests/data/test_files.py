@@ -108,7 +108,7 @@ TABLE = "text,label\nfine,positive\n"
     ("name", "content", "message"),
     [
         ("a.jsonl", GOOD + '{"text": \n', r"a\.jsonl, line 2: not JSON \("),
-        ("a.jsonl", GOOD + "\n[1, 2]\n", r"line 3: not a JSON object but \[1, 2\]"),
+        ("a.jsonl", GOOD + "\n[1, 2]\n", r"line 3: expected a JSON object, got \[1, 2\]"),
         ("a.jsonl", GOOD.encode() + b'{"text": "\xff"}\n', r"a\.jsonl, line 2: not UTF-8"),
         ("a.jsonl", b"\xff\xfe" + GOOD.encode("utf-16-le"), r"line 1: not UTF-8"),
         ("a.jsonl", "", r"a\.jsonl: no rows"),
@@ -116,7 +116,7 @@ TABLE = "text,label\nfine,positive\n"
         ("a.csv", "text,label\n", r"a\.csv: no rows"),
         ("a.csv", TABLE + "a,b,positive\n", r"a\.csv, line 3: 3 columns, but 2 in the header"),
         ("a.csv", TABLE + "positive\n", r"line 3: 1 columns, but 2"),
-        ("a.csv", "text,text\nfine,positive\n", "two columns of one name in the header"),
+        ("a.csv", "text,text\nfine,positive\n", "two columns with the same name in the header"),
         ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),
         ("a.csv", TABLE + '"never closed,positive\n', r"line 3: malformed row"),
         ("a.tsv", "text\tlabel\nfine,positive\n", r"a\.tsv, line 2: 1 columns, but 2"),
@@ -189,7 +189,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"gone\.csv: no such file"):
         TextFiles(train=str(tmp_path / "gone.csv")).rows("train")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match=r"folder\.csv: a folder without a saved data set"):
+    with pytest.raises(UserError, match=r"folder\.csv: folder contains no saved data set"):
         TextFiles(train=str(tmp_path / "folder.csv")).rows("train")
     for suffix in (".gz", ".xz"):
         whole = Path(write(tmp_path / f"a.csv{suffix}", TABLE)).read_bytes()
@@ -230,5 +230,5 @@ def test_the_place_where_a_packed_file_is_damaged(tmp_path):
     blocks = [gzip.compress(b'{"text": "a", "label": "no"}\n') for _ in range(3)]
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(b"".join(blocks)[:-12])
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read behind line [23] \("):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read after line [23] \("):
         TextFiles(train=str(path), labels=("no", "yes")).rows("train")

@@ -27,5 +27,7 @@ def test_a_short_name_means_one_task(name, meant):
 
 
 def test_a_name_of_two_tasks_is_an_error():
-    with pytest.raises(UserError, match=r"--task=wsc: not one task; available: .*_eval_.*_train_"):
+    with pytest.raises(
+        UserError, match=r"--task=wsc: must name one task; available: .*_eval_.*_train_"
+    ):
         full_name("wsc", REGISTERED)

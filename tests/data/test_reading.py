@@ -158,5 +158,5 @@ def test_files_without_questions(tmp_path, vocabulary):
     write(tmp_path / "bio_asq", LINES[:1])
     register([BIO_ASQ], vocabulary, tmp_path)
     source = seqio.TaskRegistry.get(BIO_ASQ.task).source
-    with pytest.raises(UserError, match=r"validation\.jsonl: no questions in it"):
+    with pytest.raises(UserError, match=r"validation\.jsonl: contains no questions"):
         source.get_dataset("validation")

@@ -160,8 +160,8 @@ def test_folders_that_are_none(tmp_path):
     gone = Path(save(tmp_path / "gone", [{"text": "a", "label": "b"}]))
     next(gone.glob("*.arrow")).unlink()
     for name, message in {
-        "splits": "has the splits dev; name one of these folders",
-        "empty": "a folder without a saved data set",
+        "splits": "has the splits dev; give one of these folders",
+        "empty": "folder contains no saved data set",
         "damaged": "cannot be read",
         "broken": "state.json: not JSON",
         "gone": "cannot be read",

@@ -1,8 +1,9 @@
 """A cache on disk of tokenised examples, so that a second run does not tokenise again.
 
-The key is made of all that decides the examples: the source with the sizes and times of its files,
-the preprocessors with their arguments, vocabulary and lengths, the versions of SeqIO and of this
-package's own code. What cannot be told from outside, as functions of other packages, is not cached.
+The key covers everything that the examples depend on: the source with the sizes and times of its
+files, the preprocessors with their arguments, vocabulary and lengths, SeqIO's version and the code
+of `prompt_tuning.data`. Tasks that use code of other packages are not cached, since a change of it
+would go unnoticed.
 """
 
 import functools
@@ -26,13 +27,13 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def default_folder() -> str:
-    """`prompt_tuning` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`."""
+    """The folder `prompt_tuning` in the user's cache folder: `$XDG_CACHE_HOME`, or `~/.cache`."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     return os.path.join(root, "prompt_tuning")
 
 
 def path(folder: str, task: seqio.Task, split: str, lengths: Mapping[str, int]) -> Path | None:
-    """The file of a task's examples; None without a folder, or if they cannot be cached."""
+    """The file of a task's examples; None if `folder` is empty or they cannot be cached."""
     if not folder:
         return None
     parts = (task.source, task.preprocessors, task.output_features, split, dict(lengths))
@@ -45,7 +46,7 @@ def path(folder: str, task: seqio.Task, split: str, lengths: Mapping[str, int]) 
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays for `load`; a file of that name is replaced at once, or not at all."""
+    """Writes arrays for `load`; replaces an existing file atomically, and only warns on failure."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     content = buffer.getvalue()
@@ -57,7 +58,7 @@ def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of `save`; None if there is no such file, or, with a warning, a damaged one."""
+    """Reads the arrays of `save`; None if there is no file or, with a warning, a damaged one."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -73,12 +74,12 @@ def load(path: Path) -> dict[str, np.ndarray] | None:
 
 
 class _UnknownError(Exception):
-    """Something that cannot be described so that two that differ are told apart."""
+    """A value whose behaviour cannot be described by a text."""
 
 
 @functools.cache
 def _code() -> str:
-    """Changes with every change of this package's preprocessing."""
+    """A hash of SeqIO's version and of the source of `prompt_tuning.data`."""
     code = hashlib.sha256(seqio.__version__.encode())
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
@@ -86,15 +87,15 @@ def _code() -> str:
 
 
 def _described(value: Any) -> str:
-    """A text that is another one whenever `value` acts in another way."""
+    """A text that differs whenever `value` behaves differently."""
     match value:
         case None | bool() | int() | float():
             return repr(value)
         case str():
             return repr(value) + (_stats(value) if value else "")
-        case Path():  # of a data set, whose files may refer to others beside them
+        case Path():  # a data set's file may refer to others in its folder
             return repr(str(value)) + _stats(str(value if value.is_dir() else value.parent))
-        case BadRows() if not value.summary():  # the others are counted as they are read
+        case BadRows() if not value.summary():  # otherwise rows must be read to be counted
             return ""
         case Mapping():
             return f"{{{','.join(_described(pair) for pair in value.items())}}}"
@@ -110,7 +111,7 @@ def _described(value: Any) -> str:
             return value.name
         case seqio.SentencePieceVocabulary():
             return hashlib.sha256(value.sp_model).hexdigest()
-        case seqio.utils.LazyTfdsLoader():  # the first look at its folder leaves it changed
+        case seqio.utils.LazyTfdsLoader():  # reading `data_dir` changes it
             return _described({**vars(value), "_data_dir_override": value.data_dir})
     if _is_known(type(value)) and not isinstance(value, BadRows):
         return _described([type(value), vars(value)])
@@ -118,12 +119,12 @@ def _described(value: Any) -> str:
 
 
 def _is_known(value: Any) -> bool:
-    """Whether it is a class or function, under a name of its own, of code that `_code` knows."""
+    """Whether `value` is a named class or function of code that `_code` covers."""
     return value.__module__.startswith(_KNOWN) and "<" not in value.__qualname__
 
 
 def _stats(path: str) -> str:
-    """Place, size and time of a file or of each in a folder; of what is neither, none."""
+    """Path, size and time of a file or of each file in a folder; no entries for other strings."""
     full = os.path.abspath(os.path.expanduser(path))
     files = [entry.path for entry in os.scandir(full)] if os.path.isdir(full) else [full]
     statuses = [(file, os.stat(file)) for file in sorted(files) if os.path.isfile(file)]

@@ -1,4 +1,4 @@
-"""All tasks over TensorFlow Datasets or local files that come with the package."""
+"""The package's tasks over TensorFlow Datasets or local files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,24 +30,29 @@ def register(
     source: str | Path = text_task.TFDS,
     bad_rows: BadRows | None = None,
 ) -> tuple[str, ...]:
-    """Registers all tasks and mixtures; see `text_task.register`."""
-    there = text_task.register(TASKS, vocabulary, source, bad_rows)
-    return there + tuple(
+    """Registers all tasks and mixtures, and returns their names; see `text_task.register`."""
+    registered = text_task.register(TASKS, vocabulary, source, bad_rows)
+    return registered + tuple(
         name
         for module in (glue, paraphrase, question_answering, mixtures)
-        for name in module.register_mixtures(there)
+        for name in module.register_mixtures(registered)
     )
 
 
 def full_name(name: str, registered: Sequence[str]) -> str:
-    """The task that a name means: itself, or the one benchmark task that has it in it; SuperGLUE's
-    where GLUE has it too (both have the same RTE).
+    """The task of a full or short name.
+
+    A short name such as "rte" stands for the only benchmark task that contains it, SuperGLUE's if
+    GLUE has one too.
+
+    Raises:
+      UserError: If it stands for no task, or for several.
     """
     if name in seqio.TaskRegistry.names():
         return name
-    found = [task for task in registered if f"_{name}_" in task]
-    found = [task for task in found if "_super_glue_" in task] or found
-    if len(found) != 1:
-        known = ", ".join(found or sorted(seqio.TaskRegistry.names()))
-        raise UserError(f"--task={name}: not one task; available: {known}")
-    return found[0]
+    matches = [task for task in registered if f"_{name}_" in task]
+    matches = [task for task in matches if "_super_glue_" in task] or matches
+    if len(matches) != 1:
+        available = ", ".join(matches or sorted(seqio.TaskRegistry.names()))
+        raise UserError(f"--task={name}: must name one task; available: {available}")
+    return matches[0]

@@ -1,7 +1,7 @@
-"""Pre-training over C4, or over JSON lines of texts: span corruption and prefix LM.
+"""Pre-training tasks over C4 or JSON lines: span corruption and prefix language modelling.
 
 Raffel et al., 2020 (arXiv 1910.10683); prefix LM is the objective of LM adaptation (Lester et al.,
-2021, arXiv 2104.08691, section 2.2). Names are those of T5's code.
+2021, arXiv 2104.08691, section 2.2). The names are those of T5's code.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from prompt_tuning.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class CorpusFiles:
-    """Texts in JSON lines, {"text": ...}, in a folder of any number of files.
+    """JSON lines, {"text": ...}, in any number of files of a folder.
 
-    Files with "validation" in their name are that split, as in C4's own JSON files; all others are
-    the training split.
+    Files with "validation" in their name belong to that split, as in C4's own JSON files; all
+    others belong to the training split.
     """
 
     folder: str
 
     def source(self, folder: Folder, splits: Collection[str]) -> seqio.DataSource | None:
-        """Over the files of those of `splits` that are there; None if none is."""
-        found: dict[str, list[str]] = {}
+        """A source over the existing files of `splits`; None if there are none."""
+        paths: dict[str, list[str]] = {}
         for path in sorted((folder.root / self.folder).glob("*.jsonl*")):
             split = "validation" if "validation" in path.name else "train"
             if split in splits:
-                found.setdefault(split, []).append(str(path))
-        return seqio.FileDataSource(_read, found) if found else None
+                paths.setdefault(split, []).append(str(path))
+        return seqio.FileDataSource(_read, paths) if paths else None
 
 
 def _read(path: tf.Tensor) -> tf.data.Dataset:
@@ -51,7 +51,7 @@ def _texts(name: bytes) -> Iterator[dict[str, str]]:
                 yield {"text": json.loads(line)["text"]}
             except (ValueError, KeyError, TypeError) as error:
                 where = f"{name.decode()}, line {number}"
-                raise UserError(f'{where}: not a JSON object with a "text"') from error
+                raise UserError(f'{where}: expected a JSON object with a "text"') from error
 
 
 def _task(name: str, objective: denoising.Objective) -> TextTask:

@@ -1,7 +1,7 @@
 """T5's pre-training objectives on token ids: span corruption and prefix language modelling.
 
 Raffel et al., 2020 (arXiv 1910.10683), sections 3.1.4 and 3.2. Each is a SeqIO preprocessor of
-examples {"targets": ids [N] int32} that gives "inputs" and "targets", the end tokens not yet there.
+examples {"targets": ids [N] int32} that gives "inputs" and "targets", without end tokens.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from prompt_tuning.errors import UserError
 
 DENSITY = 0.15
 MEAN_SPAN = 3.0
-DOCUMENTS = 128  # that are joined before they are cut into pieces of one length
+DOCUMENTS = 128  # texts joined before they are cut into pieces of one length
 
 Objective = Callable[..., tf.data.Dataset]
 
@@ -23,13 +23,13 @@ def span_corruption(
     sequence_length: Mapping[str, int],
     output_features: Mapping[str, seqio.Feature],
 ) -> tf.data.Dataset:
-    """Pieces in which random spans, 15 % of the tokens, give way to a sentinel each.
+    """Replaces random spans, 15 % of the tokens, by one sentinel each.
 
-    The targets are the sentinels, each with its span. Texts are joined and cut such that the inputs
-    have full length.
+    The targets are the sentinels, each followed by its span. Texts are joined and cut so that the
+    inputs have full length.
 
     Raises:
-      UserError: if the targets have no room for the spans, or there are more than sentinels.
+      UserError: If the targets have no room for the spans, or the vocabulary too few sentinels.
     """
     length = piece_length(sequence_length["inputs"])
     noise, spans = counts(length)
@@ -63,9 +63,9 @@ def prefix_lm(
     sequence_length: Mapping[str, int],
     output_features: Mapping[str, seqio.Feature],
 ) -> tf.data.Dataset:
-    """Pieces of texts, at most as long as the inputs, cut in two at a random place.
+    """Cuts pieces of texts, at most as long as the inputs, in two at a random place.
 
-    The place is such that the second part fits the targets.
+    The second part fits the targets.
     """
     del output_features
     longest, room = sequence_length["inputs"] - 1, sequence_length["targets"] - 1
@@ -83,13 +83,13 @@ def prefix_lm(
 
 
 def counts(length: int) -> tuple[int, int]:
-    """Tokens of noise, and their spans, in a piece of `length` tokens."""
+    """Numbers of noise tokens and of spans in a piece of `length` tokens."""
     noise = min(max(round(length * DENSITY), 1), max(length - 1, 1))
     return noise, max(round(noise / MEAN_SPAN), 1)
 
 
 def piece_length(inputs: int) -> int:
-    """Most tokens whose corrupted form, with the end token, fits inputs of that length."""
+    """Length of the longest piece whose corrupted form and end token fit in `inputs` tokens."""
 
     def corrupted(length: int) -> int:
         noise, spans = counts(length)
@@ -101,7 +101,7 @@ def piece_length(inputs: int) -> int:
 def noise_mask(
     length: int | tf.Tensor, noise: int | tf.Tensor, spans: int | tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
-    """[length] bool, True at noise: `spans` random spans, of which none begins the text."""
+    """Draws a noise mask [length] bool: `spans` random spans, none of them at the start."""
     seeds = tf.unstack(tf.random.split(seed))
     kept, lost = _segments(length - noise, spans, seeds[0]), _segments(noise, spans, seeds[1])
     lengths = tf.reshape(tf.stack([kept, lost], axis=1), [-1])
@@ -109,12 +109,12 @@ def noise_mask(
 
 
 def corrupt(tokens: tf.Tensor, noise: tf.Tensor, first_sentinel: int) -> TfExample:
-    """Inputs with a sentinel for each span of noise, and targets with the spans.
+    """Replaces each span of noise by a sentinel in the inputs, and moves it to the targets.
 
     Args:
-      tokens: [N] int32.
-      noise: [N] bool.
-      first_sentinel: its id; the next ones are one less each.
+      tokens: Ids of the piece, [N] int32.
+      noise: Noise mask, [N] bool.
+      first_sentinel: Id of the first sentinel; each next one is one less.
     """
     starts = noise & ~tf.concat([[False], noise[:-1]], axis=0)
     sentinels = first_sentinel + 1 - tf.cumsum(tf.cast(starts, tokens.dtype))
@@ -126,12 +126,12 @@ def corrupt(tokens: tf.Tensor, noise: tf.Tensor, first_sentinel: int) -> TfExamp
 
 
 def _segments(items: tf.Tensor, count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """[count] random lengths, none of them 0 if `items` allows it, that add up to `items`."""
+    """Draws `count` random lengths that sum to `items`, none of them 0 if `items` >= `count`."""
     places = seqio.stateless_shuffle(tf.range(1, tf.maximum(items, 1)), seed)[: count - 1]
     ends = tf.concat([tf.sort(places), [items]], axis=0)
     return ends - tf.concat([[0], ends[:-1]], axis=0)
 
 
 def _cut(tokens: tf.Tensor, length: int) -> tf.data.Dataset:
-    """Pieces of at most `length` tokens."""
+    """Dataset of the tokens in pieces of at most `length`."""
     return tf.data.Dataset.from_tensor_slices({"targets": tokens}).batch(length)

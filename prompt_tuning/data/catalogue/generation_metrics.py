@@ -12,7 +12,7 @@ ROUGE = ("rouge1", "rouge2", "rougeLsum")
 def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Mean F of ROUGE-1, ROUGE-2 and summary-level ROUGE-L, without stemming.
 
-    Lin, 2004 (ACL W04-1013). Sentences end where T5 has them end: at " . " and at line breaks.
+    Lin, 2004 (ACL W04-1013). As in T5, sentences end at " . " and at line breaks.
     """
     scorer = rouge_scorer.RougeScorer(ROUGE)
     scores = [
@@ -23,7 +23,7 @@ def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float
 
 
 def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU with one reference each and the international tokenizer.
+    """Corpus BLEU with one reference per prediction and the international tokenizer.
 
     Papineni et al., 2002 (ACL P02-1040).
     """

@@ -1,7 +1,7 @@
-"""The tasks of GLUE and SuperGLUE, over TensorFlow Datasets or over local files.
+"""The tasks of GLUE and SuperGLUE, over TensorFlow Datasets or local files.
 
-Names are those of the original code (github.com/google-research/prompt-tuning), GLUE's with the
-version that TensorFlow Datasets can still build: v200, where older runs have v002.
+The names are those of the original code (github.com/google-research/prompt-tuning), except for
+GLUE's version: v200, which TensorFlow Datasets can still build, where older runs have v002.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ class Benchmark(TextTask):
     """A task of GLUE or SuperGLUE.
 
     Attributes:
-      suite: "glue" or "super_glue".
-      name: of the task within it.
+      suite: Benchmark, "glue" or "super_glue".
+      name: Name of the task within the benchmark.
     """
 
     suite: str
@@ -46,7 +46,14 @@ class Benchmark(TextTask):
 def _benchmark(
     suite: str, name: str, *, config: str = "", variant: str = "", **options: Any
 ) -> Benchmark:
-    """A task whose `config` is of TensorFlow Datasets; `variant` is behind the version's name."""
+    """Makes a benchmark task.
+
+    Args:
+      suite, name: See `Benchmark`.
+      config: Configuration of TensorFlow Datasets; "" if it is called `name`.
+      variant: Part of the task's name that follows the version.
+      options: Further fields of `TextTask`.
+    """
     version, short = VERSIONS[suite]
     return Benchmark(
         suite=suite,
@@ -168,7 +175,7 @@ BENCHMARKS = (
         variant="_simple_eval",
         splits=("validation", "test"),
     ),
-    # Diagnostics for what is trained on RTE; T5 has no metrics for them, SuperGLUE does.
+    # Diagnostics for models trained on RTE; T5 has no metrics for them, SuperGLUE does.
     _super_glue(
         "axb",
         NLI_FIELDS,
@@ -244,7 +251,7 @@ BENCHMARKS = (
     glue("ax", NLI_FIELDS, MNLI, metrics=(), splits=("test",)),
 )
 
-# A mixture trains on what of it has the split "train", and is measured on what has "validation".
+# A mixture trains on its tasks with a split "train" and is evaluated on those with "validation".
 MIXTURES = {
     "taskless_super_glue_wsc_and_dev_v102_simple_examples": (
         "taskless_super_glue_wsc_v102_simple_train_examples",
@@ -259,26 +266,30 @@ MIXTURES = {
 
 
 def register_benchmarks(vocabulary: seqio.Vocabulary, source: str | Path = TFDS) -> tuple[str, ...]:
-    """Registers these tasks and mixtures; see `text_task.register`."""
-    there = text_task.register(BENCHMARKS, vocabulary, source)
-    return there + register_mixtures(there)
+    """Registers `BENCHMARKS` and `MIXTURES`, and returns their names; see `text_task.register`."""
+    registered = text_task.register(BENCHMARKS, vocabulary, source)
+    return registered + register_mixtures(registered)
 
 
-def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
-    """Registers `MIXTURES` of those parts that are registered; returns the names."""
+def register_mixtures(registered: Collection[str]) -> tuple[str, ...]:
+    """Registers `MIXTURES` of those tasks that are registered, and returns their names."""
     by_name = {benchmark.task: benchmark for benchmark in BENCHMARKS}
     mixtures = {name: [by_name[part] for part in parts] for name, parts in MIXTURES.items()}
-    return text_task.add_equal_mixtures(mixtures, there)
+    return text_task.add_equal_mixtures(mixtures, registered)
 
 
 def scores(results: metrics.Results) -> dict[str, float]:
-    """`super_glue_score` and `glue_score` by SeqIO task, few-shot or not, if no task is missing."""
-    results = {re.sub(few_shot.SUFFIX, "", task): found for task, found in results.items()}
-    found = {}
+    """Computes `super_glue_score` and `glue_score` of the suites that are complete.
+
+    Args:
+      results: Metrics by SeqIO task, few-shot or not.
+    """
+    results = {re.sub(few_shot.SUFFIX, "", task): values for task, values in results.items()}
+    scores_by_name = {}
     for suite, score in (("super_glue", metrics.super_glue_score), ("glue", metrics.glue_score)):
-        there = {
+        by_name = {
             b.name: results[b.task] for b in BENCHMARKS if b.suite == suite and results.get(b.task)
         }
         with contextlib.suppress(UserError):
-            found[f"{suite}_score"] = score(there)
-    return found
+            scores_by_name[f"{suite}_score"] = score(by_name)
+    return scores_by_name

@@ -1,7 +1,7 @@
 """Metrics of GLUE and SuperGLUE, under T5's names, from 0 to 1 (correlations from -1).
 
-Wang et al., 2018 (arXiv 1804.07461) and 2019 (arXiv 1905.00537). They take what
-`catalogue.postprocess` makes of targets and predictions; an invalid prediction is wrong.
+Wang et al., 2018 (arXiv 1804.07461) and 2019 (arXiv 1905.00537). Their arguments are targets and
+predictions after `catalogue.postprocess`; an invalid prediction is wrong.
 """
 
 import collections
@@ -23,12 +23,12 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 def accuracy(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """Share of equal label numbers."""
+    """Share of predictions equal to their target."""
     return {"accuracy": float(sklearn.metrics.accuracy_score(targets, predictions))}
 
 
 def f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """F1 of label 1 of two."""
+    """F1 of label 1, for two labels."""
     valid = _wrong_if_invalid(targets, predictions)
     return {"f1": float(sklearn.metrics.f1_score(targets, valid, zero_division=0))}
 
@@ -58,14 +58,14 @@ def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) ->
 
 
 def multirc_f1(targets: Sequence[Grouped], predictions: Sequence[Grouped]) -> dict[str, float]:
-    """MultiRC's F1a: over all answers of all questions together."""
+    """MultiRC's F1a: F1 over all answers of all questions."""
     return f1([target.value for target in targets], [p.value for p in predictions])
 
 
 def multirc_exact_match(
     targets: Sequence[Grouped], predictions: Sequence[Grouped]
 ) -> dict[str, float]:
-    """MultiRC's EM: share of questions with every answer judged right."""
+    """MultiRC's EM: share of questions of which every answer is judged correctly."""
     right: dict[object, bool] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         equal = target.value == prediction.value
@@ -74,7 +74,7 @@ def multirc_exact_match(
 
 
 def record(targets: Sequence[Grouped], predictions: Sequence[Grouped]) -> dict[str, float]:
-    """ReCoRD's EM and F1, each query once."""
+    """ReCoRD's EM and F1, counting each query once."""
     rows: dict[object, tuple[Sequence[str], str]] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         rows.setdefault(target.group, (target.value, prediction.value))
@@ -82,7 +82,7 @@ def record(targets: Sequence[Grouped], predictions: Sequence[Grouped]) -> dict[s
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """Exact match and token F1 after `normalize`, each against the best of a row's answers."""
+    """Exact match and token F1 after `normalize`, each against the best of an example's answers."""
     rows = [
         (normalize(prediction), [normalize(answer) for answer in answers])
         for answers, prediction in zip(targets, predictions, strict=True)
@@ -100,26 +100,26 @@ def normalize(text: str) -> str:
 
 
 def super_glue_score(results: Results) -> float:
-    """The benchmark's score: the mean over its eight tasks of the mean of a task's metrics.
+    """SuperGLUE's score: the mean over its eight tasks of the mean of each task's metrics.
 
     Args:
-      results: the metrics of each task of `SUPER_GLUE`; other tasks are left aside.
+      results: Metrics of each task of `SUPER_GLUE`; other tasks are ignored.
 
     Raises:
-      UserError: if a task is missing.
+      UserError: If a task is missing.
     """
     return _score("SuperGLUE", SUPER_GLUE, results)
 
 
 def glue_score(results: Results) -> float:
-    """The same over the nine tasks of GLUE, the two validation sets of MNLI being one task.
+    """GLUE's score: the mean over its nine tasks of the mean of each task's metrics.
 
     Args:
-      results: the metrics of each task of `GLUE`, or "mnli_matched" and "mnli_mismatched" for
-        "mnli"; other tasks are left aside.
+      results: Metrics of each task of `GLUE`; "mnli_matched" and "mnli_mismatched" together may
+        stand for "mnli". Other tasks are ignored.
 
     Raises:
-      UserError: if a task is missing.
+      UserError: If a task is missing.
     """
     halves = [results[name] for name in ("mnli_matched", "mnli_mismatched") if name in results]
     if len(halves) == 2:
@@ -130,7 +130,7 @@ def glue_score(results: Results) -> float:
 
 def _score(benchmark: str, tasks: Sequence[str], results: Results) -> float:
     if missing := [task for task in tasks if task not in results]:
-        raise UserError(f"no {benchmark} score without: {', '.join(missing)}")
+        raise UserError(f"{benchmark} score: missing the tasks {', '.join(missing)}")
     return statistics.fmean(_mean(results[task]) for task in tasks)
 
 
@@ -152,7 +152,7 @@ def _correlation(
 
 
 def _token_f1(answer: str, prediction: str) -> float:
-    expected, said = answer.split(), prediction.split()
-    common = (collections.Counter(expected) & collections.Counter(said)).total()
-    # The harmonic mean of common / expected and common / said.
-    return 2 * common / (len(expected) + len(said)) if common else 0.0
+    expected, predicted = answer.split(), prediction.split()
+    common = (collections.Counter(expected) & collections.Counter(predicted)).total()
+    # The harmonic mean of common / expected and common / predicted.
+    return 2 * common / (len(expected) + len(predicted)) if common else 0.0

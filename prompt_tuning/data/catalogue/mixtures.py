@@ -1,7 +1,7 @@
-"""GLUE and SuperGLUE as one training set each, for tuning on all tasks together.
+"""GLUE and SuperGLUE as one mixture each, for tuning on all tasks together.
 
-Raffel et al., 2020 (arXiv 1910.10683), section 3.5.2: in proportion to the size of the tasks up to
-a limit, the same with a temperature, and equal.
+The mixing rates are those of Raffel et al., 2020 (arXiv 1910.10683), section 3.5.2: proportional to
+the size of the tasks up to a limit, the same with a temperature, and equal.
 """
 
 import functools
@@ -24,26 +24,24 @@ def size_rate(
 ) -> float:
     """A mixing rate for SeqIO: the size of the training split up to `limit`, to the power 1/T.
 
-    Unlike SeqIO's `mixing_rate_num_examples` it also knows the size of local files.
+    Unlike SeqIO's `mixing_rate_num_examples`, it knows the size of local files as well.
 
     Args:
-      task: whose size is asked of its cache, or of its source.
-      limit: most examples that count.
-      temperature: T.
-      examples_per_row: of the source, on average.
+      task: A task, whose cache or source gives the size.
+      limit: Most examples that count.
+      temperature: Temperature T.
+      examples_per_row: Mean number of examples per row of the source.
 
     Raises:
-      UserError: if the source does not tell its size.
+      UserError: If the source does not know its size.
     """
     if task.cache_dir:
         size = task.get_cached_stats("train")["examples"]
     else:
-        known = isinstance(task.source, MemorySource)
-        rows = task.source.size("train") if known else task.num_input_examples("train")
+        in_memory = isinstance(task.source, MemorySource)
+        rows = task.source.size("train") if in_memory else task.num_input_examples("train")
         if rows is None:
-            raise UserError(
-                f"{task.name}: its source does not tell its size; mix it by equal rates"
-            )
+            raise UserError(f"{task.name}: its source has no known size; mix it at equal rates")
         size = rows * examples_per_row
     return min(size, limit) ** (1 / temperature)
 
@@ -70,43 +68,43 @@ RATES: Mapping[str, Callable[[TextTask], Rate]] = {
     "temperature": _temperature,
     "equal": _equal,
 }
-# In each, MNLI's two validation sets and WSC's are there to be measured; they have no "train".
+# The validation sets of MNLI and WSC are evaluated only, since they have no split "train".
 PARTS = {
     "super_glue": glue_metrics.SUPER_GLUE,
     "glue": (*glue_metrics.GLUE, "mnli_matched", "mnli_mismatched"),
 }
 
 
-def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
-    """Registers each suite at each of `RATES`, of those tasks that are registered.
+def register_mixtures(registered: Collection[str]) -> tuple[str, ...]:
+    """Registers each suite at each of `RATES`, with those of its tasks that are registered.
 
     Returns:
-      The names, such as "taskless_super_glue_v102_examples_proportional".
+      Names such as "taskless_super_glue_v102_examples_proportional".
     """
     names: tuple[str, ...] = ()
     for suite, parts in PARTS.items():
-        found = [b for b in BENCHMARKS if b.suite == suite and b.name in parts]
-        for way, rate in RATES.items():
-            rates = [(part, rate(part) if "train" in part.splits else 0.0) for part in found]
-            name = f"taskless_{suite}_{VERSIONS[suite][1]}_examples_{way}"
-            names += text_task.add_mixture(name, rates, there)
+        suite_tasks = [b for b in BENCHMARKS if b.suite == suite and b.name in parts]
+        for kind, rate in RATES.items():
+            rates = [(task, rate(task) if "train" in task.splits else 0.0) for task in suite_tasks]
+            name = f"taskless_{suite}_{VERSIONS[suite][1]}_examples_{kind}"
+            names += text_task.add_mixture(name, rates, registered)
     return names
 
 
 def of_tasks(names: Sequence[str]) -> str:
-    """Registers a mixture of registered tasks at equal rates; its label words are those of all.
+    """Registers a mixture of registered tasks at equal rates.
 
     Returns:
-      Its name, the tasks' with "." between them.
+      Its name: the names of the tasks, joined by ".".
 
     Raises:
-      UserError: for a name that is no registered task, or is there twice.
+      UserError: If a name is not that of a registered task, or occurs twice.
     """
-    known = seqio.TaskRegistry.names()
-    if unknown := [name for name in names if name not in known]:
+    registered = seqio.TaskRegistry.names()
+    if unknown := [name for name in names if name not in registered]:
         raise UserError(
             f"MIXTURE_OR_TASK_NAME = {list(names)}: no task {unknown[0]!r}; available: "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted(registered))}"
         )
     if len(set(names)) < len(names):
         raise UserError(f"MIXTURE_OR_TASK_NAME = {list(names)}: names a task twice")

@@ -1,8 +1,8 @@
-"""Paraphrases across domains: a prompt trained on QQP, evaluated on MRPC, and the other way.
+"""Paraphrases across domains: a prompt trained on QQP, evaluated on MRPC, and the reverse.
 
-Lester et al., 2021 (arXiv 2104.08691), table 2. The two ask for the same with different words, so
-each evaluation task has the text of its own examples and the label words of the other. The original
-code translates the predictions instead, under the same names; the metrics are equal.
+Lester et al., 2021 (arXiv 2104.08691), table 2. The label words of the two tasks differ, so each
+evaluation task has the text of its own examples and the label words of the other. The original code
+translates the predictions instead, under the same names; the metrics are equal.
 """
 
 from collections.abc import Collection
@@ -25,13 +25,13 @@ QQP_FROM_MRPC = glue("qqp_from_mrpc", QUESTIONS, _MRPC.labels, config="qqp", **_
 TASKS = (MRPC_FROM_QQP, QQP_FROM_MRPC)
 
 
-def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
-    """Registers "train on one, evaluate on both" of those tasks that are registered.
+def register_mixtures(registered: Collection[str]) -> tuple[str, ...]:
+    """Registers "train on one, evaluate on both" with those tasks that are registered.
 
     Returns:
-      Their names.
+      The names of the mixtures.
     """
     pairs = ((_QQP, MRPC_FROM_QQP), (_MRPC, QQP_FROM_MRPC))
     version = VERSIONS["glue"][1]
     mixtures = {f"taskless_glue_{b.name}_zeroshot_{version}_examples": (a, b) for a, b in pairs}
-    return text_task.add_equal_mixtures(mixtures, there)
+    return text_task.add_equal_mixtures(mixtures, registered)

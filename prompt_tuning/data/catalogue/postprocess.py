@@ -1,7 +1,7 @@
-"""From the text that a model writes, or a target, to what the benchmarks' metrics compare.
+"""Postprocessors: from a generated text, or a target, to the value that the metrics compare.
 
-SeqIO calls each with a text, its example and whether the text is the target. Raffel et al., 2020
-(arXiv 1910.10683), section 2.4: a text that is not one of the label words is wrong.
+SeqIO calls each with a text, its example and whether the text is the target. As in Raffel et al.,
+2020 (arXiv 1910.10683), section 2.4, a text that is not a label word is wrong.
 """
 
 import math
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from prompt_tuning.data.catalogue.text_formats import HIDDEN
 from prompt_tuning.errors import UserError
 
-INVALID = -1  # index of a text that is no label
+INVALID = -1  # index of a text that is not a label
 NO_SCORE = -1.0
 TRUTH = ("False", "True")
 
-# Words that tell noun phrases apart no more than capitals do.
+# Words that, like capitals, do not distinguish noun phrases.
 _DETERMINERS = (
     "a an the this that these those my your his her our their whose some each every many much few "
     "which"
@@ -23,17 +23,17 @@ _DETERMINERS = (
 
 
 class Grouped(NamedTuple):
-    """A value of a question that has several rows."""
+    """The value of one example of a group, such as the answers to a question."""
 
     group: Hashable
     value: Any
 
 
 def label_index(text: str, labels: Sequence[str], *, is_target: bool = False, **_: Any) -> int:
-    """The label's number, or `INVALID`.
+    """The number of a label, or `INVALID`.
 
     Raises:
-      UserError: for a target that is hidden.
+      UserError: For a hidden target.
     """
     text = text.strip()
     if is_target and text == HIDDEN:
@@ -42,20 +42,20 @@ def label_index(text: str, labels: Sequence[str], *, is_target: bool = False, **
 
 
 def multirc(text: str, *, example: Mapping[str, Any], is_target: bool = False) -> Grouped:
-    """Whether the answer is right, grouped by question.
+    """The number of the truth label of an answer, grouped by question.
 
     Raises:
-      UserError: for a target that is hidden.
+      UserError: For a hidden target.
     """
     question = (int(example["idx/paragraph"]), int(example["idx/question"]))
     return Grouped(question, label_index(text, TRUTH, is_target=is_target))
 
 
 def record(text: str, *, example: Mapping[str, Any], is_target: bool = False) -> Grouped:
-    """The predicted answer, or all right ones, grouped by query.
+    """The predicted answer, or all correct ones, grouped by query.
 
     Raises:
-      UserError: for a target that is hidden.
+      UserError: For a hidden target.
     """
     query = (int(example["idx/passage"]), int(example["idx/query"]))
     if not is_target:
@@ -67,10 +67,10 @@ def record(text: str, *, example: Mapping[str, Any], is_target: bool = False) ->
 
 
 def score(text: str, *, is_target: bool = False, **_: Any) -> float:
-    """A number; `NO_SCORE`, below the scale of STS-B, for what is none.
+    """The number in a text; `NO_SCORE`, which is below STS-B's scale, if it is not a number.
 
     Raises:
-      UserError: for a target that is hidden.
+      UserError: For a hidden target.
     """
     try:
         number = float(text)
@@ -82,25 +82,26 @@ def score(text: str, *, is_target: bool = False, **_: Any) -> float:
 
 
 def wsc(text: str, *, example: Mapping[str, Any], is_target: bool = False) -> int:
-    """Whether the text names the noun of the example: 0 or 1; of a target, the label.
+    """Whether a text names the noun of the example, 0 or 1; for a target, the label.
 
-    It does if the words of one, less determiners and capitals, are all among the other's, and
-    both or neither have an apostrophe ("Bob" is not "Bob's dog"). Nothing said is `INVALID`.
+    It does if the words of one, without determiners and ignoring case, are all among the other's,
+    and both or neither have an apostrophe ("Bob" is not "Bob's dog"). A text without such words is
+    `INVALID`.
 
     Raises:
-      UserError: for a target that is hidden.
+      UserError: For a hidden target.
     """
     if is_target:
         label = int(example["label"])
         if label < 0:
             raise _not_public()
         return label
-    said, noun = _content_words(text), _content_words(example["targets_pretokenized"].decode())
-    if not said:
+    predicted, noun = _content_words(text), _content_words(example["targets_pretokenized"].decode())
+    if not predicted:
         return INVALID
-    if any("'" in word for word in said) != any("'" in word for word in noun):
+    if any("'" in word for word in predicted) != any("'" in word for word in noun):
         return 0
-    return int(said <= noun or noun <= said)
+    return int(predicted <= noun or noun <= predicted)
 
 
 def _content_words(text: str) -> set[str]:
@@ -108,4 +109,4 @@ def _content_words(text: str) -> set[str]:
 
 
 def _not_public() -> UserError:
-    return UserError("the targets of this split are not public, so there is nothing to measure")
+    return UserError("the targets of this split are not public, so they cannot be scored")

@@ -1,8 +1,8 @@
 """Reading comprehension: SQuAD v1.1, and the sets of MRQA 2019 that are out of its domain.
 
-Train on SQuAD and evaluate on the others for Lester et al., 2021 (arXiv 2104.08691), table 1. SQuAD
-from Rajpurkar et al., 2016 (arXiv 1606.05250), MRQA from Fisch et al., 2019 (arXiv 1910.09753).
-Names are those of the original code.
+SQuAD is from Rajpurkar et al., 2016 (arXiv 1606.05250), MRQA from Fisch et al., 2019 (arXiv
+1910.09753). Lester et al., 2021 (arXiv 2104.08691), table 1, train on SQuAD and evaluate on the
+others. The names are those of the original code.
 """
 
 import dataclasses
@@ -25,10 +25,11 @@ OUT_OF_DOMAIN = ("bio_asq", "drop", "duo_rc", "race", "relation_extraction", "te
 
 @seqio.map_over_dataset
 def question_and_context(example: TfExample) -> TfExample:
-    """T5's SQuAD: spaces around punctuation, the first answer as target, and all in "answers".
+    """T5's format of SQuAD: spaces around punctuation; the first answer is the target.
 
     Args:
-      example: "question", "context" and "answers", texts or {"text": texts}, of at least one.
+      example: Fields "question", "context" and "answers", which are texts or {"text": texts}, at
+        least one.
     """
     answers = example["answers"]
     answers = _spaced(answers["text"] if isinstance(answers, Mapping) else answers)
@@ -43,7 +44,7 @@ def question_and_context(example: TfExample) -> TfExample:
 def all_answers(
     text: str, *, example: Mapping[str, Any], is_target: bool = False
 ) -> str | list[str]:
-    """The predicted answer, or all right ones."""
+    """The predicted answer, or all correct ones."""
     return [answer.decode() for answer in example["answers"]] if is_target else text
 
 
@@ -57,21 +58,21 @@ def _single_spaces(text: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class MrqaFiles(LocalFiles):
-    """Files as MRQA distributes them: a header, then a line for each context with its questions."""
+    """Files as MRQA distributes them: a header, then one line per context with its questions."""
 
     columns: Mapping[str, type | Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def rows(self, path: Path, bad_rows: BadRows) -> list[Fields]:
-        """A question each, with the fields "qid", "question", "context" and "answers".
+        """Reads the questions, with the fields "qid", "question", "context" and "answers".
 
         Raises:
-          UserError: naming file and line, for the first line that is not as it must be and that
-            `bad_rows` does not skip.
+          UserError: For the first malformed line that `bad_rows` does not skip; the message names
+            file and line.
         """
         contexts = records.read(path, _questions, bad_rows)
         rows = [question for questions in contexts for question in questions]
         if not rows:
-            raise UserError(f"{path}: no questions in it")
+            raise UserError(f"{path}: contains no questions")
         return rows
 
 
@@ -130,11 +131,11 @@ MRQA = {
 TASKS = (SQUAD, *MRQA.values())
 
 
-def register_mixtures(there: Collection[str]) -> tuple[str, ...]:
-    """Registers "train on SQuAD, evaluate elsewhere" of those tasks that are registered.
+def register_mixtures(registered: Collection[str]) -> tuple[str, ...]:
+    """Registers "train on SQuAD, evaluate elsewhere" with those tasks that are registered.
 
     Returns:
-      Their names.
+      The names of the mixtures.
     """
     pairs = {f"squad_to_{name}_examples": (SQUAD, task) for name, task in MRQA.items()}
-    return text_task.add_equal_mixtures({**pairs, "squad_to_mrqa_examples": TASKS}, there)
+    return text_task.add_equal_mixtures({**pairs, "squad_to_mrqa_examples": TASKS}, registered)

@@ -1,8 +1,8 @@
 """Summarisation: XSum and CNN/DailyMail.
 
-XSum from Narayan et al., 2018 (arXiv 1808.08745), CNN/DailyMail from See et al., 2017 (arXiv
-1704.04368). Names are those of the original code, CNN/DailyMail's with the version that TensorFlow
-Datasets can still build: v340, where older runs have v310.
+XSum is from Narayan et al., 2018 (arXiv 1808.08745), CNN/DailyMail from See et al., 2017 (arXiv
+1704.04368). The names are those of the original code, except for CNN/DailyMail's version: v340,
+which TensorFlow Datasets can still build, where older runs have v310.
 """
 
 import functools
@@ -19,8 +19,8 @@ def summarize(example: TfExample, article: str, summary: str) -> TfExample:
     """T5's format, which the original code keeps: "summarize: " and the text.
 
     Args:
-      example: of texts.
-      article, summary: the names of its fields.
+      example: Texts by field.
+      article, summary: Names of the two fields.
     """
     return {
         "inputs": tf.strings.join(["summarize:", example[article]], separator=" "),

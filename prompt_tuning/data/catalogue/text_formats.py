@@ -1,9 +1,10 @@
-"""T5's text-to-text casting of GLUE and SuperGLUE, without the name of the task in front.
+"""T5's text-to-text format of GLUE and SuperGLUE, without the name of the task in front.
 
-Raffel et al., 2020 (arXiv 1910.10683), section 2.4 and appendix D: a field is its name, a colon and
-its text. Without the name of the task as in Lester et al., 2021 (arXiv 2104.08691), section 3.
+As in Raffel et al., 2020 (arXiv 1910.10683), section 2.4 and appendix D, a field is written as its
+name, a colon and its text. The name of the task is omitted as in Lester et al., 2021 (arXiv
+2104.08691), section 3.
 
-Each is a SeqIO preprocessor of examples with the field names of TensorFlow Datasets.
+Each function is a SeqIO preprocessor of examples with TensorFlow Datasets' field names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.tasks import TfExample
 
-HIDDEN = "<unk>"  # the target where a benchmark keeps the label to itself
-HIDDEN_LABEL = -1  # what TensorFlow Datasets has in its place
+HIDDEN = "<unk>"  # the target of an example whose label is not public
+HIDDEN_LABEL = -1  # the label of such an example in TensorFlow Datasets
 
 
 @seqio.map_over_dataset
@@ -24,13 +25,13 @@ def classification(
 ) -> TfExample:
     """Writes `fields` in this order; the target is the label's word.
 
-    T5 sorts the fields by name, but for MultiRC and WiC.
+    T5 sorts the fields by name, except for MultiRC and WiC.
 
     Args:
-      example: has the fields, "label" and "idx".
-      fields: names as they are written.
-      labels: words in the order of the labels' numbers.
-      keys: where a field of another name than the one written is read from.
+      example: The fields, "label" and "idx".
+      fields: Names of the fields, as they are written.
+      labels: Words in the order of the labels' numbers.
+      keys: Names under which fields are read, where they differ.
     """
     texts = {name: example[(keys or {}).get(name, name)] for name in fields}
     return {
@@ -42,7 +43,7 @@ def classification(
 
 @seqio.map_over_dataset
 def multirc(example: TfExample, labels: Sequence[str]) -> TfExample:
-    """One answer to one question, true or false; the paragraphs hold a little HTML."""
+    """MultiRC: whether an answer to a question is correct; removes the paragraphs' HTML."""
     texts = {name: example[name] for name in ("question", "answer", "paragraph")}
     text = tf.strings.regex_replace(_join(texts), "<br>", " ")
     return {
@@ -64,17 +65,17 @@ def similarity(example: TfExample) -> TfExample:
 
 
 def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """ReCoRD: an example for each right answer, with all of them in "answers".
+    """ReCoRD: one example per correct answer, with all of them in "answers".
 
-    A question that has several comes several times in evaluation as well, since a preprocessor
-    does not know its split; the metrics count it once.
+    Questions with several answers are repeated in evaluation as well, since a preprocessor does not
+    know its split; the metrics count them once.
     """
     return _record_answers(dataset).unbatch()
 
 
 @seqio.map_over_dataset
 def _record_answers(example: TfExample) -> TfExample:
-    # The highlights of the article are sentences of their own, mostly without a full stop.
+    # The highlights of an article are separate sentences, mostly without a full stop.
     passage = tf.strings.regex_replace(example["passage"], r"([.?!\"'])\n@highlight\n", r"\1 ")
     texts = {
         "query": example["query"],
@@ -92,14 +93,14 @@ def _record_answers(example: TfExample) -> TfExample:
 
 
 def wsc(dataset: tf.data.Dataset, true_only: bool = False) -> tf.data.Dataset:
-    """The Winograd schemas as generation: who is the *pronoun*?
+    """WSC as generation: stars mark the pronoun in the inputs; the target is what it refers to.
 
-    The target is the noun of the example, right or wrong, so training has to leave the wrong ones
-    out (section 2.4 of T5's paper).
+    The target is the example's noun, correct or not, so training must leave out the wrong ones
+    (section 2.4 of T5's paper).
 
     Args:
-      dataset: of SuperGLUE's examples.
-      true_only: keeps those whose noun is the pronoun's.
+      dataset: SuperGLUE's examples.
+      true_only: Whether to keep only examples whose noun is what the pronoun refers to.
     """
     if true_only:
         dataset = dataset.filter(_is_true)
@@ -121,9 +122,9 @@ def _wsc_example(example: TfExample) -> TfExample:
 
 
 def _mark(text: tf.Tensor, pronoun: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Puts stars around the pronoun, and a space before punctuation that sticks to it."""
+    """Puts stars around the pronoun, and a space before punctuation attached to it."""
     words = tf.strings.split(tf.strings.strip(text), sep=" ")
-    # In a few rows the index is one off, or punctuation sticks to the word.
+    # In a few rows the index is off by one, or punctuation is attached to the word.
     places = tf.where(tf.equal(_bare(words), _bare(pronoun)))[:, 0]
     place = places[tf.argmin(tf.abs(places - tf.cast(index, tf.int64)))]
     around = r"^([[:punct:]]*)(.*?)([[:punct:]]*)$"

@@ -1,4 +1,4 @@
-"""Reading the pre-training corpus: JSON lines of {"text", "source"}, plain or `.xz`."""
+"""Opens compressed text files."""
 
 import gzip
 import lzma

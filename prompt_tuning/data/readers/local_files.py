@@ -1,6 +1,4 @@
-"""Benchmarks from local JSON-lines files or saved data sets, with the fields that TensorFlow
-Datasets has.
-"""
+"""Reads benchmarks from local files or saved data sets, with TensorFlow Datasets' fields."""
 
 import dataclasses
 import functools
@@ -25,7 +23,7 @@ AdaptAll = Callable[[list[Fields], Path], list[Fields]]
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder of data sets, and which malformed rows of them are skipped."""
+    """A folder of data sets, and the counter of their malformed rows that are skipped."""
 
     root: Path
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
@@ -33,14 +31,14 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class LocalFiles:
-    """Where a folder of data sets, such as `tasks/` of the shared data, keeps a benchmark.
+    """Where a folder of data sets keeps a benchmark as JSON lines.
 
     Attributes:
-      folder: below it; holds `train.jsonl`, `validation.jsonl`, `test.jsonl`, plain, .xz or .gz.
-      columns: the fields that are read: a type, or the words that a label's number stands for.
-      renamed: TensorFlow Datasets' name of a column to the file's, where they differ.
-      adapt: makes the fields of TensorFlow Datasets of a row; also gets its file and line.
-      adapt_all: the same of all rows at once, each with "idx"; also gets the file's path.
+      folder: Subfolder with `train.jsonl`, `validation.jsonl` and `test.jsonl`, plain, .xz or .gz.
+      columns: Type of each field that is read, or the words that a label's number stands for.
+      renamed: The file's name of a column by TensorFlow Datasets' name, where they differ.
+      adapt: Makes TensorFlow Datasets' fields of a row's; its second argument is file and line.
+      adapt_all: Does so for all rows at once, each with "idx"; its second argument is the path.
     """
 
     folder: str
@@ -50,26 +48,26 @@ class LocalFiles:
     adapt_all: AdaptAll | None = None
 
     def paths(self, root: Path) -> dict[str, Path]:
-        """The file of each split that is there."""
-        found = {split: _file(root / self.folder, split) for split in SPLITS}
-        return {split: path for split, path in found.items() if path}
+        """The existing file of each split."""
+        paths = {split: _file(root / self.folder, split) for split in SPLITS}
+        return {split: path for split, path in paths.items() if path}
 
     def rows(self, path: Path, bad_rows: BadRows) -> list[Fields]:
-        """A file's examples, with the fields of TensorFlow Datasets; "idx" counts them.
+        """Reads a file's examples, with TensorFlow Datasets' fields; "idx" counts them.
 
         Raises:
-          UserError: naming file and line, for the first row that is not as it must be and that
-            `bad_rows` does not skip.
+          UserError: For the first malformed row that `bad_rows` does not skip; the message names
+            file and line.
         """
-        read = records.read(path, self._row, bad_rows)
-        rows = [{"idx": number, **row} for number, row in enumerate(read)]
+        numbered = enumerate(records.read(path, self._row, bad_rows))
+        rows = [{"idx": number, **row} for number, row in numbered]
         return self.adapt_all(rows, path) if self.adapt_all else rows
 
     def source(self, folder: Folder, splits: Collection[str]) -> "FolderSource | None":
-        """Over the files of those of `splits` that are there; None if none is."""
-        paths = self.paths(folder.root)
-        there = {split: path for split, path in paths.items() if split in splits}
-        return FolderSource(self.rows, there, folder.bad_rows) if there else None
+        """A source over the existing files of `splits`; None if there are none."""
+        existing = self.paths(folder.root).items()
+        paths = {split: path for split, path in existing if split in splits}
+        return FolderSource(self.rows, paths, folder.bad_rows) if paths else None
 
     def _row(self, fields: Fields, where: str) -> Fields:
         row = _row(fields, self.columns, where, self.renamed)
@@ -77,7 +75,7 @@ class LocalFiles:
 
 
 class FolderSource(MemorySource):
-    """Examples of local files, with the fields of TensorFlow Datasets."""
+    """A source of local files, with TensorFlow Datasets' fields."""
 
     def __init__(
         self,
@@ -103,17 +101,23 @@ def saved_source(
     splits: Collection[str] | Mapping[str, str],
     labels: Sequence[str],
 ) -> FolderSource | None:
-    """Over the saved data sets of one of TensorFlow Datasets, such as `glue/rte/train` or
-    `rte/train` for "glue/rte:2.0.0"; None if there is none.
+    """A source over saved data sets; None if there are none.
+
+    Args:
+      folder: Folder of data sets; `glue/rte/train` or `rte/train` in it is read for
+        "glue/rte:2.0.0".
+      tfds_name: Data set, configuration and version of TensorFlow Datasets.
+      splits: Splits; a mapping where SeqIO's names for them differ from the folders'.
+      labels: Label words in the order of the labels' numbers; empty for none.
     """
     name = tfds_name.partition(":")[0]
     names = splits if isinstance(splits, Mapping) else {split: split for split in splits}
-    for place in (folder.root / name, folder.root / name.split("/")[-1]):
-        paths = {split: place / known for split, known in names.items()}
-        there = {split: path for split, path in paths.items() if saved_datasets.is_saved(path)}
-        if there:
+    for parent in (folder.root / name, folder.root / name.split("/")[-1]):
+        candidates = {split: parent / subfolder for split, subfolder in names.items()}
+        saved = {split: path for split, path in candidates.items() if saved_datasets.is_saved(path)}
+        if saved:
             rows = functools.partial(_saved_rows, labels=labels)
-            return FolderSource(rows, there, folder.bad_rows)
+            return FolderSource(rows, saved, folder.bad_rows)
     return None
 
 
@@ -201,7 +205,7 @@ def _not_one_of(value: Any, words: Sequence[str]) -> str:
 
 
 def boolq_row(row: Fields, _: str) -> Fields:
-    # SuperGLUE's passages begin with the title, which BoolQ itself keeps apart.
+    # SuperGLUE's passages begin with the title, which BoolQ has in a field of its own.
     return row | {"passage": f"{row['title']} -- {row['passage']}"}
 
 
@@ -209,10 +213,12 @@ def multirc_rows(rows: list[Fields], path: Path) -> list[Fields]:
     split = path.name.split(".")[0]
     passages = _file(path.parent, f"passages_{split}")
     if passages is None:
-        raise UserError(f"{path}: needs passages_{split}.jsonl beside it")
+        raise UserError(f"{path}: needs passages_{split}.jsonl in the same folder")
     columns = {"idx": int, "text": str}
-    read = records.read(passages, lambda fields, where: _row(fields, columns, where), BadRows())
-    texts = {passage["idx"]: passage["text"] for passage in read}
+    rows_read = records.read(
+        passages, lambda fields, where: _row(fields, columns, where), BadRows()
+    )
+    texts = {passage["idx"]: passage["text"] for passage in rows_read}
     if missing := {row["pid"] for row in rows} - set(texts):
         raise UserError(f"{passages}: no passage {min(missing)}, which {path.name} refers to")
     parts = {"paragraph": "pid", "question": "qid", "answer": "aid"}
@@ -238,7 +244,7 @@ def wsc_row(row: Fields, where: str) -> Fields:
 
 
 def _as_in_text(row: Fields, span: str) -> str:
-    """A span spelled as the text spells it: what TensorFlow Datasets' `wsc.fixed` mends."""
+    """A span spelled as in the text, as TensorFlow Datasets' `wsc.fixed` corrects it."""
     words, text = row[f"{span}_text"], row["text"]
     at_index = text.split()[row[f"{span}_index"] :][:1]
     if words in text or not at_index:

@@ -1,4 +1,4 @@
-"""Examples that are held in memory, as a SeqIO source."""
+"""A SeqIO source of examples in memory."""
 
 import abc
 from collections.abc import Iterable, Sequence
@@ -8,10 +8,10 @@ from prompt_tuning.data.quiet import seqio, tf
 
 
 class MemorySource(seqio.DataSource):
-    """Examples shuffled whole epochs at a time; a subclass gives a split's `columns`.
+    """A source that shuffles whole epochs; subclasses define `columns`.
 
-    SeqIO's FunctionDataSource leaves shuffling to a buffer behind `repeat`, in which the epochs of
-    a small task run into each other.
+    SeqIO's FunctionDataSource leaves shuffling to a buffer after `repeat`, in which the epochs of a
+    small task mix.
     """
 
     def __init__(self, splits: Iterable[str]) -> None:
@@ -19,13 +19,13 @@ class MemorySource(seqio.DataSource):
 
     @abc.abstractmethod
     def columns(self, split: str) -> Any:
-        """Tensors with the examples on their first axis, by feature."""
+        """Tensors of a split by feature, with the examples on their first axis."""
 
     def size(self, split: str) -> int:
-        """How many examples a split has.
+        """Number of examples of a split.
 
-        Not as SeqIO's `num_input_examples`: of a small split whose size it knows SeqIO keeps the
-        first epoch in memory, shuffled, and repeats that order for ever.
+        This is not SeqIO's `num_input_examples`, since SeqIO caches the first shuffled epoch of a
+        small split whose size it knows, and repeats that order.
         """
         return len(tf.data.Dataset.from_tensor_slices(self.columns(split)))
 
@@ -44,6 +44,6 @@ class MemorySource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_: Any,
     ) -> tf.data.Dataset:
-        """Dataset of a split's examples; a new order in each epoch if shuffled."""
+        """Dataset of a split's examples, reshuffled in each epoch if `shuffle`."""
         dataset = tf.data.Dataset.from_tensor_slices(self.columns(split))
         return dataset.shuffle(max(1, len(dataset)), seed=seed) if shuffle else dataset

@@ -1,4 +1,4 @@
-"""Rows of JSON-lines, CSV and TSV files; a malformed one is an error, or skipped and counted."""
+"""Reads rows of JSON-lines, CSV and TSV files; a malformed row is an error, or is skipped."""
 
 import collections
 import csv
@@ -14,16 +14,16 @@ from prompt_tuning.data.readers import saved_datasets
 from prompt_tuning.data.readers.compressed import open_text
 from prompt_tuning.errors import UserError
 
-LONGEST = 2**20  # bytes of a line, characters of a cell: what is longer is no example for a T5
+LONGEST = 2**20  # bytes of a line, characters of a cell; far beyond what a T5 can use
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """Why a row or line cannot be read."""
+    """The reason why a row or line cannot be read."""
 
-    why: str
+    reason: str
 
 
 Lines = Iterator[tuple[int, str | Bad]]  # numbered from 1
@@ -31,9 +31,9 @@ Records = Iterator[tuple[str, dict[str, Any] | Bad]]  # place such as "line 3", 
 
 
 class BadRows:
-    """The malformed rows that a run skips: at most `most`, of all its files together.
+    """Counts the malformed rows that a run skips, at most `most` over all its files.
 
-    A file may be read several times; its rows count once.
+    A row counts once, even if its file is read several times.
     """
 
     def __init__(self, most: int = 0) -> None:
@@ -46,54 +46,59 @@ class BadRows:
         """Counts a row as skipped.
 
         Raises:
-          UserError: `error`, if as many rows as may be were skipped before.
+          UserError: `error`, if `most` rows were skipped before.
         """
         if (path, place) not in self._skipped:
             if len(self._skipped) == self._most:
-                raise UserError(f"{error}{self._before()}") from None
+                raise UserError(f"{error}{self._skipped_before()}") from None
             self._skipped[path, place] = None
 
     def summary(self) -> str:
-        """One line of the files and how many of their rows were skipped; "" if none may be."""
+        """A line with the number of rows skipped per file; "" if `most` is 0."""
         if not self._most:
             return ""
         files = collections.Counter(path for path, _ in self._skipped)
         named = ", ".join(f"{path} {count}" for path, count in files.items())
         return f"bad rows skipped: {len(self._skipped)}{f' ({named})' if named else ''}"
 
-    def _before(self) -> str:
+    def _skipped_before(self) -> str:
         skipped = len(self._skipped)
         return f" (skipped before it: {skipped}, as --skip_bad_rows allows)" if skipped else ""
 
 
 def read(path: Path, row: Callable[[dict[str, Any], str], T], bad_rows: BadRows) -> list[T]:
-    """`row` of each row's fields and of what to call it in an error, in the file's order.
+    """Reads all rows of a file or saved data set, in order.
+
+    Args:
+      path: File, or folder of a saved data set.
+      row: Makes a row from its fields and the name to use for it in errors.
+      bad_rows: Counter of the malformed rows that are skipped.
 
     Raises:
-      UserError: naming file and line, for a row that is malformed or that `row` refuses and
-        that `bad_rows` does not skip; if the file cannot be read or has no good row.
+      UserError: For a row that is malformed or that `row` refuses, unless `bad_rows` skips it; the
+        message names file and line. Also if the file cannot be read or has no good row.
     """
     if not (rows := list(stream(path, row, bad_rows))):
-        raise UserError(f"{path}: no rows in it; {bad_rows.summary()}".removesuffix("; "))
+        raise UserError(f"{path}: no rows; {bad_rows.summary()}".removesuffix("; "))
     return rows
 
 
 def stream(path: Path, row: Callable[[dict[str, Any], str], T], bad_rows: BadRows) -> Iterator[T]:
-    """`read` of a file that does not fit in memory, or that may be empty."""
+    """Yields what `read` returns, for files that do not fit in memory or may be empty."""
     for place, fields in _records(path):
         where = f"{path}, {place}"
         try:
             if isinstance(fields, Bad):
-                raise UserError(f"{where}: {fields.why}")
-            found = row(fields, where)
+                raise UserError(f"{where}: {fields.reason}")
+            result = row(fields, where)
         except UserError as error:
             bad_rows.skip(path, place, error)
         else:
-            yield found
+            yield result
 
 
 def field(fields: dict[str, Any], name: str, where: str) -> Any:
-    """The value of a field; UserError if there is none."""
+    """The value of a field; raises UserError if it is missing."""
     if name not in fields:
         raise UserError(
             f"{where}: no field {name!r}; available: {shortened(', '.join(sorted(fields)))}"
@@ -102,18 +107,18 @@ def field(fields: dict[str, Any], name: str, where: str) -> Any:
 
 
 def check_text(value: str, name: str, where: str) -> str:
-    """`value`; UserError if it holds what is no text."""
+    """Returns `value`; raises UserError if it contains NUL or half a surrogate pair."""
     if "\0" in value:
-        raise UserError(f"{where}: {name!r} has a NUL character in it")
+        raise UserError(f"{where}: {name!r} contains a NUL character")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {name!r} has half a surrogate pair in it") from None
+        raise UserError(f"{where}: {name!r} contains half a surrogate pair") from None
     return value
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: at most a line of it."""
+    """A value as errors show it, shortened to a line."""
     return shortened(repr(value))
 
 
@@ -138,25 +143,25 @@ def _lines(path: Path) -> Lines:
     number = 0
     try:
         with cast(TextIO, open_text(path)) as file:
-            # Decoded line by line: the text layer decodes in blocks, and could not tell the line.
+            # Decoded line by line, since the text layer decodes in blocks and cannot name the line.
             for number, line in enumerate(_decoded(file.buffer), 1):
                 yield number, line
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        behind = f" behind line {number}" if number else ""
-        raise UserError(f"{path}: cannot be read{behind} ({error})") from error
+        after = f" after line {number}" if number else ""
+        raise UserError(f"{path}: cannot be read{after} ({error})") from error
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str | Bad]:
-    encoding = "utf-8-sig"  # spreadsheet programs put a byte order mark in front
+    encoding = "utf-8-sig"  # spreadsheet programs write a byte order mark
     while line := file.readline(LONGEST + 1):
         if len(line) > LONGEST and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = file.readline(LONGEST)
             yield Bad(f"a line of more than {LONGEST} bytes")
         elif b"\0" in line:
-            yield Bad("not UTF-8 text: a NUL character in it")
+            yield Bad("not UTF-8 text: contains a NUL character")
         else:
             try:
                 yield line.decode(encoding)
@@ -177,9 +182,9 @@ def _json_object(line: str) -> dict[str, Any] | Bad:
     except json.JSONDecodeError as error:
         return Bad(f"not JSON ({error.msg})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep brackets
-        return Bad(f"not JSON that can be read ({error})")
+        return Bad(f"JSON that cannot be read ({error})")
     if not isinstance(fields, dict):
-        return Bad(f"not a JSON object but {line.strip()[:60]}")
+        return Bad(f"expected a JSON object, got {line.strip()[:60]}")
     return fields
 
 
@@ -188,13 +193,13 @@ def _csv_records(path: Path, lines: Lines, delimiter: str = ",") -> Records:
     for number, cells in _csv_cells(lines, delimiter):
         place = f"line {number}"
         if isinstance(cells, Bad):
-            if header is None:  # without it no row can be read
-                raise UserError(f"{path}, {place}: {cells.why}")
+            if header is None:  # no row can be read without it
+                raise UserError(f"{path}, {place}: {cells.reason}")
             yield place, cells
         elif header is None:
             header = cells
             if len(set(header)) != len(header):
-                raise UserError(f"{path}, {place}: two columns of one name in the header")
+                raise UserError(f"{path}, {place}: two columns with the same name in the header")
         elif len(cells) == len(header):
             yield place, dict(zip(header, cells, strict=True))
         else:
@@ -206,23 +211,23 @@ def _tsv_records(path: Path, lines: Lines) -> Records:
 
 
 def _csv_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
-    """Each row's first line and cells.
+    """Yields the number of each row's first line, and its cells.
 
-    Behind a malformed row reading goes on with the next line: a quote that is never closed takes
-    up all the lines that follow it, and they are rows of their own.
+    After a malformed row, reading resumes at the next line: a quote that is never closed swallows
+    all lines that follow, which are rows of their own.
     """
     csv.field_size_limit(LONGEST)
-    again: collections.deque[tuple[int, str | Bad]] = collections.deque()
-    taken: list[tuple[int, str | Bad]] = []  # lines of the row that is being read
+    pending: collections.deque[tuple[int, str | Bad]] = collections.deque()
+    taken: list[tuple[int, str | Bad]] = []  # lines of the current row
 
     def texts() -> Iterator[str]:
-        while line := again.popleft() if again else next(lines, None):
+        while line := pending.popleft() if pending else next(lines, None):
             taken.append(line)
             if isinstance(line[1], Bad):
-                raise csv.Error(line[1].why)
+                raise csv.Error(line[1].reason)
             yield line[1]
 
-    # Strict: a stray quote is an error, where it would swallow the rows up to the next one.
+    # Strict, since a stray quote would otherwise swallow the rows up to the next one.
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
         taken.clear()
@@ -233,7 +238,7 @@ def _csv_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | 
         except csv.Error as error:
             (number, first), *rest = taken
             yield number, first if isinstance(first, Bad) else Bad(f"malformed row ({error})")
-            again.extendleft(reversed(rest))
+            pending.extendleft(reversed(rest))
             reader = csv.reader(texts(), delimiter=delimiter, strict=True)
         else:
             if cells:

@@ -1,6 +1,6 @@
-"""Hugging Face data sets on disk, as `Dataset.save_to_disk` writes them: Arrow files and an index.
+"""Reads Hugging Face data sets that `Dataset.save_to_disk` wrote: Arrow files and an index.
 
-They are read without the `datasets` library, so no script, network or pickle has a part in it.
+The `datasets` library is not needed, so no script, network access or pickle is involved.
 """
 
 import json
@@ -14,15 +14,15 @@ INDEX = "state.json"
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder holds a saved data set (one split)."""
+    """Whether a folder contains a saved data set (one split)."""
     return (folder / INDEX).is_file()
 
 
 def rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows, numbered from 1, by field; a nested field is a dict or a list.
+    """Yields each row's number, from 1, and fields; a nested field is a dict or a list.
 
     Raises:
-      UserError: if there is no saved data set, or it cannot be read.
+      UserError: If the folder contains no saved data set, or it cannot be read.
     """
     try:
         import pyarrow as pa
@@ -32,9 +32,9 @@ def rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json")["splits"]
-        raise UserError(f"{folder}: has the splits {', '.join(splits)}; name one of these folders")
+        raise UserError(f"{folder}: has the splits {', '.join(splits)}; give one of these folders")
     if not is_saved(folder):
-        raise UserError(f"{folder}: a folder without a saved data set ({INDEX}) in it")
+        raise UserError(f"{folder}: folder contains no saved data set ({INDEX})")
     index, number = _json(folder / INDEX), 0
     if index.get("_indices_data_files"):
         raise UserError(f"{folder}: saved by an old version of `datasets`; save it with a new one")
@@ -51,8 +51,8 @@ def rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def check_order(folder: Path, field: str, labels: Sequence[str]) -> None:
     """Raises UserError if the data set numbers the same label words in another order."""
-    about = folder / "dataset_info.json"
-    features = (_json(about).get("features") or {}) if about.is_file() else {}
+    info = folder / "dataset_info.json"
+    features = (_json(info).get("features") or {}) if info.is_file() else {}
     names = (features.get(field) or {}).get("names")
     if names and set(names) == set(labels) and list(names) != list(labels):
         raise UserError(

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets that are not there, told at once: its own client tries for minutes."""
+"""Checks at once that data of TensorFlow Datasets are available; its client tries for minutes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from prompt_tuning.runtime.files import is_remote
 
 
 def check_prepared(task: seqio.Task, split: str, use_cached: bool = False) -> None:
-    """Raises UserError if TensorFlow Datasets has the task's data neither prepared nor in reach."""
+    """Raises UserError if data of TensorFlow Datasets can be neither read nor downloaded."""
     from_cache = use_cached and task.supports_caching
     if from_cache or not isinstance(task.source, seqio.TfdsDataSource):
         return
@@ -27,5 +27,5 @@ def check_prepared(task: seqio.Task, split: str, use_cached: bool = False) -> No
 
 def _is_prepared(folder: Path, dataset: str) -> bool:
     name, _, version = dataset.partition(":")
-    patterns = (f"{name}/{version}", f"{name}/*/{version}")  # the second: its default config
+    patterns = (f"{name}/{version}", f"{name}/*/{version}")  # the second for the default config
     return any(any(folder.glob(f"{pattern}/dataset_info.json")) for pattern in patterns)
