@@ -22,19 +22,10 @@ from prompt_tuning.methods import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.t5.config import T5Config, preset
+from prompt_tuning.testing import Numbers
 
 Timed = dict[str, Callable[[], float]]
 PEER_WORDS = ("batch", "sequential")  # what mixed_tasks_torch.py can be asked for
-
-
-class Numbers:
-    """A vocabulary whose words are ids."""
-
-    def encode(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(map(str, ids))
 
 
 def main() -> None:

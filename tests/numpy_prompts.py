@@ -1,4 +1,4 @@
-"""What each row of a batch must be answered: the row alone behind its prompt, in NumPy, float64."""
+"""The reference for mixed batches: each row alone with its prompt, in NumPy, float64."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def prompt(length: int, seed: int = 0) -> np.ndarray:
 
 
 class Alone(NumpyT5):
-    """The backbone behind one prompt, for one row of tokens at a time."""
+    """The backbone with one prompt, for one row of tokens at a time."""
 
     def __init__(
         self, vectors: np.ndarray, leaves: dict | None = None, config: T5Config = CONFIG

@@ -241,5 +241,4 @@ def embed(model: T5, settings: None, params: Params, tokens: Array, slots: Array
     apply: Callable[..., Any] = model.apply
     encoded = apply({"params": params}, tokens, tasks=slots, method=model.encode)
     states = encoded.states[:, -tokens.shape[1] :].astype(jnp.float32)
-    real = (tokens > 0)[..., None]
-    return (jnp.sum(states * real, axis=1) / jnp.sum(real, axis=1),)
+    return (jnp.mean(states, axis=1, where=(tokens > 0)[..., None]),)

@@ -24,7 +24,8 @@ def penalty(alpha: Array | float, length: Array | int) -> Array:
 
     `length` counts the stop token.
     """
-    return ((5.0 + length) / 6.0) ** jnp.asarray(alpha, jnp.float32)
+    tokens = jnp.asarray(length, jnp.float32)
+    return ((5.0 + tokens) / 6.0) ** jnp.asarray(alpha, jnp.float32)
 
 
 class _State(flax.struct.PyTreeNode):

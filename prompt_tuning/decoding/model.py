@@ -80,4 +80,4 @@ def score(
     inputs = jnp.pad(flat, ((0, 0), (1, 0)))[:, :-1]
     logits = apply(encoded, inputs, flat, method=model.decode)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, flat)
-    return -jnp.sum(cross_entropy * (flat > 0), axis=-1).reshape(batch, -1)
+    return -jnp.sum(cross_entropy, axis=-1, where=flat > 0).reshape(batch, -1)

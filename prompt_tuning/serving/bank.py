@@ -63,7 +63,7 @@ class Bank(nn.Module):
         shape = (self.capacity, self.length, x.shape[-1])
         prompts = partitioned_param(self, "prompts", zeros, (None, "prompt", "prompt_embed"), shape)
         lengths = self.param("lengths", zeros, (self.capacity,), jnp.int32)
-        real = jnp.arange(self.length) >= self.length - lengths[tasks][:, None]
+        real = jnp.arange(self.length)[None] >= self.length - lengths[tasks][:, None]
         return prompts[tasks].astype(x.dtype), real.astype(jnp.int32)
 
 

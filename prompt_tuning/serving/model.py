@@ -336,8 +336,8 @@ class Model:
             return np.zeros((0, self.config.d_model), np.float32)
         if isinstance(prompt, np.ndarray | Array):
             return np.asarray(prompt)
-        own = None if self._allow_other_backbone else lambda: self.fingerprint
-        return prompt_folder.read(prompt, own)
+        fingerprint_of_backbone = None if self._allow_other_backbone else lambda: self.fingerprint
+        return prompt_folder.read(prompt, fingerprint_of_backbone)
 
     def _add(
         self,

@@ -48,12 +48,12 @@ def log_p(tables: np.ndarray, sequence: Sequence[int]) -> float:
 
 def every_finished(tables: np.ndarray, length: int, alpha: float, stops=(EOS,)) -> dict:
     """All sequences that end within `length` tokens, with their scores."""
-    found = {}
+    scores = {}
     for n in range(1, length + 1):
         for sequence in itertools.product(range(V), repeat=n):
             if sequence[-1] in stops and not set(sequence[:-1]) & set(stops):
-                found[sequence] = log_p(tables, sequence) / ((5 + n) / 6) ** alpha
-    return found
+                scores[sequence] = log_p(tables, sequence) / ((5 + n) / 6) ** alpha
+    return scores
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -81,41 +81,41 @@ def search(
     return _search(beams, length, alpha, np.asarray(limits, np.int32), stops)
 
 
-def check_row(found: decoding.Decoded, row: int, expected: dict, places: int) -> None:
+def check_row(decoded: decoding.Decoded, row: int, expected: dict, places: int) -> None:
     best = sorted(expected.items(), key=lambda item: -item[1])[:places]
-    length = found.tokens.shape[-1]
+    length = decoded.tokens.shape[-1]
     for place, (sequence, score) in enumerate(best):
         padded = np.pad(sequence, (0, length - len(sequence)))
-        np.testing.assert_array_equal(found.tokens[row, place], padded)
-        assert found.scores[row, place] == pytest.approx(score, rel=1e-5)
+        np.testing.assert_array_equal(decoded.tokens[row, place], padded)
+        assert decoded.scores[row, place] == pytest.approx(score, rel=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 def test_a_wide_beam_is_a_search_of_everything(alpha):
     # The last step has 64 unfinished sequences of length 3, so 320 candidates: none is cut.
-    found = search(160, 4, alpha=alpha)
+    decoded = search(160, 4, alpha=alpha)
     for row, tables in enumerate(TABLES):
         expected = every_finished(tables, 4, alpha)
         assert len(expected) == 1 + 4 + 16 + 64
-        check_row(found, row, expected, 85)
+        check_row(decoded, row, expected, 85)
 
 
 def test_each_row_of_a_beam_has_its_own_length_and_stops():
     limits, stops = np.array([4, 2, 3]), np.array([[1, 1], [1, 3], [2, 2]])
-    found = search(160, 4, limits=limits, stops=stops)
+    decoded = search(160, 4, limits=limits, stops=stops)
     for row, tables in enumerate(TABLES):
         expected = every_finished(tables, limits[row], 0.6, stops[row].tolist())
-        check_row(found, row, expected, len(expected))
-        nothing = found.scores[row, len(expected) :]
+        check_row(decoded, row, expected, len(expected))
+        nothing = decoded.scores[row, len(expected) :]
         assert np.isneginf(nothing).all()
-        assert not found.tokens[row, len(expected) :].any()
+        assert not decoded.tokens[row, len(expected) :].any()
 
 
 def test_a_row_without_an_end_gives_its_unfinished_sequences():
-    found = search(25, 3, stops=[V, V])
+    decoded = search(160, 4, limits=[3] * len(TABLES), stops=V)
     for row, tables in enumerate(TABLES):
         paths = {path: log_p(tables, path) for path in itertools.product(range(V), repeat=3)}
-        check_row(found, row, paths, 25)
+        check_row(decoded, row, paths, 25)
 
 
 def test_penalty_is_that_of_t5x():
@@ -127,31 +127,36 @@ def _decode(length: int, tables: jax.Array, options: dict) -> decoding.Decoded:
     return decoding.decode(step, Chain(tables), batch=len(tables), length=length, **options)
 
 
-def decode(length: int, tables: np.ndarray = TABLES, **options) -> decoding.Decoded:
-    """One program for all values of the options; `stops` are for all rows or for each."""
-    options["stops"] = np.asarray(options["stops"], np.int32)
+def decode(length: int, tables: np.ndarray = TABLES, *, stops=V, limits=None, draws=None):
+    """One program for all values of the options; two stop tokens for each row."""
+    limits = np.full(len(tables), length) if limits is None else limits
+    options = {
+        "limits": np.asarray(limits, np.int32),
+        "stops": np.broadcast_to(np.asarray(stops, np.int32), (len(tables), 2)),
+        "draws": draws,
+    }
     return _decode(length, tables, options)
 
 
 def test_greedy_scores_and_limits():
-    limits, stops = np.array([6, 0, 2]), [V]
-    found = decode(6, limits=jnp.asarray(limits), stops=stops)
+    limits = np.array([6, 0, 2])
+    decoded = decode(6, limits=limits)
     for row, tables in enumerate(TABLES):
         path = [0]
         for table in tables[: limits[row]]:
             path.append(int(table[path[-1]].argmax()))
-        np.testing.assert_array_equal(found.tokens[row], np.pad(path[1:], (0, 7 - len(path))))
-        assert found.scores[row] == pytest.approx(log_p(tables, path[1:]), abs=1e-5)
+        np.testing.assert_array_equal(decoded.tokens[row], np.pad(path[1:], (0, 7 - len(path))))
+        assert decoded.scores[row] == pytest.approx(log_p(tables, path[1:]), abs=1e-5)
 
 
 def test_greedy_stops_at_any_of_the_stop_tokens_of_the_row():
-    free = np.asarray(decode(6, stops=[V]).tokens)
+    free = np.asarray(decode(6).tokens)
     stops = np.stack([free[:, 2], free[:, 4]], axis=1)
-    found = np.asarray(decode(6, stops=stops).tokens)
+    decoded = np.asarray(decode(6, stops=stops).tokens)
     for row in range(len(TABLES)):
         end = min(np.flatnonzero(np.isin(free[row], stops[row])))
-        np.testing.assert_array_equal(found[row, : end + 1], free[row, : end + 1])
-        assert not found[row, end + 1 :].any()
+        np.testing.assert_array_equal(decoded[row, : end + 1], free[row, : end + 1])
+        assert not decoded[row, end + 1 :].any()
 
 
 SAMPLINGS = [
@@ -189,7 +194,7 @@ def drawn_tokens() -> np.ndarray:
     rows = 4_000 * len(SAMPLINGS)
     tables = np.broadcast_to(TABLES[0], (rows, *TABLES.shape[1:]))
     samplings = [sampling for sampling in SAMPLINGS for _ in range(4_000)]
-    decoded = decode(2, tables, draws=draws(range(rows), samplings, seed=7), stops=[V])
+    decoded = decode(2, tables, draws=draws(range(rows), samplings, seed=7))
     return np.asarray(decoded.tokens).reshape(len(SAMPLINGS), 4_000, 2)
 
 
@@ -202,8 +207,8 @@ def test_samples_follow_the_distribution(sampling):
 
 
 def test_a_batch_samples_some_rows_and_takes_the_most_likely_token_in_others():
-    drawn = decode(6, draws=draws([4, 5, 6], [Sampling(), None, Sampling(2.0, 3)]), stops=[V])
-    greedy = decode(6, stops=[V])
+    drawn = decode(6, draws=draws([4, 5, 6], [Sampling(), None, Sampling(2.0, 3)]))
+    greedy = decode(6)
     np.testing.assert_array_equal(drawn.tokens[1], greedy.tokens[1])
     assert drawn.scores[1] == pytest.approx(float(greedy.scores[1]), rel=1e-5)
     assert (np.asarray(drawn.tokens)[[0, 2]] != np.asarray(greedy.tokens)[[0, 2]]).any(axis=1).all()
@@ -225,9 +230,10 @@ def test_a_wrong_distribution_is_seen():
 
 def test_a_sample_does_not_depend_on_the_other_rows():
     samplings = [Sampling(top_k=2), None, Sampling()]
-    together = decode(6, draws=draws([4, 5, 6], samplings), stops=[V])
-    alone = decode(6, TABLES[2:], draws=draws([6], [Sampling()]), stops=[V])
-    np.testing.assert_array_equal(alone.tokens[0], together.tokens[2])
+    together = decode(6, draws=draws([4, 5, 6], samplings))
+    alone = decode(6, TABLES[[2, 2, 2]], draws=draws([6, 6, 6], [Sampling()] * 3))
+    for tokens in alone.tokens:
+        np.testing.assert_array_equal(tokens, together.tokens[2])
 
 
 def test_keys_are_those_of_each_row_s_seed_and_number():

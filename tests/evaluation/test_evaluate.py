@@ -50,7 +50,7 @@ def model(placement: str | int) -> TunedModel:
 
 
 def row_by_row(data: EvalSet) -> list[tuple[Alone, list[int]]]:
-    """A row's model behind the prompt of `model("prefix")`, and its tokens."""
+    """Each row's tokens, and the reference with the prompt of `model("prefix")`."""
     leaves = flatten(model("prefix").params)
     alone = Alone(np.asarray(leaves.pop(PROMPT_PATH)), unflatten(leaves))
     return [(alone, row[row > 1].tolist()) for row in data.encoder_input_tokens]
@@ -88,7 +88,7 @@ def test_generated_texts_are_those_of_each_row_alone():
 
 
 def shapes_of_batches(monkeypatch, data: EvalSet) -> list[tuple[int, ...]]:
-    """The shapes of tokens in batches of 4; also holds that results keep the rows' order."""
+    """The shapes of tokens in batches of 4; asserts that results keep the order of the rows."""
     shapes = []
 
     def sums(model, trained, frozen, tokens, tasks, labels):
