@@ -16,10 +16,9 @@ from prompt_tuning.evaluation.scores import (
     measure_each,
     most_frequent_name,
     predict,
-    score,
 )
-from prompt_tuning.evaluation.sets import EvalSet
-from prompt_tuning.evaluation.validation import Metrics, Validation, check_resumes, one_row
+from prompt_tuning.evaluation.sets import EvalSet, Predictions
+from prompt_tuning.evaluation.validation import Validation, check_resumes, one_row
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model import summary
 from prompt_tuning.model.tuned import TunedModel
@@ -109,17 +108,13 @@ def train(
             raise UserError(f"TRAIN_STEPS = {fit.total_steps}: {folder} is already at step {start}")
         settings = on_start(folder) or ""
         print(summary.parameters(tuned.split), flush=True)
-
         _announce(data, validation_sets, measured_sets)
 
-        # Baselines: the frozen one comes before a method that trains the backbone changes it.
-        measure = functools.partial(
-            _scores, eval_sets=measured_sets, methods=eval_methods, batch_size=eval_batch_size
+        # Baseline. It comes first because a method may train the backbone's own leaves.
+        answers = functools.partial(
+            _answers, eval_sets=measured_sets, methods=eval_methods, batch_size=eval_batch_size
         )
-        rows: dict[str, Mapping[str, Metrics]] = {
-            MAJORITY: {s.task: majority(s, eval_methods) for s in measured_sets},
-            FROZEN: measure(tuned.without_method()),
-        }
+        frozen_answers = answers(tuned.without_method())
 
         # Fit.
         validation = Validation(folder, validation_sets, eval_methods, eval_batch_size, start)
@@ -132,11 +127,7 @@ def train(
                 identity=identity,
             )
             best_step, best_leaves = validation.best(last.trained)
-        best = dataclasses.replace(last, trained=best_leaves)
-        predictions = {
-            s.task: predict(best, s, eval_methods, eval_batch_size) for s in measured_sets
-        }
-        rows[TRAINED] = {s.task: measure_each(s, predictions[s.task]) for s in measured_sets}
+        best_answers = answers(dataclasses.replace(last, trained=best_leaves))
 
         # Save.
         describe = functools.partial(
@@ -157,10 +148,17 @@ def train(
         result = Result(
             task=data.task,
             splits={s.task: s.split for s in measured_sets},
-            scores={s.task: {row: rows[row][s.task] for row in rows} for s in measured_sets},
+            scores={
+                s.task: {
+                    MAJORITY: majority(s, eval_methods),
+                    FROZEN: measure_each(s, frozen_answers[s.task]),
+                    TRAINED: measure_each(s, best_answers[s.task]),
+                }
+                for s in measured_sets
+            },
             distinct_answers={
                 task: len(set(next(iter(by_method.values())).texts))
-                for task, by_method in predictions.items()
+                for task, by_method in best_answers.items()
             },
             best_step=best_step,
             validation=validation.metrics_at(best_step),
@@ -169,7 +167,7 @@ def train(
             resumed_from_step=start,
             seconds=round(time.perf_counter() - began, 1),
         )
-        _draw(folder, validation.history, rows, most_frequent_name(measured_sets[0]))
+        _draw(folder, validation.history, result, most_frequent_name(measured_sets[0]))
         result.write(folder)
 
     # Show.
@@ -194,11 +192,11 @@ def _announce(
         print(line, flush=True)
 
 
-def _scores(
+def _answers(
     tuned: TunedModel, *, eval_sets: Sequence[EvalSet], methods: Sequence[str], batch_size: int
-) -> dict[str, Metrics]:
-    """Metrics by task."""
-    return {s.task: score(tuned, s, methods, batch_size) for s in eval_sets}
+) -> dict[str, dict[str, Predictions]]:
+    """Predictions by task and evaluation method."""
+    return {s.task: predict(tuned, s, methods, batch_size) for s in eval_sets}
 
 
 def _table(result: Result, eval_set: EvalSet, method: Method) -> str:
@@ -214,11 +212,14 @@ def _table(result: Result, eval_set: EvalSet, method: Method) -> str:
 def _draw(
     folder: epath.Path,
     history: Sequence[Mapping[str, float]],
-    rows: Mapping[str, Mapping[str, Metrics]],
+    result: Result,
     majority_name: str,
 ) -> None:
     """Draws losses and validation metrics, with the baselines as horizontal lines."""
-    base, frozen = one_row(rows[MAJORITY]), one_row(rows[FROZEN])
+    base, frozen = (
+        one_row({task: rows[row] for task, rows in result.scores.items()})
+        for row in (MAJORITY, FROZEN)
+    )
     levels = {majority_name: next(iter(base.values()))}
     levels |= {f"frozen backbone, {name}": value for name, value in frozen.items()}
     losses = read_metrics(folder / "train" / "metrics.jsonl")
