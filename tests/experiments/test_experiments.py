@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import re
+from pathlib import Path
 
 import gin
 import pytest
@@ -135,9 +137,43 @@ def test_gin_files_belong_to_a_cell(small, tmp_path, monkeypatch):
         return digests(small)
 
     assert after("b.gin", "# another comment\nB   =  'x'\n") == before
+    assert after("a.gin", "import json\nfrom a.b import c\nA = 1\ninclude 'b.gin'\n") == before
+    assert after("b.gin", "B = 'z'\nB = 'x'\n") == before
     assert after("b.gin", "B = 'y'\n") != before
     with pytest.raises(UserError, match=r"gin_file 'c.gin': no such file; searched: \."):
         after("a.gin", "include 'c.gin'\n")
+
+
+def test_a_default_that_a_setting_replaces_is_not_part_of_a_cell(small, tmp_path):
+    before = digests(small)
+    bindings.of_file.cache_clear()
+    (tmp_path / "b.gin").write_text("B = 'x'\nLR = 7\n")
+    assert digests(small) == before
+
+
+def test_settings_in_layers(small):
+    """Later ones win, and gin files add up."""
+    base = {"command": "train", "gin_file": "a.gin", "LR": 1, "STEPS": 1}
+    layers = (base, ({"LR": 2}, {"gin_file": "b.gin", "LR": 3}))
+    axes = {"task": {"x": ({"STEPS": 2}, {"train": ({"LR": 4}, {"LR": 5})})}}
+    [cell] = dataclasses.replace(small, steps={"train": layers}, axes=axes).cells(["."])
+    [step] = cell.steps
+    assert (step.command, step.files) == ("train", ("a.gin", "b.gin"))
+    assert step.settings == {"LR": 5, "STEPS": 2}
+
+
+def test_bindings_that_a_parameter_depends_on():
+    bound = {
+        "run.data": {"%": "DATA"},
+        "run.size": 3,
+        "DATA": {"@": "task_data", "called": True},
+        "source.task_data.files": [{"@": "mine/files.of", "called": False}],
+        "files.of.name": "a",
+        "mine/files.of.labels": {"%": "LABELS"},
+        "LABELS": ("b",),
+        "OTHER": 1,
+    }
+    assert bindings.reachable(bound, "run.data").keys() == bound.keys() - {"run.size", "OTHER"}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +302,19 @@ def test_settings_of_every_config(name):
         name.split("/")[1], name.split("/")[-1].removesuffix(".gin")
     )
     assert found.modules([str(CONFIGS)])
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    """It has the cells that docs/reproduce.md says, and its settings are right."""
+    text = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
+    [example] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    (tmp_path / "mine.gin").write_text(example)
+    bound = gin_parsing.parse(Experiment, [str(tmp_path / "mine.gin")], [], kind="experiments")
+    cells = Experiment(**copy.deepcopy(bound)).cells([str(CONFIGS)])
+    steps = [step for cell in cells for step in cell.steps]
+    assert [sum(step.name == name for step in steps) for name in ("train", "transfer")] == [7, 3]
+    for step in cells[1].steps:
+        dry_run.planned(step)
 
 
 @pytest.mark.parametrize("folder", ["", "ladder/"])
