@@ -1,5 +1,6 @@
-"""A run of a tiny model, for tests/test_processes.py: `python process_run.py` with the flags of any
-command is one of its processes.
+"""A run of a tiny model, for tests/runtime/test_processes.py.
+
+`python process_run.py`, with the flags of any command, is one of its processes.
 """
 
 import dataclasses
@@ -32,10 +33,10 @@ def accuracy(targets, predictions) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows whose label is the remainder of their first token; `runs.data.Data`.
+    """Rows whose label is the remainder of their first token, as `runs.data_protocol.Data`.
 
     Attributes:
-      signals: sent to this process while a training batch is made, by the batch's number.
+      signals: signals that this process gets while it makes a training batch, by its number.
     """
 
     signals: Mapping[int, int]
@@ -97,7 +98,7 @@ def rows(seed: int, count: int) -> np.ndarray:
 def run(
     model_dir: str,
     backbone: str,
-    steps: int = 24,
+    steps: int = 12,
     num_partitions: int = 1,
     signals: Mapping[int, Mapping[int, int]] = {},
     on_start: Callable = lambda folder: None,
@@ -105,7 +106,7 @@ def run(
 ) -> None:
     """Trains, then measures and predicts with the best leaves.
 
-    `signals` has by process what `Rows.signals` are.
+    `signals` has the `Rows.signals` of each process.
     """
     shared = {
         "config": CONFIG,
@@ -117,7 +118,7 @@ def run(
     train(
         model_dir=model_dir,
         fit=Fit(
-            total_steps=steps, learning_rate=0.02, eval_period=12, checkpoint_period=3, log_period=4
+            total_steps=steps, learning_rate=0.02, eval_period=6, checkpoint_period=3, log_period=4
         ),
         eval_batch_size=8,
         on_start=on_start,

@@ -156,7 +156,7 @@ def _join_processes() -> None:
     """Makes this process one of several, if the flags say so; the first alone prints."""
     given = (_COORDINATOR_ADDRESS.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     if _MULTIPROCESS.value or given != (None, None, None):
-        distributed.initialize(*given)
+        distributed.join(*given)
 
 
 def _exit(error: Exception) -> NoReturn:

@@ -15,7 +15,11 @@ class Preempted(BaseException):
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """Raises Preempted; a signal handler."""
+    """Raises Preempted; a signal handler, which ignores the signal from then on.
+
+    A launcher may signal a process twice: directly, and through its parent.
+    """
+    signal.signal(number, signal.SIG_IGN)
     raise Preempted
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face T5 v1.1 with a PEFT prompt: same weights, same outputs (tests/data/peft_example).
+"""A Hugging Face T5 v1.1 with a PEFT prompt has the same outputs here (fixtures/peft_example).
 
 The arrays ending in 64 were computed by PyTorch in float64 throughout.
 """
@@ -48,18 +48,13 @@ def arrays() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def prompt() -> np.ndarray:
-    """The encoder's rows of the adapter; PEFT stores as many again, unused, for the decoder."""
+    """The adapter's rows for the encoder; PEFT stores as many for the decoder, which are unused."""
     return load_file(FOLDER / "adapter_model.safetensors")["prompt_embeddings"][:LENGTH]
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def kind(request) -> str:
     return request.param
-
-
-@pytest.fixture(scope="module")
-def params(kind, backbone, prompt) -> dict:
-    return unflatten(backbone | ({PROMPT_PATH: prompt} if kind == "prompt" else {}))
 
 
 def forward(model: T5, params: dict, arrays: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -72,8 +67,17 @@ def forward(model: T5, params: dict, arrays: dict) -> tuple[jax.Array, jax.Array
 
 
 @pytest.fixture(scope="module")
-def outputs(kind, params, arrays) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return jax.jit(functools.partial(forward, MODELS[kind], arrays=arrays))(params)
+def outputs(kind, backbone, prompt, arrays) -> dict[str, jax.Array]:
+    """Encoder states, logits and loss, and the gradient of the prompt."""
+
+    def loss(added: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params = unflatten(backbone | added)
+        states, logits, value = forward(MODELS[kind], params, arrays)
+        return value, {"states": states, "logits": logits, "loss": value}
+
+    added = {PROMPT_PATH: prompt} if kind == "prompt" else {}
+    gradient, values = jax.jit(jax.grad(loss, has_aux=True))(added)
+    return values | gradient
 
 
 def test_encoder_output_at_real_positions(kind, outputs, arrays):
@@ -81,32 +85,38 @@ def test_encoder_output_at_real_positions(kind, outputs, arrays):
     if kind == "prompt":
         real = np.pad(real, ((0, 0), (LENGTH, 0)), constant_values=True)
     expected = arrays[f"{kind}_encoder_output"][real]
-    np.testing.assert_allclose(outputs[0][real], expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(outputs["states"][real], expected, rtol=0, atol=2e-5)
 
 
 def test_logits_at_real_labels(kind, outputs, arrays):
     real = arrays["labels"] != -100
     expected = arrays[f"{kind}_logits64"][real]
-    np.testing.assert_allclose(outputs[1][real], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(outputs["logits"][real], expected, rtol=0, atol=1e-5)
 
 
 def test_loss(kind, outputs, arrays):
-    np.testing.assert_allclose(outputs[2], arrays[f"{kind}_loss64"], rtol=1e-6)
+    np.testing.assert_allclose(outputs["loss"], arrays[f"{kind}_loss64"], rtol=1e-6)
 
 
-def test_prompt_gradient(backbone, prompt, arrays):
-    def loss(prompt):
-        return forward(MODELS["prompt"], unflatten({**backbone, PROMPT_PATH: prompt}), arrays)[2]
+def test_prompt_gradient(kind, outputs, arrays):
+    if kind == "prompt":  # the largest entry is 8e-3
+        expected = arrays["prompt_grad64"][:LENGTH]
+        np.testing.assert_allclose(outputs[PROMPT_PATH], expected, rtol=0, atol=1e-7)
+    else:
+        assert PROMPT_PATH not in outputs
 
-    gradient = jax.jit(jax.grad(loss))(prompt)
-    # Its largest entry is 8e-3.
-    np.testing.assert_allclose(gradient, arrays["prompt_grad64"][:LENGTH], rtol=0, atol=1e-7)
 
-
-def test_generated_tokens(kind, params, arrays):
-    """Neither sequence meets the end token, at which ours would stop."""
-    expected = arrays[f"{kind}_generated"][:, 1:]
+def test_generated_tokens(backbone, prompt, arrays):
+    """No sequence contains the end token, at which ours would stop."""
+    expected = arrays["prompt_generated"][:, 1:]
     assert not (expected == decoding.EOS).any()
-    greedy = jax.jit(functools.partial(decoding.greedy, MODELS[kind], length=8))
-    tokens = greedy(params, arrays["input_ids"])
+    greedy = jax.jit(functools.partial(decoding.greedy, MODELS["prompt"], length=8))
+    tokens = greedy(unflatten(backbone | {PROMPT_PATH: prompt}), arrays["input_ids"])
     np.testing.assert_array_equal(tokens, expected)
+
+
+@pytest.mark.slow
+def test_generated_tokens_of_the_plain_backbone(backbone, arrays):
+    greedy = jax.jit(functools.partial(decoding.greedy, MODELS["plain"], length=8))
+    tokens = greedy(unflatten(backbone), arrays["input_ids"])
+    np.testing.assert_array_equal(tokens, arrays["plain_generated"][:, 1:])

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import process_run
 import pytest
-from commands import assert_mistake, run
 from safetensors.numpy import load_file
 
 from prompt_tuning.checkpoint import backbone
@@ -22,6 +21,7 @@ from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime import exit_status
+from prompt_tuning.testing import assert_mistake, run_command
 
 GIN = """
 from __gin__ import dynamic_registration
@@ -33,7 +33,7 @@ process_run.run:
   signals = %SIGNALS
 """
 KILL, TERM = int(signal.SIGKILL), int(signal.SIGTERM)  # gin reads no names
-# What the output of a process that found another one dead has in its one line.
+# The one line of a process that has found another one dead.
 DIED = "error: process {} of {} (on {}) died or cannot be reached"
 
 
@@ -48,7 +48,7 @@ def weights(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def alone(weights, tmp_path_factory) -> Path:
-    """What one process with one device makes of the same batches."""
+    """The folder of a run of one process with one device on the same batches."""
     folder = tmp_path_factory.mktemp("alone")
     process_run.run(str(folder), weights, devices=jax.devices()[:1])
     return folder
@@ -63,7 +63,7 @@ def free_port() -> int:
 def start(
     count: int, folder: Path, weights: str, partitions: int = 1, signals: Mapping = {}
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Runs `count` processes until all have ended."""
+    """Runs `count` processes until all have ended; `signals` are as in `process_run.run`."""
     file = folder.with_suffix(".gin")
     settings = {
         "MODEL_DIR": str(folder),
@@ -78,10 +78,7 @@ def start(
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parents[1] / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(here),
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
     }
     processes = [
         subprocess.Popen(
@@ -118,13 +115,13 @@ def validation(folder: Path) -> list[dict[str, float]]:
 
 
 def files(folder: Path) -> set[str]:
-    """Below a run's folder, less what Orbax names by the process and TensorBoard by the time."""
+    """Files of a run's folder, without the names that depend on processes or on the time."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return {re.sub(r"(events\.).*", r"\1", name) for name in names if "/state/" not in name}
 
 
 def assert_all_ended(processes, status: int = 0) -> None:
-    assert [one.returncode for one in processes] == [status] * len(processes), processes
+    assert [process.returncode for process in processes] == [status] * len(processes), processes
 
 
 def assert_as_alone(folder: Path, alone: Path, processes) -> None:
@@ -138,12 +135,14 @@ def assert_as_alone(folder: Path, alone: Path, processes) -> None:
     assert predictions(folder) == predictions(alone)
     assert files(folder) == files(alone) | {"config.gin"}
     assert not list(folder.rglob("*.tmp*"))
-    assert "validation at step 24" in processes[0].stdout
-    assert [one.stdout for one in processes[1:]] == [""] * (len(processes) - 1)
-    assert [one.stderr for one in processes] == [""] * len(processes)
+    assert "validation at step 12" in processes[0].stdout
+    assert [process.stdout for process in processes[1:]] == [""] * (len(processes) - 1)
+    assert [process.stderr for process in processes] == [""] * len(processes)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(alone, weights, tmp_path):
+    """Each process has half of each batch."""
     folder = tmp_path / "run"
     assert_as_alone(folder, alone, start(2, folder, weights))
 
@@ -158,31 +157,42 @@ def assert_names_the_dead(processes, dead: int) -> None:
         assert line.startswith(DIED.format(dead, len(processes), socket.gethostname()))
 
 
-def test_a_run_that_is_killed_and_stopped_is_as_one(alone, weights, tmp_path):
-    """The two halves of each weight lie on two processes. A process's signal comes when it makes a
-    batch, at most three ahead of the step's.
+def assert_resumes_as_alone(folder: Path, alone: Path, processes, step: int | None) -> None:
+    assert_as_alone(folder, alone, processes)
+    assert f"resuming from step {step}" in processes[0].stdout
+
+
+def test_a_run_whose_second_process_is_killed_resumes_as_one(alone, weights, tmp_path):
+    """Each process has half of each weight. It is signalled when it makes a batch, which is at most
+    three ahead of the step.
     """
     folder = tmp_path / "run"
     assert_names_the_dead(start(2, folder, weights, 2, signals={1: {10: KILL}}), 1)
     saved = RunCheckpoints(folder).latest
     assert saved in (3, 6, 9)
-
-    stopped = start(2, folder, weights, 2, signals={1: {12: TERM}})
-    assert_all_ended(stopped, exit_status.RESUMABLE)
-    assert {one.stderr for one in stopped} == {"stopped: run the same command again to resume\n"}
-    at = RunCheckpoints(folder).latest
-    assert saved < at < 24
-
-    ended = start(2, folder, weights, 2)
-    assert_as_alone(folder, alone, ended)
-    assert f"resuming from step {at}" in ended[0].stdout
+    assert_resumes_as_alone(folder, alone, start(2, folder, weights, 2), saved)
 
 
 @pytest.mark.slow
-def test_four_processes_without_the_first_end_and_go_on_as_one(alone, weights, tmp_path):
+def test_a_run_that_is_stopped_resumes_as_one(alone, weights, tmp_path):
     folder = tmp_path / "run"
-    assert_names_the_dead(start(4, folder, weights, 2, signals={0: {10: KILL}}), 0)
-    assert_as_alone(folder, alone, start(4, folder, weights, 2))
+    stopped = start(2, folder, weights, 2, signals={1: {2: TERM}})
+    assert_all_ended(stopped, exit_status.RESUMABLE)
+    assert {process.stderr for process in stopped} == {
+        "stopped: run the same command again to resume\n"
+    }
+    saved = RunCheckpoints(folder).latest
+    assert 0 < saved < 12
+    assert_resumes_as_alone(folder, alone, start(2, folder, weights, 2), saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 2])
+def test_four_processes_without_one_end_and_resume_as_one(alone, weights, tmp_path, dead):
+    folder = tmp_path / "run"
+    assert_names_the_dead(start(4, folder, weights, 2, signals={dead: {10: KILL}}), dead)
+    saved = RunCheckpoints(folder).latest
+    assert_resumes_as_alone(folder, alone, start(4, folder, weights, 2), saved)
 
 
 @pytest.mark.parametrize(
@@ -199,22 +209,22 @@ def test_four_processes_without_the_first_end_and_go_on_as_one(alone, weights, t
         ("--coordinator_address=a:1 --process_count=two", "process_count"),
     ],
 )
-def test_flags_that_cannot_be(flags, part, capsys, monkeypatch):
-    assert_mistake(run(process_run.run, flags.split(), capsys, monkeypatch), part)
+def test_invalid_flags(flags, part):
+    assert_mistake(run_command(process_run.run, *flags.split()), part)
 
 
-def test_a_port_in_use(capsys, monkeypatch):
+def test_a_port_in_use():
     with socket.create_server(("", 0)) as taken:
         flags = f"--coordinator_address=a:{taken.getsockname()[1]} --process_count=2"
-        given = [*flags.split(), "--process_index=0"]
-        result = run(process_run.run, given, capsys, monkeypatch)
+        result = run_command(process_run.run, *flags.split(), "--process_index=0")
     assert_mistake(result, "process 0 cannot open the port")
 
 
 IMPATIENT = """
-from prompt_tuning import cli, distributed
+from prompt_tuning.cli import gin_command
+from prompt_tuning.runtime import distributed
 distributed.CONNECT_SECONDS = 2
-cli.main(print)
+gin_command.main(print)
 """
 
 
@@ -224,14 +234,14 @@ cli.main(print)
         ("--multiprocess", "--multiprocess: cannot join"),
         (
             "--coordinator_address={} --process_count=2 --process_index=1",
-            "not all processes came together within 2 seconds",
+            "not all processes joined within 2 seconds",
         ),
     ],
 )
-def test_nobody_there(flags, part):
-    given = flags.format(f"127.0.0.1:{free_port()}").split()
+def test_processes_that_do_not_join(flags, part):
+    arguments = flags.format(f"127.0.0.1:{free_port()}").split()
     done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, *given],
+        [sys.executable, "-c", IMPATIENT, *arguments],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
