@@ -113,15 +113,15 @@ def test_slurm_asks_for_a_task_a_gpu_on_several_nodes():
 
 
 def test_jobs_of_an_array_divide_the_cells(monkeypatch):
-    cells = ("python", "-m", "prompt_tuning.experiments", "run", "experiments/e1_scaling.gin")
-    (words,) = printed("slurm", "--array=0-119%4", command=cells)
-    assert {"--array=0-119%4", "--ntasks-per-node=1"} < set(words)
+    cells = ("python", "-m", "prompt_tuning.experiments", "run", "experiments/methods.gin")
+    (words,) = printed("slurm", "--array=0-36%4", command=cells)
+    assert {"--array=0-36%4", "--ntasks-per-node=1"} < set(words)
     ((module, *arguments),) = ours([words])
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "120")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "37")
     result = run_command(module, *arguments, "--dry_run")
     assert result.status == 0, result.err
-    assert "part 7 of 120" in result.out
+    assert "part 7 of 37" in result.out and "methods: 2 cells" in result.out
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-# What each has found, in the names of its last cell.
-SLOW = {"quickstart", "scaling_curve", "your_own_csv"}
-FOUND = {
+# What must hold at the end of each, in the names of its cells.
+SLOW = {"many_tasks", "quickstart", "scaling_curve", "your_own_csv"}
+CONCLUSIONS = {
     "quickstart": "curve[-1][1] > curve[0][1]",
     "load_checkpoints": "len({model.fingerprint for model in models.values()}) == 1",
     "your_own_csv": "result.summary['prompt_accuracy'] > 0.2 + result.summary['majority_accuracy']",
     "many_tasks": "all(a > b for a, b in zip(with_prompts[:2], alone, strict=False))",
-    "read_a_prompt": "found['neighbours'][0]['tokens'][0] == '▁business'",
+    "read_a_prompt": "nearest['neighbours'][0]['tokens'][0] == '▁business'",
     "scaling_curve": "'6 cells: 6 done' in printed",
 }
 # Arguments: a notebook, and what must be true in the end. Figures must have labelled axes.
@@ -63,9 +63,9 @@ def code_cells(path: Path) -> list[dict]:
 )
 def test_runs(path, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, path, FOUND[path.stem]],
+        [sys.executable, "-c", PROGRAM, path, CONCLUSIONS[path.stem]],
         cwd=tmp_path,
-        # They compute more than they compile, other than most tests (conftest.py).
+        # Unlike most tests (conftest.py), they compute more than they compile.
         env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
         capture_output=True,
         text=True,
