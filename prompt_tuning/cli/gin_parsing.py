@@ -21,6 +21,9 @@ _SEARCH_PATHS = flags.DEFINE_list(
     "gin_search_paths", ["."], "Folders of gin files; the package's own configs come last."
 )
 
+# Gin files of the package, or their folders, in the order in which they are read.
+_ORDER = ("runs/demo.gin", "models/", "runs/", "methods/")
+
 
 def configs_folder() -> Path:
     """The gin files that travel with the package (in a checkout they lie beside it)."""
@@ -74,6 +77,20 @@ def search(folders: Sequence[str]) -> None:
     gin_config._LOCATION_PREFIXES[:] = ["", *folders]
 
 
+def in_order(files: Sequence[str]) -> list[str]:
+    """Sorts the package's gin files by what they set, before the user's; others stay as given.
+
+    The order is: `runs/demo.gin`, which is complete; models; runs, which may set what a model does;
+    methods, which may set what a run does; files of one's own, which may set everything.
+    """
+
+    def rank(file: str) -> int:
+        names = (file, f"{file.partition('/')[0]}/") if (configs_folder() / file).is_file() else ()
+        return next((i for i, name in enumerate(_ORDER) if name in names), len(_ORDER))
+
+    return sorted(files, key=rank)
+
+
 def parse(
     function: Callable,
     files: Sequence[str],
@@ -99,9 +116,10 @@ def parse(
     folders = gin_folders()
     search(folders)
     gin.clear_config()
+    bindings = [gin_settings.with_own_name(binding) for binding in bindings]
     source = "--gin_bindings"
     try:
-        for source in files:
+        for source in in_order(files):
             gin.parse_config_file(source)
         source = "--gin_bindings"
         gin.parse_config(bindings)

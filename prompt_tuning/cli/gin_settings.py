@@ -18,7 +18,20 @@ from gin import config as gin_config
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime.connectivity import no_storage
 
+# T5X's macros: those that have another name here, and hints for those that have no equal.
+_NAMES = {"TRAIN_STEPS_RELATIVE": "TRAIN_STEPS"}
+_HINTS = {
+    "CHECKPOINT_PATH": "the backbone is INITIAL_CHECKPOINT_PATH, the trained prompt PROMPT_FILE",
+    "DROPOUT_RATE": "only commands that train drop anything; leave it out",
+    "EVALUATOR_NUM_EXAMPLES": "EVAL_EXAMPLES is the number of examples that are measured",
+}
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
+
+
+def with_own_name(binding: str) -> str:
+    """Renames a macro of T5X that has another name here, in a binding."""
+    name, equals, value = binding.partition("=")
+    return f"{_NAMES.get(name.strip(), name)}{equals}{value}"
 
 
 def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = ()) -> None:
@@ -35,7 +48,7 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
     _check_scopes(names)
     unknown = _unknown([name for name in names if name.isidentifier()])
     # A macro that looks misspelt explains why another is missing, any other does not.
-    if unknown and unknown[0].close:
+    if unknown and (unknown[0].close or unknown[0].name in _HINTS):
         raise UserError(str(unknown[0]))
     for setting in _settings_of(function, function, unneeded):
         setting.check()
@@ -60,9 +73,9 @@ class _Unknown(NamedTuple):
     close: Sequence[str]
 
     def __str__(self) -> str:
-        hint = (
-            f"did you mean {', '.join(self.close)}?" if self.close else "no gin file here uses it"
-        )
+        hint = _HINTS.get(self.name, "no gin file here uses it")
+        if self.close and self.name not in _HINTS:
+            hint = f"did you mean {', '.join(self.close)}?"
         return f"gin: there is no setting {self.name}; {hint}"
 
 
@@ -74,7 +87,7 @@ def _unknown(names: Sequence[str]) -> list[_Unknown]:
         for name in names
         if name not in used
     ]
-    return sorted(unknown, key=lambda one: not one.close)
+    return sorted(unknown, key=lambda macro: not (macro.close or macro.name in _HINTS))
 
 
 class _Setting(NamedTuple):

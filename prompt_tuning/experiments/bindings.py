@@ -49,7 +49,10 @@ def of_step(
     flags = gin_parsing.expand_gin_flags(arguments)
     prefix = "--gin_bindings="
     texts = [flag.removeprefix(prefix) for flag in flags if flag.startswith(prefix)]
-    statements = [*(of_file(file, folders) for file in files), *map(_of_text, texts)]
+    statements = [
+        *(of_file(file, folders) for file in gin_parsing.in_order(files)),
+        *map(_of_text, texts),
+    ]
     parts = (part.bindings.items() for part in statements)
     return dict(itertools.chain.from_iterable(parts))
 

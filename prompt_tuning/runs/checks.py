@@ -86,13 +86,19 @@ def split(name: str, splits: Sequence[str]) -> None:
         raise UserError(f"the data has no split {name!r}; available: {', '.join(splits)}{hint}")
 
 
+_OF_T5X = {"predict": "generate", "score": "rank, over the labels"}  # modes of T5X's infer
+
+
 def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) -> None:
     """Raises UserError unless each task can be evaluated by each method."""
     known = (*PREDICTORS, AUTO)
     if not methods:
         raise UserError(f"{setting} is empty; available: {', '.join(known)}")
     if unknown := [name for name in methods if name not in known]:
-        raise UserError(f"{setting}: unknown method {unknown[0]!r}; available: {', '.join(known)}")
+        hint = f"; T5X's {unknown[0]} is {_OF_T5X[unknown[0]]}" if unknown[0] in _OF_T5X else ""
+        raise UserError(
+            f"{setting}: unknown method {unknown[0]!r}; available: {', '.join(known)}{hint}"
+        )
     if "rank" in methods and (unlabelled := [data.task for data in sets if not data.labels]):
         raise UserError(
             f"{setting} has 'rank', but the task {unlabelled[0]} has no labels; set CLASS_LABELS "

@@ -28,7 +28,7 @@ from prompt_tuning.t5.config import preset
 # Nano-size, on bytes, so that every command takes seconds.
 NANO = """
 from __gin__ import dynamic_registration
-include 'models/t5.gin'
+include 'common/t5.gin'
 import seqio
 MODEL_PRESET = 'nano'
 ACTIVATION_DTYPE = 'float32'
@@ -139,7 +139,10 @@ MISTAKES = {
     "open bracket": (["--gin_file={folder}/open.gin"], "open.gin: EOF in multi-line statement"),
     "place in a gin file": (["--gin_file={folder}/unknown.gin"], "unknown.gin:3: "),
     "broken binding": (["--gin_bindings=FOO"], "--gin_bindings"),
-    "no files at all": ([], "no --gin_file configures train"),
+    "no files at all": ([], "no --gin_file configures train; give one of runs/demo.gin, runs/en"),
+    "T5X's backbone": (on_files("--gin.CHECKPOINT_PATH=/a"), "the backbone is INITIAL_CHECKPOINT"),
+    "T5X's examples": (on_files("--gin.EVALUATOR_NUM_EXAMPLES=8"), "EVAL_EXAMPLES is the number"),
+    "T5X's steps": (on_files("--gin.TRAIN_STEPS_RELATIVE=0"), "TRAIN_STEPS = 0: must be at least"),
     "no checkpoint set": (nano("--gin.INITIAL_CHECKPOINT_PATH=%gin.REQUIRED"), "INITIAL_CHECKPOIN"),
     "no model file": (list(TRAIN), "error: MODEL is not set"),
     "no method file": (
@@ -399,7 +402,9 @@ def test_prompt_design_trains_nothing(command, tmp_path):
     design = ["--gin_file=methods/prompt_design.gin", "--gin.INSTRUCTION=Say."]
     design += ["--gin.DEMONSTRATIONS=2", "--gin.TASK_FEATURE_LENGTHS={'inputs': 40, 'targets': 4}"]
     output = f"--gin.EVAL_OUTPUT_DIR={tmp_path}/out"
-    result = command(evaluate, *evaluation("eval", *files, output, *design))
+    arguments = evaluation("eval", *files, output, *design)
+    assert_mistake(command(evaluate, *arguments), "METHOD = PromptDesign is more than a prompt, or")
+    result = command(evaluate, *arguments, "--gin.PROMPT_FILE=")
     assert result.status == 0, result.err
     said = "files, test split: 2.0 of 2 demonstrations before an input on average, 2 at least\n"
     assert result.out.startswith(said)

@@ -1,6 +1,7 @@
 """Every gin file parses, and the runs that files make together can be planned (--dry_run)."""
 
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -24,8 +25,7 @@ from prompt_tuning.t5.config import PRESETS
 
 CONFIGS = gin_parsing.configs_folder()
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.gin"))
-SHARED = {"models/t5.gin", "models/ladder.gin"}
-MODELS = [name for name in FILES if name.startswith("models/") and name not in SHARED]
+MODELS = [name for name in FILES if name.startswith("models/")]
 METHODS = ["methods/prompt_tuning.gin", "methods/model_tuning.gin"]
 
 # Parameters of the backbones.
@@ -83,7 +83,7 @@ TRAINED = {
     "warp": ({"PROMPT_LENGTH": 3, "PROMPT_INIT": "@FromFile()", "PROMPT_FILE": "a.npy"}, 3 * 256),
     "wayward": ({"PROMPT_LENGTH": 3, "WAYWARD_TEXT": "good or bad"}, 3 * 256),
 }
-NOT_TRAINED = {"prompt_design", "prompt_file", "prompt_init"}
+NOT_TRAINED = {"prompt_design"}
 
 
 # Tracing a large model takes seconds, and a plan needs its shapes three times.
@@ -139,7 +139,7 @@ def test_a_folder_of_the_same_name_hides_no_file(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()  # as `make demo` leaves it
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    test_parses("runs/data.gin")
+    test_parses("runs/eval.gin")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -296,6 +296,46 @@ def test_another_method_in(dry_run, kind, function, method, parts):
     out = dry_run(function, *(f"--gin_file={name}" for name in names))
     trained = {part for path in trained_paths(out) for part in path.split("/")}
     assert trained & {"lora_value", "prompt", "kernel", "scale"} == parts
+
+
+@pytest.mark.parametrize("kind", ["eval", "infer"])
+def test_the_order_of_files_does_not_matter(dry_run, kind):
+    function = {"eval": evaluate, "infer": infer}[kind]
+    files = ("models/demo.gin", f"runs/{kind}.gin", "methods/lora.gin")
+    plans = {
+        dry_run(function, *(f"--gin_file={file}" for file in order))
+        for order in itertools.permutations(files)
+    }
+    assert len(plans) == 1 and "attention/lora_query" in plans.pop()
+
+
+def test_files_of_ones_own_are_read_last(dry_run, tmp_path_factory):
+    mine = tmp_path_factory.mktemp("mine") / "mine.gin"
+    mine.write_text("TRAIN_STEPS = 7\nLEARNING_RATE = 0.7\nDROPOUT_RATE = 0.7\n")
+    files = (mine, "runs/finetune.gin", METHODS[0], "models/demo.gin")
+    out = dry_run(train, *(f"--gin_file={file}" for file in files))
+    for macro in ("TRAIN_STEPS = 7", "LEARNING_RATE = 0.7", "DROPOUT_RATE = 0.7"):
+        assert f"\n{macro}\n" in out
+
+
+def test_each_macro_has_one_home():
+    """Files of two kinds that go together set no macro both, unless the later one has to."""
+    meant = {"pretrain": {"INITIAL_CHECKPOINT_PATH", "LEARNING_RATE", "METHOD"}}
+    meant["ladder"] = meant["pretrain"]
+    ours = {run: {"METHOD", "ALLOW_OTHER_BACKBONE"} for run in ("infer_tasks", "ensemble")}
+    ours |= {kind: macros_of("methods/prompt_tuning.gin") for kind in ("eval", "infer")}
+    for run in (Path(name).stem for name in FILES if name.startswith("runs/")):
+        if run != "demo":
+            others = macros_of("models/demo.gin") | macros_of("methods/prompt_tuning.gin")
+            both = macros_of(f"runs/{run}.gin") & others
+            assert both <= meant.get(run, set()) | ours.get(run, set()), run
+
+
+def macros_of(name: str) -> set[str]:
+    gin.clear_config()
+    gin_parsing.search([str(CONFIGS)])
+    gin.parse_config_file(name)
+    return set(re.findall(r"^(\w+) = ", gin.config_str(), re.MULTILINE))
 
 
 def test_pretraining(dry_run):

@@ -29,7 +29,7 @@ from prompt_tuning import methods
 from prompt_tuning.runs import train
 from prompt_tuning.t5 import config
 from prompt_tuning.training import loop
-include 'runs/layout.gin'
+include 'common/layout.gin'
 
 RANDOM_SEED = 0
 PROMPT_LENGTH = 4

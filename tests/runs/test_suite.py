@@ -157,7 +157,7 @@ def test_super_glue_is_of_all_its_tasks(super_glue):
 # Nano-size, on bytes.
 NANO = """
 from __gin__ import dynamic_registration
-include 'models/t5.gin'
+include 'common/t5.gin'
 import seqio
 MODEL_PRESET = 'nano'
 ACTIVATION_DTYPE = 'float32'
