@@ -38,7 +38,7 @@ AT_WORK = f"/{STEPS}  loss"
 CONFIG = dataclasses.replace(preset("nano"), num_encoder_layers=1, num_decoder_layers=1)
 NANO = """
 from __gin__ import dynamic_registration
-include 'models/t5.gin'
+include 'common/t5.gin'
 import seqio
 from prompt_tuning.t5 import config
 MODEL = @config.T5Config()
