@@ -1,4 +1,4 @@
-"""Mutated files of every format that is read: an error of one line or nothing, and no hang.
+"""Mutated files of every format: reading them succeeds or raises an error of one line.
 
 `FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py` looks longer, and at other examples each time.
 """
@@ -52,24 +52,24 @@ def lora_leaves() -> dict[str, np.ndarray]:
 
 
 def read_backbone(path: Path) -> None:
-    """As a run, as `convert`, as `recycle`."""
+    """Reads a backbone as a run, `convert` and `recycle` do."""
     shapes = huggingface.shapes_of(CONFIG)
-    tried(lambda: backbone.load_leaf(path, EMBEDDING))
+    attempt(lambda: backbone.load_leaf(path, EMBEDDING))
     wanted = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    tried(lambda: backbone.load(path, wanted))
+    attempt(lambda: backbone.load(path, wanted))
     for leaf in backbone.open_leaves(path, shapes).values():
-        tried(lambda leaf=leaf: np.asarray(leaf))
+        attempt(lambda leaf=leaf: np.asarray(leaf))
 
 
 def read_rows(path: Path) -> None:
     for bad_rows in (0, 100):
-        tried(lambda n=bad_rows: TextFiles(train=str(path), labels=LABELS, bad_rows=BadRows(n)))
+        attempt(lambda n=bad_rows: TextFiles(train=str(path), labels=LABELS, bad_rows=BadRows(n)))
         files = TextFiles(train=str(path), labels=LABELS, bad_rows=BadRows(bad_rows))
-        tried(lambda files=files: files.rows("train"))
+        attempt(lambda files=files: files.rows("train"))
 
 
-def tried(function: Callable[[], object]) -> None:
-    """Calls it; only errors for the user may come out."""
+def attempt(function: Callable[[], object]) -> None:
+    """Calls a function, which may raise only errors for the user, of one line."""
     message = ""
     try:
         function()
@@ -142,7 +142,7 @@ def folder(tmp_path_factory) -> Path:
 
 @st.composite
 def mutated(draw: st.DrawFn, content: bytes) -> bytes:
-    """`content` after up to three changes: bytes flipped, cut out, put in, doubled, or its end."""
+    """`content` after up to three changes: bytes flipped, removed, inserted, doubled or cut off."""
     for _ in range(draw(st.integers(1, 3))):
         i = draw(st.integers(0, max(0, len(content) - 1)))
         j = i + draw(st.integers(1, 16))
@@ -178,14 +178,14 @@ def test_mutated_file(folder, name, read, argument):
     path = folder / name
     path = largest(path) if path.is_dir() else path
     whole = path.read_bytes()
-    read(folder / argument)  # as it is, it can be read
+    read(folder / argument)  # unchanged, it can be read
 
     @limits(25)
     @given(content=mutated(whole))
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        tried(lambda: read(folder / argument))
-        tried(lambda: looked_at(folder / argument))
+        attempt(lambda: read(folder / argument))
+        attempt(lambda: inspect(folder / argument))
 
     try:
         check()
@@ -193,8 +193,8 @@ def test_mutated_file(folder, name, read, argument):
         path.write_bytes(whole)
 
 
-def looked_at(path: Path) -> None:
-    found = inspection.contents_of(path)
-    inspection.lines(found)
-    if found.prompt:
-        inspection.prompt_lines(found.prompt())
+def inspect(path: Path) -> None:
+    contents = inspection.contents_of(path)
+    inspection.lines(contents)
+    if contents.prompt:
+        inspection.prompt_lines(contents.prompt())

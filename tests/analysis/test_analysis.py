@@ -44,7 +44,7 @@ def test_no_neighbours(width, count, message):
 
 
 def test_planted_neighbours_are_found():
-    """Whatever the lengths, and against cosines one by one."""
+    """For vectors of any length; compared with cosines computed one by one."""
     table, chosen = random(300, 16), [7, 250, 31]
     prompt = 40 * table[chosen] + 0.1 * random(3, 16, seed=1)
     ids, cosines = neighbours.nearest(prompt, table, 4)
@@ -73,7 +73,7 @@ def test_stems(a, b, alike):
 
 
 def test_clusters():
-    """0 and 1 by their stem, 1 and 2 by their direction, so all three; 3 alone; 4 and 5."""
+    """0 and 1 share a stem, 1 and 2 a direction, so all three are a cluster; so are 4 and 5."""
     pieces = ["▁movies", "▁Movie", "▁film", "▁the", "▁un", "▁Un"]
     table = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 1], [1, 1, 1], [-1, 1, 0]])
     found = neighbours.clusters([3, 0, 4, 2, 5, 1], table, pieces, near=0.95)
@@ -252,7 +252,7 @@ def write_run(folder, log: str, name: str, values: dict[int, float]) -> None:
 
 
 def test_curve_of_runs():
-    """At common steps; the deviation is that of a sample."""
+    """Over common steps, with the sample standard deviation."""
     curve = curves.mean([{10: 1, 20: 2, 30: 9}, {20: 4, 10: 2}, {10: 3, 20: 9, 40: 0}])
     assert curve.steps == (10, 20) and curve.runs == 3
     assert curve.mean == pytest.approx((2, 5))

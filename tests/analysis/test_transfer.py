@@ -1,4 +1,4 @@
-"""Soft prompt transfer: similarities by hand and by loops, ranking, average, command."""
+"""Soft prompt transfer: similarities by hand and by loops, ranking, average, the command."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The card beside a prompt: what is written is read, anything else is one line."""
+"""The card of a prompt: written cards are read again, anything else is an error of one line."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_what_is_saved_is_read(tmp_path):
 
 
 def test_each_file_has_a_card_of_its_own(tmp_path):
-    """The original's prompts have no suffix but dots in their names."""
+    """Prompts of the original code have no suffix, and dots in their names."""
     names = ("encoder.prompt.prompt.prompt", "encoder.prompt", "encoder.npy", "adapter")
     assert len({card.path_of(tmp_path / name) for name in names}) == len(names)
     assert all(card.read(tmp_path / name) is None for name in names)
@@ -88,21 +88,21 @@ def embedding() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(9, 16)).astype(np.float32)
 
 
-def test_a_prompt_of_another_backbone_needs_leave(tmp_path, embedding):
-    prompt, here = np.ones((4, 16), np.float32), fingerprint.of({"embedding": embedding})
+def test_a_prompt_of_another_backbone_is_refused(tmp_path, embedding):
+    prompt, current = np.ones((4, 16), np.float32), fingerprint.of({"embedding": embedding})
     path = str(tmp_path / "prompt.npy")
     prompts.save(path, prompt)
-    about = Backbone(embedding, fingerprint=lambda: here)
+    backbone = Backbone(embedding, fingerprint=lambda: current)
 
     def load(**settings) -> np.ndarray:
-        return FromFile(path, **settings)(4, about, np.random.default_rng(0))
+        return FromFile(path, **settings)(4, backbone, np.random.default_rng(0))
 
     np.testing.assert_array_equal(load(), prompt)  # no card
-    card.save(path, dataclasses.replace(CARD, fingerprint=here))
+    card.save(path, dataclasses.replace(CARD, fingerprint=current))
     np.testing.assert_array_equal(load(), prompt)
     card.save(path, CARD)
     with pytest.raises(CheckpointError) as error:
         load()
-    for part in (path, here, CARD.fingerprint, CARD.backbone, "ALLOW_OTHER_BACKBONE"):
+    for part in (path, current, CARD.fingerprint, CARD.backbone, "ALLOW_OTHER_BACKBONE"):
         assert part in str(error.value)
     np.testing.assert_array_equal(load(allow_other_backbone=True), prompt)

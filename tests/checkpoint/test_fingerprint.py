@@ -1,4 +1,4 @@
-"""A backbone's fingerprint: of its values alone, not of where they lie or how they are stored."""
+"""A backbone's fingerprint depends on its values alone, not on placement or file format."""
 
 import hashlib
 
@@ -40,7 +40,7 @@ def test_it_does_not_hang_on_the_mesh(partitions):
 
 
 def test_it_is_of_the_values_as_numpy_computes_it():
-    """The definition again, so that no release of JAX or of this package changes it unnoticed."""
+    """The definition in NumPy, so that no release of JAX or of this package changes it."""
     lines = []
     for path, leaf in LEAVES.items():
         bits = leaf.astype(jnp.bfloat16).view(np.uint16).astype(np.uint64).ravel()

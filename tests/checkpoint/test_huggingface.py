@@ -1,7 +1,7 @@
 """Hugging Face's T5 checkpoints and `python -m prompt_tuning.convert`.
 
-That logits agree with PyTorch's is in tests/test_peft_example.py; there is a checkpoint that
-transformers wrote, and the layouts here are compared with it.
+tests/exchange/test_peft_example.py compares logits with PyTorch's. The layouts are compared with a
+checkpoint that transformers wrote.
 """
 
 import json
@@ -56,9 +56,9 @@ def assert_same(got, expected) -> None:
 
 def changed(folder: Path, change) -> None:
     """Rewrites the tensors of a saved folder."""
-    found = load_file(folder / huggingface.SINGLE)
-    change(found)
-    save_file(found, folder / huggingface.SINGLE)
+    tensors = load_file(folder / huggingface.SINGLE)
+    change(tensors)
+    save_file(tensors, folder / huggingface.SINGLE)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -92,7 +92,7 @@ def test_ours_to_theirs_and_back(config, dtype, tmp_path):
 
 
 def test_theirs_to_ours_and_back(tmp_path):
-    """Names, layouts and values are those that transformers itself wrote."""
+    """Names, layouts and values are those that transformers wrote."""
     source = WRITTEN_BY_TRANSFORMERS / "backbone.safetensors"
     leaves = backbone.load(source, structs(EXAMPLE))
     huggingface.save(tmp_path / "hf", leaves, EXAMPLE)
@@ -100,7 +100,7 @@ def test_theirs_to_ours_and_back(tmp_path):
 
 
 def test_names_of_v1_0(saved_tied):
-    """Written by hand from transformers' modules; what it wrote itself is of v1.1."""
+    """Names listed by hand from transformers' modules, since its own checkpoint is v1.1."""
     block = [
         "SelfAttention.q",
         "SelfAttention.k",
@@ -142,7 +142,7 @@ def test_dtype_and_sharding_that_are_asked_for(saved):
     np.testing.assert_array_equal(got, random_leaves(NANO)[path].astype(jnp.bfloat16))
 
 
-def test_mixed_dtypes_are_written_in_one_that_holds_both(tmp_path):
+def test_mixed_dtypes_are_written_in_their_common_dtype(tmp_path):
     leaves = random_leaves(NANO, "bfloat16")
     kept = "encoder/layers_0/mlp/wo/kernel"
     leaves[kept] = random_leaves(NANO)[kept]
@@ -186,7 +186,7 @@ def test_bad_index(saved, index, message):
 
 
 def test_copies_of_the_embedding(saved_tied):
-    """Checkpoints of 2020 hold them, and a table that nothing reads."""
+    """Checkpoints of 2020 contain them, and an unused table."""
     unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", LM_HEAD)
 
@@ -285,7 +285,7 @@ def test_output_scaling_tells_tied_from_untied(saved):
 
 
 @pytest.mark.parametrize("name", ["flan_t5_xxl", "mt5_base", "byt5_small", "t5_1_0_3b"])
-def test_every_leaf_of_a_preset_has_a_name_of_its_own(name):
+def test_leaves_of_a_preset_have_distinct_names(name):
     config = replace(preset(name), num_encoder_layers=3, num_decoder_layers=2)
     shapes = huggingface.shapes_of(config)
     assert len({huggingface.their_name(path) for path in shapes}) == len(shapes)
@@ -360,7 +360,7 @@ def test_tied_t5x_to_theirs_and_back(saved_tied, tmp_path):
     convert(saved_tied, tmp_path / "checkpoint_0", "t5x")
     checkpoint = t5x.open_checkpoint(tmp_path / "checkpoint_0")
     assert_same(t5x.read_leaves(checkpoint, structs(TIED)), random_leaves(TIED))
-    # No preset has this shape: the config goes along by hand.
+    # No preset has this shape, so the config is passed explicitly.
     leaves = backbone.open_leaves(tmp_path / "checkpoint_0", huggingface.shapes_of(TIED))
     huggingface.save(tmp_path / "back", leaves, TIED)
     back, there = (load_file(path / huggingface.SINGLE) for path in (tmp_path / "back", saved_tied))
@@ -405,7 +405,7 @@ def test_single_files_and_one_leaf(saved, tmp_path):
 
 
 def test_only_a_copy_of_the_embedding(saved):
-    """safetensors keeps the first by name of tensors that share memory."""
+    """Of tensors that share memory, safetensors keeps the first by name."""
     changed(saved, lambda x: x.update({"encoder.embed_tokens.weight": x.pop(SHARED)}))
     path = "token_embedder/embedding"
     np.testing.assert_array_equal(backbone.load_leaf(saved, path), random_leaves(NANO)[path])
@@ -425,7 +425,7 @@ for form, to in zip(convert.FORMATS, targets, strict=True):
 
 
 def test_full_disk_is_one_line(saved):
-    """A limit on the size of files stands for the disk's."""
+    """A limit on file size stands in for a full disk."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK], cwd=saved.parent, capture_output=True, text=True
     )

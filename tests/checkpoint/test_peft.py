@@ -164,7 +164,7 @@ def test_files_as_peft_wrote_them(shared_data, submodules):
         np.testing.assert_array_equal(prompts.load(path, (5, 32)), arrays["prompt"][:5])
 
 
-def test_prompt_goes_there_and_back(tmp_path):
+def test_prompt_round_trip(tmp_path):
     prompt = random(7, 4)
     peft.save_prompt(tmp_path / "adapter", prompt)
     np.testing.assert_array_equal(prompts.load(tmp_path / "adapter"), prompt)
@@ -233,7 +233,7 @@ def test_ia3_computes_pefts_scales(tmp_path, plain):
 
 
 @pytest.mark.parametrize("layers", [None, (1,)])
-def test_lora_goes_there_and_back(tmp_path, layers):
+def test_lora_round_trip(tmp_path, layers):
     method = LoRA(2, 3.0, ("query", "out", "wi_0", "wo"), layers)
     sizes = added_by(method)
     leaves = {path: random(*shape, seed=i) for i, (path, shape) in enumerate(sizes.items())}
@@ -316,7 +316,7 @@ def test_refusals_are_one_line(tmp_path, config, tensors, match):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\udc80", "[" * 100_000])
-def test_config_that_is_none(tmp_path, content):
+def test_invalid_config(tmp_path, content):
     path = folder(tmp_path / "adapter", PROMPT, ROWS)
     (path / "adapter_config.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"adapter_config.json: not (a|valid) JSON"):
@@ -339,7 +339,7 @@ def test_truncated_weights(tmp_path):
 
 
 class Planted:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -360,7 +360,7 @@ def test_pickles_are_not_read(tmp_path, name):
     assert mark.exists(), "the planted pickle would have done nothing"
 
 
-def test_task_of_no_multitask_prompt(tmp_path):
+def test_unknown_task(tmp_path):
     with pytest.raises(CheckpointError, match="has only one prompt"):
         peft.load_prompt(folder(tmp_path / "one", PROMPT, ROWS), 0)
     with pytest.raises(CheckpointError, match="there is no task 2"):
@@ -380,7 +380,7 @@ def test_command(tmp_path):
     assert "--task" in done.err
 
 
-def test_trained_leaves_go_there_and_back(tmp_path):
+def test_trained_leaves_round_trip(tmp_path):
     theirs = folder(tmp_path / "theirs", LORA, lora_tensors())
     trained, ours = tmp_path / "trained_best.safetensors", tmp_path / "ours"
     adaptation = adapters.read(str(theirs))
@@ -394,7 +394,7 @@ def test_trained_leaves_go_there_and_back(tmp_path):
         adapters.read(str(trained))
 
 
-def test_ia3_goes_there_and_back(tmp_path):
+def test_ia3_round_trip(tmp_path):
     theirs = folder(tmp_path / "theirs", IA3_CONFIG, ia3_tensors())
     trained, ours = tmp_path / "trained_best.safetensors", tmp_path / "ours"
     adapters.write(str(trained), "trained", adapters.read(str(theirs)))
@@ -414,7 +414,7 @@ def test_ia3_goes_there_and_back(tmp_path):
         ("encoder/layers_0/attention/ia3_key/scale", "not a whole IA3"),
     ],
 )
-def test_leaves_of_nothing_known(tmp_path, name, message):
+def test_unknown_leaves(tmp_path, name, message):
     trained = tmp_path / "trained.safetensors"
     save_file({name: random(2)}, trained)
     with pytest.raises(CheckpointError, match=message):
@@ -428,7 +428,7 @@ def test_trained_prompt_to_peft(tmp_path):
     np.testing.assert_array_equal(prompts.load(tmp_path / "adapter"), prompt)
 
 
-def test_what_a_format_cannot_hold(tmp_path):
+def test_formats_that_do_not_fit(tmp_path):
     path = folder(tmp_path / "adapter", IA3_CONFIG, ia3_tensors())
     adaptation = adapters.read(str(path))
     for form, name in (("prompt", "prompt.npy"), ("trained", "a.npy")):

@@ -1,4 +1,4 @@
-"""Run checkpoints: no save is lost."""
+"""Checkpoints of a run: no save is lost."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -72,7 +72,7 @@ def structs(checkpoint, dtype=None, sharding=None):
 
 
 def stored_array(leaf):
-    """What is stored, read without our reader (which reads parameters only)."""
+    """The stored array, read without our reader (which reads parameters only)."""
     if isinstance(leaf.source, np.ndarray):
         return leaf.source
     return ts.open(dict(leaf.source)).result().read().result()
@@ -94,7 +94,7 @@ def some_params():
 
 @pytest.fixture
 def written(tmp_path):
-    """A small checkpoint of our own and the arrays in it."""
+    """A small checkpoint that we wrote, and its arrays."""
     params = some_params()
     write_checkpoint(tmp_path / "checkpoint_7", params, step=7)
     return tmp_path / "checkpoint_7", params
@@ -192,7 +192,7 @@ def test_each_shard_is_read_once_and_nothing_else(written, monkeypatch):
     )
     wanted = {name: jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=sharding)}
     assert_same(read_leaves(open_checkpoint(path), wanted)[name], params[name])
-    # Two devices hold each quarter of the columns; it is read once.
+    # Each quarter of the columns is on two devices, and is read once.
     assert sorted(domain.inclusive_min for domain in reads) == [(0, 0), (0, 2), (0, 4), (0, 6)]
     assert {domain.shape for domain in reads} == {(16, 2)}
 
@@ -228,7 +228,7 @@ def test_relative_path(written, monkeypatch):
 
 
 def test_version_2_has_bfloat16_in_uint16(tmp_path):
-    """Version 2's layout, with the spec's older forms: dtype and path elsewhere, a dead bucket."""
+    """Version 2, with older forms of the spec: other places of dtype and path, a lost bucket."""
     values = np.arange(-4, 4, 0.25, dtype=np.float32).astype(BFLOAT16).reshape(4, 8)
     (tmp_path / "target.a.kernel").mkdir()
     chunked = {"shape": [4, 8], "chunks": [3, 8], "compressor": {"id": "gzip", "level": 1}}
@@ -255,9 +255,9 @@ def test_version_2_has_bfloat16_in_uint16(tmp_path):
     assert_same(arrays["a/scale"], values[0].astype(np.float32))
 
 
-def test_gcs_goes_through_the_gcs_driver(written, monkeypatch):
+def test_gcs_uses_the_gcs_driver(written, monkeypatch):
     path, _ = written
-    # Where TensorFlow is installed, etils would use it and pass the mock by.
+    # With TensorFlow installed, etils would use it and bypass the mock.
     monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
 
     def local(original, name, *args):
@@ -295,14 +295,14 @@ def test_round_trip(tmp_path, dtype, monkeypatch):
 
 
 def test_zeros_are_stored(tmp_path):
-    """A chunk that is missing means damage, so chunks of zeros must be there."""
+    """A missing chunk means damage, so chunks of zeros must be written."""
     write_checkpoint(tmp_path / "c", {"lora/b": np.zeros((4, 4))}, step=0)
     checkpoint = open_checkpoint(tmp_path / "c")
     assert not read_leaves(checkpoint, structs(checkpoint))["lora/b"].any()
 
 
 def test_layout_is_that_of_t5x(tmp_path):
-    """Same index entries and zarr metadata as T5X wrote for the same arrays."""
+    """Index entries and zarr metadata are those of T5X for the same arrays."""
     by_t5x = MINI_BFLOAT16 / "checkpoint_0"
     checkpoint = open_checkpoint(by_t5x)
     params = read_leaves(checkpoint, structs(checkpoint))
@@ -492,7 +492,7 @@ def test_integers_are_not_read_as_parameters(written):
     )
 
 
-def test_wanted_leaves_that_are_not_there(written):
+def test_missing_leaves(written):
     path, _ = written
     wanted = {"temperature": (2,), "encoder/prompt/prompt/prompt": (3, 8)}
     wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in wanted.items()}
@@ -505,7 +505,7 @@ def test_wanted_leaves_that_are_not_there(written):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 def test_any_damage_to_the_index_is_explained(written, damage):
-    """No other exception gets out; a flipped byte may also go unnoticed (in a name, say)."""
+    """Only CheckpointError is raised; a flipped byte, as in a name, may also go unnoticed."""
     path, _ = written
     content = (path / "checkpoint").read_bytes()
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""T5X's Orbax checkpoints, and scanned stacks in either layout; names and shapes are T5X's."""
+"""T5X's Orbax checkpoints, and scanned stacks in both layouts, with T5X's names and shapes."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def assert_equal(got, expected) -> None:
 
 
 def scanned(leaves: dict[str, np.ndarray], heads: int | None, table: str) -> dict[str, np.ndarray]:
-    """Leaves as T5X's scan has them, stacked with NumPy; `table`: where relative positions go."""
+    """Leaves stacked as by T5X's scan; relative positions are at `table`."""
     stacked = {}
     for name, leaf in leaves.items():
         stack, _, rest = name.partition("/")
@@ -99,7 +99,7 @@ def test_item_folder_and_inspect(shared_data):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_orbax_itself_reads_what_is_written(tmp_path, dtype):
-    """Through the handler that T5X restores with, as its checkpoint manager finds it."""
+    """With the handler that T5X restores with, as its checkpoint manager finds it."""
     leaves = {name: leaf.astype(jnp.dtype(dtype)) for name, leaf in random_leaves().items()}
     t5x_orbax.write_checkpoint(tmp_path / "checkpoint_9", leaves, step=9, dtype=jnp.dtype(dtype))
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
@@ -221,7 +221,7 @@ def test_scanned_layers_are_the_unscanned_ones(tmp_path, write, heads, table):
 @pytest.mark.parametrize("heads", [4, None])
 @pytest.mark.parametrize("spec", [(None, "y"), ("y", None), ("x", "y"), (("x", "y"), None)])
 def test_scanned_onto_shards(tmp_path, write, heads, spec):
-    """Shards of two columns cut through heads that are four wide."""
+    """Shards of two columns divide heads of width four."""
     shapes = {f"{name}/kernel": (16, 16) for name in ("query", "out")}
     layers = {
         f"encoder/layers_{i}/attention/{name}": np.random.default_rng(i).normal(size=shape)
@@ -259,7 +259,7 @@ def test_layers_with_tables_of_their_own_are_no_t5(tmp_path, write):
 
 
 def test_names_and_shapes_of_a_scanned_t5(shared_data, tmp_path, write):
-    """As T5X's scalable_t5 lists them, to those that its unscanned example has."""
+    """From the names of T5X's scalable_t5 to those of its unscanned example."""
     names = json.loads((shared_data / "golden" / "names" / "parameters.json").read_text())
     listed = names["t5x_examples_scalable_t5_tiny"]
     stacked = {name: np.zeros(entry["shape"], np.float32) for name, entry in listed.items()}

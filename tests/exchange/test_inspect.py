@@ -1,4 +1,4 @@
-"""What a path holds: every kind, numbers by hand, nearest tokens; nothing is unpickled."""
+"""Descriptions of every kind of file; norms by hand, nearest tokens; nothing is unpickled."""
 
 import json
 import pickle
@@ -104,7 +104,7 @@ def test_adapter(tmp_path):
 
 
 class Planted:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -1,4 +1,4 @@
-"""Prompt recycling: maps that are known by hand, the same model in another basis, the command."""
+"""Prompt recycling: maps worked out by hand, the same model in another basis, the command."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ SOURCE, PROMPT = RNG.normal(size=(N, D)), RNG.normal(size=(4, D))
 
 @LINEAR
 def test_by_hand(method):
-    # Both axes are seen twice, with 1 and 3 in one place: the best line has slope 2 there.
+    # Each axis occurs twice, the first one with targets 1 and 3, so its best slope is 2.
     source = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     target = np.array([[1.0], [3], [5], [5]])
     np.testing.assert_allclose(method(np.array([[1.0, 1], [2, 0]]), source, target), [[7], [4]])
@@ -64,7 +64,7 @@ def test_a_combination_of_two_tokens_keeps_its_weights():
 
 @pytest.mark.parametrize("tokens", [3, D, N])
 def test_the_linear_methods_agree(tokens):
-    """Where no map is exact too, and with fewer tokens than dimensions."""
+    """Also if no map is exact, and with fewer tokens than dimensions."""
     source, target = SOURCE[:tokens], RNG.normal(size=(tokens, WIDER))
     np.testing.assert_allclose(
         recycling.linear_least_squares(PROMPT, source, target),
@@ -162,7 +162,7 @@ def test_the_same_model_in_another_basis(folder, monkeypatch):
     before = logits(folder, "source.safetensors", "prompt.npy")
     after = logits(folder, "checkpoint_1", "recycled.npy")
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
-    # The prompt matters to this model: without the map it is another one.
+    # The prompt matters to this model: without the map, its logits differ.
     unmapped = logits(folder, "checkpoint_1", "prompt.npy")
     assert abs(unmapped - before).max() > 100 * abs(after - before).max()
 

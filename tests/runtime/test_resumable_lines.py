@@ -1,4 +1,4 @@
-"""A run of JSON lines that was broken off anywhere ends as one that was not."""
+"""JSON lines that are interrupted anywhere end as those of an uninterrupted run."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_lines_are_written_in_order(whole):
     assert [json.loads(line)["line"] for line in whole.splitlines()] == list(range(COUNT))
 
 
-def test_goes_on_wherever_it_was_cut_off(tmp_path, whole):
+def test_resumes_from_any_interruption(tmp_path, whole):
     path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.k.part"
     for cut in range(len(whole) + 1):
         part.write_bytes(whole[:cut])
