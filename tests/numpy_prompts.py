@@ -34,8 +34,13 @@ class Alone(NumpyT5):
 
     def label_scores(self, ids: Sequence[int], targets: Sequence[Sequence[int]]) -> np.ndarray:
         """Log p [K] of the targets, each without its end token."""
-        encoded = self.encode({"encoder_input_tokens": np.array([[*ids, EOS]])})
-        return np.array([self._score(encoded, [*target, EOS]) for target in targets])
+        return np.array([self.log_p(ids, [*target, EOS]) for target in targets])
+
+    def log_p(self, ids: Sequence[int], target: Sequence[int]) -> float:
+        """Log p of a target, with its end token if it has one."""
+        logits = self._logits(self._encoded(ids), target)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return float(log_p[np.arange(len(target)), target].sum())
 
     def probabilities(self, ids: Sequence[int], targets: Sequence[Sequence[int]]) -> np.ndarray:
         """The softmax [K] over `label_scores`."""
@@ -44,8 +49,7 @@ class Alone(NumpyT5):
 
     def greedy(self, ids: Sequence[int], length: int) -> list[int]:
         """The most likely tokens, to the end token or `length`."""
-        encoded = self.encode({"encoder_input_tokens": np.array([[*ids, EOS]])})
-        tokens: list[int] = []
+        encoded, tokens = self._encoded(ids), []
         while len(tokens) < length and EOS not in tokens:
             logits = self._logits(encoded, [*tokens, EOS])
             tokens.append(int(logits[-1].argmax()))
@@ -53,16 +57,14 @@ class Alone(NumpyT5):
 
     def embedding(self, ids: Sequence[int]) -> np.ndarray:
         """The encoder's mean state [D] over the tokens, without the prompt's places."""
-        states, _ = self.encode({"encoder_input_tokens": np.array([[*ids, EOS]])})
+        states, _ = self._encoded(ids)
         return states[0, len(self.vectors) :].mean(axis=0)
+
+    def _encoded(self, ids: Sequence[int]):
+        return self.encode({"encoder_input_tokens": np.array([[*ids, EOS]])})
 
     def _logits(self, encoded, target: Sequence[int]) -> np.ndarray:
         tokens = np.array([target])
         inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
         batch = {"decoder_input_tokens": inputs, "decoder_target_tokens": tokens}
         return self.decode(*encoded, batch)[0]
-
-    def _score(self, encoded, target: Sequence[int]) -> float:
-        logits = self._logits(encoded, target)
-        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        return float(log_p[np.arange(len(target)), target].sum())

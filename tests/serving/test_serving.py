@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy_prompts import BACKBONE, CONFIG, Alone, D, prompt
+from numpy_prompts import BACKBONE, CONFIG, EOS, Alone, D, prompt
 
-import prompt_tuning
+import prompt_tuning.serving
 from prompt_tuning import Model, Sampling, embedded, sharding
 from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.errors import CheckpointError, UserError
@@ -103,8 +103,15 @@ def test_stop_tokens_and_beams():
     words = free[0].text.split()
     stopped = model.generate(lines, "a", max_tokens=8, stop=[int(words[2])])
     assert stopped[0].text.split() == words[: words.index(words[2]) + 1]
-    wide = model.generate(lines, "a", max_tokens=8, beams=4, alpha=0.0)
-    assert all(w.score >= f.score - 1e-5 for w, f in zip(wide, free, strict=True))
+    reference = Alone(prompt(LENGTHS["a"]))
+    for line, answer in zip(
+        lines, model.generate(lines, "a", max_tokens=8, beams=4, alpha=0.0), strict=True
+    ):
+        tokens = ids_of(answer.text)
+        ended = [EOS] if len(tokens) < 8 else []
+        expected = reference.log_p(ids_of(line), [*tokens, *ended])
+        # Up to nine logits and as many normalisers, see TOLERANCE.
+        assert answer.score == pytest.approx(expected, rel=0, abs=2 * 9 * 2e-5)
 
 
 def test_samples():
@@ -384,6 +391,14 @@ def test_load_needs_weights_and_a_vocabulary():
         prompt_tuning.load("t5_1_1_base")
     with pytest.raises(UserError, match="has no vocabulary"):
         prompt_tuning.load("t5_1_1_base", checkpoint="x")
+
+
+def test_public_names_are_imported_on_demand():
+    package = prompt_tuning.serving
+    assert {getattr(package, name).__name__ for name in package.__all__} == set(package.__all__)
+    assert prompt_tuning.Model is package.Model and prompt_tuning.load is package.load
+    with pytest.raises(AttributeError, match="has no attribute 'x'"):
+        package.x  # noqa: B018
 
 
 def test_examples_of_the_docstrings():
