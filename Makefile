@@ -24,8 +24,7 @@ $(STAMP): pyproject.toml setup.py
 	touch $@
 
 demo: venv
-	$(BIN)/python -m prompt_tuning.train --gin_file=runs/demo.gin
-	$(BIN)/python -m prompt_tuning.demo
+	$(BIN)/python -m prompt_tuning.demo --gin_file=runs/demo.gin
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist=worksteal

@@ -1,20 +1,9 @@
-"""python -m prompt_tuning.demo: the three embedded tasks in mixed batches, from one backbone."""
+"""python -m prompt_tuning.demo: trains the embedded tasks, then answers all in one batch."""
 
-from absl import flags
-
-from prompt_tuning.cli import plain_command
+from prompt_tuning.cli import gin_command
+from prompt_tuning.data import flags as data_flags
+from prompt_tuning.model import summary
 from prompt_tuning.runs.demo import demo
 
-
-def define_flags() -> plain_command.Flags:
-    return {
-        "prompt_file": flags.DEFINE_string(
-            "prompt",
-            "runs/demo/prompt_best.npy",
-            "Prompt of demo_reviews, as `make demo` trains it.",
-        )
-    }
-
-
 if __name__ == "__main__":
-    plain_command.main(demo, define_flags)
+    gin_command.main(demo, data_flags.define_flags, data_flags.bindings, plan=summary.plan)

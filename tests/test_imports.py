@@ -26,7 +26,6 @@ CORE = (
     "prompt_tuning.pretraining.mixture",
     "prompt_tuning.serving.task_rows",
     "prompt_tuning.decoding",
-    "prompt_tuning.demo",
     "prompt_tuning.runtime.distributed",
     "prompt_tuning.experiments.results.plot",
     "prompt_tuning.inspect",

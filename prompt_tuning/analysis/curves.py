@@ -85,7 +85,7 @@ def figure(curves: Mapping[str, Curve], metric: str) -> Any:
             band = (values - sd, values + sd)
             axis.fill_between(curve.steps, *band, color=look["color"], alpha=0.2, linewidth=0)
         every = max(1, len(curve.steps) // 8)
-        label = f"{name} (n = {curve.runs})"
+        label = f"{name} (n = {curve.runs})" if curve.runs > 1 else name
         axis.plot(curve.steps, values, label=label, markevery=every, **look)
     spread = "\nmean ± sd" if any(curve.runs > 1 for curve in curves.values()) else ""
     axis.set_xlabel("training step")

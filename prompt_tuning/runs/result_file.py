@@ -65,9 +65,14 @@ class Result:
             for task, rows in self.scores.items()
         }
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The content of `result.json`: the fields, and the numbers of `summary` beside them."""
+        return dataclasses.asdict(self) | self.summary
+
     def write(self, folder: epath.Path) -> None:
-        """Writes `result.json`: the fields, and the numbers of `summary` beside them."""
-        files.write_json(folder / NAME, dataclasses.asdict(self) | self.summary)
+        """Writes `result.json` to a run's folder."""
+        files.write_json(folder / NAME, self.content)
 
     @classmethod
     def read(cls, folder: epath.PathLike) -> "Result":

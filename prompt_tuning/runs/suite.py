@@ -11,13 +11,15 @@ from prompt_tuning.runs.result_file import ROWS, Result
 from prompt_tuning.runtime import files
 from prompt_tuning.runtime.files import renamed_when_done
 
+OnStart = Callable[[epath.Path], str | None]
+
 
 def train_tasks(
     *,
     model_dir: str,
     tasks: Mapping[str, Callable[..., Result]],
     score: Callable[[Mapping[str, Metrics]], Mapping[str, float]],
-    on_start: Callable[[epath.Path], str | None] = lambda folder: None,
+    on_start: OnStart = lambda folder: None,
 ) -> Mapping[str, Any]:
     """Trains the tasks one after the other and scores them together.
 
@@ -38,11 +40,9 @@ def train_tasks(
       The content of `suite.json`.
     """
     folder = checks.output_folder("MODEL_DIR", model_dir)
-    results = {
-        name: _result(folder, name, train, on_start=lambda _: on_start(folder))
-        for name, train in tasks.items()
+    by_folder = {
+        name: _measured(result) for name, result in results(folder, tasks, on_start).items()
     }
-    by_folder = {name: _measured(result) for name, result in results.items()}
     by_task = {task: rows for tasks in by_folder.values() for task, rows in tasks.items()}
     scores = {row: dict(score({task: by_task[task][row] for task in by_task})) for row in ROWS}
     summary = {"tasks": by_folder, "scores": scores}
@@ -54,11 +54,24 @@ def train_tasks(
     return summary
 
 
+def results(
+    folder: epath.Path, tasks: Mapping[str, Callable[..., Result]], on_start: OnStart
+) -> dict[str, Result]:
+    """Trains the tasks that are not finished, and returns the results of all by name.
+
+    Args:
+      folder: Folder of the runs; each has its own folder in it, by its name.
+      tasks: See `train_tasks`.
+      on_start: Function called with `folder` once a task's settings are checked.
+    """
+    return {
+        name: _result(folder, name, train, on_start=lambda _: on_start(folder))
+        for name, train in tasks.items()
+    }
+
+
 def _result(
-    folder: epath.Path,
-    name: str,
-    train: Callable[..., Result],
-    on_start: Callable[[epath.Path], str | None],
+    folder: epath.Path, name: str, train: Callable[..., Result], on_start: OnStart
 ) -> Result:
     path = folder / name / result_file.NAME
     if path.exists():
