@@ -80,7 +80,7 @@ def test_a_dry_run_prints_what_is_executed(name, stand_ins):
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_commands_flags_are_right(name, monkeypatch):
     joined = []
-    monkeypatch.setattr(distributed, "initialize", lambda *given: joined.append(given))
+    monkeypatch.setattr(distributed, "join", lambda *given: joined.append(given))
     for module, *arguments in ours(printed(*MACHINES[name])):
         result = run_command(module, *arguments, "--dry_run")
         assert result.status == 0, result.err
