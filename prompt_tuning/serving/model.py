@@ -279,9 +279,11 @@ class Model:
         if unknown := [token for token in stop if token not in range(self.config.vocab_size)]:
             raise UserError(f"stop contains {unknown[0]!r}: must be ids of tokens")
         search = Search(power(max(limits, default=1)), beams)
+        # Padded with the end token, so that few numbers of stop tokens are compiled.
+        stops = [EOS, *stop, *[EOS] * (power(len(stop) + 1, 4) - len(stop) - 1)]
         arrays = (
             np.array(limits, np.int32),
-            np.tile(np.array([EOS, *stop], np.int32), (len(texts), 1)),
+            np.tile(np.array(stops, np.int32), (len(texts), 1)),
             np.full(len(texts), alpha, np.float32),
             _seeds_and_numbers(seed, len(texts)),
             *sampling_arrays(samplings or [None] * len(texts)),

@@ -88,25 +88,26 @@ def test_each_shape_is_compiled_once():
     assert counts == [1, 1, 2, 2, 3, 4, 4, 4]
 
 
+# All calls of four texts below 16 tokens that make up to 8 share one program.
+LINES = [text(n, 2) for n in (6, 4, 9, 13)]
+
+
 def test_greedy_texts_are_those_of_each_task_alone():
-    texts = [text(n, 1) for n in (3, 20, 7, 1, 12)]
-    limits = [4, 2, 4, 3, 1]
-    answers = four_tasks().generate(texts, list("abcda"), max_tokens=limits)
-    for line, task, limit, answer in zip(texts, "abcda", limits, answers, strict=True):
+    limits = [4, 8, 5, 1]
+    answers = four_tasks().generate(LINES, list("abcd"), max_tokens=limits)
+    for line, task, limit, answer in zip(LINES, "abcd", limits, answers, strict=True):
         expected = Alone(prompt(LENGTHS[task])).greedy(ids_of(line), limit)
         assert answer.text == Numbers().decode(expected)
 
 
 def test_stop_tokens_and_beams():
-    model, lines = four_tasks(), [text(6, 2), text(4, 2)]
-    free = model.generate(lines, "a", max_tokens=8, stop=[1])
-    words = free[0].text.split()
-    stopped = model.generate(lines, "a", max_tokens=8, stop=[int(words[2])])
+    model = four_tasks()
+    words = model.generate(LINES, "a", max_tokens=8)[0].text.split()
+    stopped = model.generate(LINES, "a", max_tokens=8, stop=[int(words[2])])
     assert stopped[0].text.split() == words[: words.index(words[2]) + 1]
     reference = Alone(prompt(LENGTHS["a"]))
-    for line, answer in zip(
-        lines, model.generate(lines, "a", max_tokens=8, beams=4, alpha=0.0), strict=True
-    ):
+    answers = model.generate(LINES, "a", max_tokens=8, beams=4, alpha=0.0)
+    for line, answer in zip(LINES, answers, strict=True):
         tokens = ids_of(answer.text)
         ended = [EOS] if len(tokens) < 8 else []
         expected = reference.log_p(ids_of(line), [*tokens, *ended])
@@ -114,43 +115,41 @@ def test_stop_tokens_and_beams():
         assert answer.score == pytest.approx(expected, rel=0, abs=2 * 9 * 2e-5)
 
 
+def sampled(lines: list[str], seed: int | list[int] = 0) -> list[str]:
+    answers = four_tasks().generate(lines, "a", max_tokens=8, sampling=Sampling(2.0), seed=seed)
+    return [answer.text for answer in answers]
+
+
 def test_samples():
-    line, other, third = (text(n, 2) for n in (6, 4, 7))
-    draw = functools.partial(four_tasks().generate, task="a", max_tokens=8, sampling=Sampling(2.0))
-    answers = draw([line, line])
-    assert answers == draw([line, line]) != draw([line, line], seed=1)
-    assert answers[0] != answers[1]
-    assert draw([line, other])[0].text == draw([line, third])[0].text == answers[0].text
+    first, second, third, fourth = LINES
+    texts = sampled([first, first, second, third])
+    assert texts == sampled([first, first, second, third])
+    assert texts != sampled([first, first, second, third], seed=1)
+    assert texts[0] != texts[1]
+    assert sampled([first, second, third, fourth])[0] == texts[0]
 
 
 def test_each_text_may_have_its_own_seed():
     """A text's sample is that of its seed alone: not of its place, the batch or its neighbours."""
-    lines = [text(n, 2) for n in (6, 4, 9)]
-
-    def draw(lines: list[str], seed: int | list[int]) -> list[str]:
-        answers = four_tasks().generate(lines, "a", max_tokens=8, sampling=Sampling(2.0), seed=seed)
-        return [answer.text for answer in answers]
-
-    first, second, third = draw(lines, seed=[3, 2**32 - 1, 3])
-    assert draw(lines[::-1], seed=[3, 2**32 - 1, 3]) == [third, second, first]
-    assert draw([*lines, *lines], seed=[3, 7, 3, 3, 2**32 - 1, 3])[4] == second
-    assert draw(lines[:1], seed=3) == draw(lines[:1], seed=[3]) == [first]
-    assert draw([lines[0]] * 2, seed=[3, 4])[0] != draw([lines[0]] * 2, seed=[4, 3])[0]
+    seeds = [3, 2**32 - 1, 3, 4]
+    texts = sampled(LINES, seeds)
+    assert sampled(LINES[::-1], seeds[::-1]) == texts[::-1]
+    assert sampled([LINES[3], *LINES[:3]], [0, *seeds[:3]])[1:] == texts[:3]
+    assert sampled(LINES[:1], seeds[0]) == sampled(LINES[:1], seeds[:1]) == texts[:1]
+    assert len(set(sampled([LINES[0]] * 4, seeds))) == 3
 
 
 def test_settings_of_decoding_compile_nothing():
-    model, lines = empty(), [text(6, 2), text(4, 2)]
-    model.add_task("a", prompt(3))
-    generate = functools.partial(model.generate, lines, "a", max_tokens=4)
-    greedy = generate()
-    assert model.compile_count == 1
-    for sampling in (Sampling(0.7), Sampling(1.3, 5), Sampling(top_p=0.9), [None, Sampling(2.0)]):
-        answers = generate(sampling=sampling, seed=3)
-    assert model.compile_count == 1
-    assert answers[0] == greedy[0] and answers[1] != greedy[1]
-    for alpha in (0.0, 0.6, 1.0):
-        generate(beams=2, alpha=alpha)
-    assert model.compile_count == 2
+    model = four_tasks()
+    generate = functools.partial(model.generate, LINES, "a", max_tokens=8)
+    greedy, beams = generate(), generate(beams=4)
+    before = model.compile_count
+    for sampling in (Sampling(0.7), Sampling(1.3, 5), Sampling(top_p=0.9)):
+        assert generate(sampling=sampling, seed=3) != greedy
+    some = generate(sampling=[None, Sampling(2.0), None, None], stop=[7])
+    assert some[1].text != greedy[1].text
+    assert generate(beams=4, alpha=2.0) != beams
+    assert model.compile_count == before
 
 
 def test_an_ensemble_is_one_call_of_all_its_prompts():
