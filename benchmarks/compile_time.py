@@ -1,4 +1,4 @@
-"""What is waited for before training: compilation, of many layers and with a warm cache.
+"""Measures the wait before training: compilation of many layers, and with a warm cache.
 
 Compiles a train step of scanned and of single layers, few and many, from shapes. Then starts
 first_step.py in fresh processes, each time with an empty compilation cache (JAX's, as

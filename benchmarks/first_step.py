@@ -1,4 +1,4 @@
-"""What compile_time.py starts: one step of training. Prints when each part of it was done."""
+"""Runs one step of training for compile_time.py; prints when each part of it is done."""
 
 import sys
 import time

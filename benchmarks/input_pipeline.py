@@ -1,7 +1,7 @@
 """python benchmarks/input_pipeline.py: does training wait for its data?
 
-Times steps with real batches, made and placed in `fit`'s thread, and steps with one batch that lies
-on the device, in turn; the ratio of the medians is to be at most 1.05.
+Times steps with real batches, made and placed in `fit`'s thread, and steps with one batch that
+is already on the device, in turn; the ratio of the medians must be at most 1.05.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
-"""Rows of as many tasks in one batch, against one task for all rows and one task after another.
+"""Times batches whose rows are of different tasks, against one task for all rows, and against one
+task after another.
 
-T5 v1.1 with random weights and prompts, greedy decoding; what is compared is timed in turn within
-one run; medians. The peer cannot mix prompts: it takes one task after another.
+T5 v1.1 with random weights and prompts, greedy decoding; medians of alternating measurements
+within one run. The peer cannot mix prompts: it takes one task after another.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the launchers share; they source it.
+# Sourced by the launchers.
 
-usage() { # the comment at a launcher's top
+usage() { # prints the comment at the top of a launcher
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }
 
@@ -11,7 +11,7 @@ mistake() {
 }
 
 # Sets the variable of each --NAME=VALUE in "$@", `dry_run`, and `command` to what follows `--`.
-# $1: the names that there are.
+# $1: the known names.
 parse() {
   local known=" $1 " word flag
   shift
@@ -65,8 +65,8 @@ execute() { # "$@", or with --dry_run what it is
   fi
 }
 
-# Runs the command of "$@" on a TPU, which --type makes first, in an installed copy of what is
-# committed of this checkout. $1: the workers; $2: a flag for the command, or nothing.
+# Runs the command of "$@" on a TPU, which --type creates first, in an installed copy of this
+# checkout's last commit. $1: the workers; $2: a flag for the command, or nothing.
 on_tpu() {
   local workers=$1 more=$2 name='' zone='' project='' type='' version='' place root
   local archive=prompt-tuning.tar.gz

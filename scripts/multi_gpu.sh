@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs a command on the GPUs of this machine: one process over all of them, or a process a GPU.
+# Runs a command on the GPUs of this machine: one process for all of them, or one per GPU.
 #
 # usage: scripts/multi_gpu.sh [flags] -- python -m prompt_tuning.train ...
 #
-#   --processes=N  N processes, the first with GPU 0, and so on; else one process over all
-#   --port=PORT    that process 0 opens for the others (8476)
-#   --dry_run      prints the commands and runs none
+#   --processes=N  start N processes, the first on GPU 0, and so on; default: one process for all
+#   --port=PORT    port that process 0 opens for the others (8476)
+#   --dry_run      print the commands, and run none
 #
-# JAX takes 0.95 of a GPU's memory, or XLA_CLIENT_MEM_FRACTION of it.
+# JAX uses 0.95 of each GPU's memory, or the share in XLA_CLIENT_MEM_FRACTION.
 
 set -euo pipefail
 # shellcheck source=scripts/launching.sh

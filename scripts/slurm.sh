@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Submits a command to Slurm: one run over the GPUs of one or several nodes, or with --array an
-# experiment whose cells several jobs divide among them.
+# Submits a command to Slurm: one run on the GPUs of one or several nodes, or with --array an
+# experiment whose cells are divided among the jobs.
 #
 # usage: scripts/slurm.sh [flags] -- python -m prompt_tuning.train ...
 #
-#   --nodes=N     nodes (1); on several there is a process a GPU
-#   --gpus=N      GPUs of each node (1)
-#   --cpus=N      cores of each process (8)
-#   --time=TIME   limit, such as 24:00:00; five minutes before it the run is told to save and end
-#   --array=JOBS  so many jobs, such as 0-35, or 0-35%4 for four at a time
-#   --dry_run     prints the command and runs none
+#   --nodes=N     number of nodes (1); on several, one process per GPU
+#   --gpus=N      GPUs per node (1)
+#   --cpus=N      CPU cores per process (8)
+#   --time=TIME   time limit, such as 24:00:00; SIGTERM comes five minutes before it
+#   --array=JOBS  job numbers, such as 0-35, or 0-35%4 for four at a time
+#   --dry_run     print the command, and do not run it
 #
-# sbatch reads the partition and the like from SBATCH_PARTITION, SBATCH_ACCOUNT, ...
+# sbatch reads further options from SBATCH_PARTITION, SBATCH_ACCOUNT, ...
 
 set -euo pipefail
 # shellcheck source=scripts/launching.sh

@@ -1,10 +1,10 @@
-"""A second set of paraphrases beside MRPC, out of STS-B: its pairs of image captions.
+"""Makes a second set of paraphrases, besides MRPC, from STS-B's pairs of image captions.
 
   python scripts/stsb_captions.py --data=FOLDER --output=CAPTIONS
 
 reads FOLDER/stsb and writes CAPTIONS/stsb_captions, `train.jsonl` and so on, with the label 1 for a
 similarity of 4 or more of 5 ("mostly equivalent") and 0 for less. The other genres are left out:
-STS-B's news pairs are in part MRPC's own.
+STS-B's news pairs overlap with MRPC's.
 """
 
 import json

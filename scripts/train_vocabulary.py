@@ -1,6 +1,6 @@
 """Trains a SentencePiece vocabulary as T5's: ids 0 padding, 1 end, 2 unknown; no start.
 
-The 100 sentinels are not pieces: a T5 vocabulary puts them behind the last piece.
+The 100 sentinels are not pieces: a T5 vocabulary puts them after the last piece.
 
   python scripts/train_vocabulary.py --corpus=FOLDER --output=vocabulary.model --size=8000
 """
