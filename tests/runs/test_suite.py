@@ -1,20 +1,15 @@
 """A benchmark in one run: which tasks it trains, what it resumes from, and its table."""
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gin
-import numpy as np
 import pytest
-from absl.testing import flagsaver
 from etils import epath
 
-from prompt_tuning import embedded
 from prompt_tuning.checkpoint import backbone
-from prompt_tuning.cli import gin_command, gin_parsing
-from prompt_tuning.data import tasks
+from prompt_tuning.cli import gin_parsing
 from prompt_tuning.data.catalogue import glue
 from prompt_tuning.data.catalogue.glue_metrics import SUPER_GLUE
 from prompt_tuning.methods import ModelTuning
@@ -22,6 +17,13 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs.result_file import ROWS, Result
 from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.t5.config import preset
+from prompt_tuning.testing import (
+    CommandResult,
+    assert_mistake,
+    clean_registries,
+    random_leaves,
+    run_command,
+)
 
 
 def rows_of(**metrics: float) -> dict:
@@ -104,7 +106,7 @@ def test_summary_and_table(tmp_path, capsys):
     assert lines[-1] == "| score |  |  | 0.3667 | 0.4667 | 0.5667 |"
 
 
-def test_goes_on_with_what_is_not_finished(tmp_path):
+def test_resumes_with_what_is_not_finished(tmp_path):
     runs = Runs()
     runs.fails = "mnli"
     with pytest.raises(FloatingPointError):
@@ -132,9 +134,9 @@ def super_glue(first_rows):
         gin.parse_config_file(name)
     gin.bind_parameter("BENCHMARKS_DIR/gin.macro.value", str(first_rows))
     gin.bind_parameter("INPUT_LENGTH/gin.macro.value", 64)
-    yield gin.query_parameter("TASKS/gin.macro.value")
+    with clean_registries():
+        yield gin.query_parameter("TASKS/gin.macro.value")
     gin.clear_config()
-    tasks.register_demo_tasks(tasks.vocabulary(embedded.vocabulary()))
 
 
 def test_super_glue_is_of_all_its_tasks(super_glue):
@@ -149,8 +151,8 @@ def test_super_glue_is_of_all_its_tasks(super_glue):
         assert {"train", "validation"} <= set(data.splits)
         assert data.lengths["inputs"] == 64
         assert next(data.train_batches(0))["encoder_input_tokens"].shape[0] == 32
-        [found] = data.eval_sets("validation")
-        measured[found.task] = {"metric": 0.5}
+        [eval_set] = data.eval_sets("validation")
+        measured[eval_set.task] = {"metric": 0.5}
     assert glue.scores(measured) == {"super_glue_score": 0.5}
 
 
@@ -179,11 +181,10 @@ WSC = [
 
 
 @pytest.fixture
-def two_tasks(tmp_path, monkeypatch, capsys) -> Iterator:
-    """Runs the command on CB and WSC; returns status, output and errors."""
-    leaves = ParamSplit.of(preset("nano"), ModelTuning()).shapes
-    zeros = {path: np.full(leaf.shape, 0.01, np.float32) for path, leaf in leaves.items()}
-    backbone.save(tmp_path / "nano.safetensors", zeros, "float32")
+def two_tasks(tmp_path) -> Iterator[Callable[..., CommandResult]]:
+    """Runs the command on CB and WSC."""
+    shapes = ParamSplit.of(preset("nano"), ModelTuning()).shapes
+    backbone.save(tmp_path / "nano.safetensors", random_leaves(shapes), "float32")
     (tmp_path / "nano.gin").write_text(NANO)
     for name, rows in (("cb", CB), ("wsc", WSC)):
         (tmp_path / "tasks" / name).mkdir(parents=True)
@@ -204,46 +205,40 @@ def two_tasks(tmp_path, monkeypatch, capsys) -> Iterator:
         "wsc/loop.Fit.total_steps": "1",
     }
 
-    def run(*arguments: str) -> tuple[int | None, str, str]:
-        given = (f"--gin.{name}={value}" for name, value in settings.items())
-        argv = ["suite", *(f"--gin_file={name}" for name in files), *given, *arguments]
-        monkeypatch.setattr(sys, "argv", argv)
-        gin.clear_config()
-        capsys.readouterr()
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            gin_command.main(train_tasks)
-        gin.clear_config()
-        return exit_info.value.code, *capsys.readouterr()
+    def run(*arguments: str) -> CommandResult:
+        flags = (f"--gin.{name}={value}" for name, value in settings.items())
+        gin_files = (f"--gin_file={name}" for name in files)
+        return run_command(train_tasks, *gin_files, *flags, *arguments)
 
-    yield run
-    tasks.register_demo_tasks(tasks.vocabulary(embedded.vocabulary()))
+    with clean_registries():
+        yield run
 
 
 def test_command(two_tasks, tmp_path):
     folder = tmp_path / "suite"
-    status, out, err = two_tasks(f"--gin.MODEL_DIR={folder}")
-    assert status is None, err
+    result = two_tasks(f"--gin.MODEL_DIR={folder}")
+    assert result.status == 0, result.err
     assert (folder / "cb" / "checkpoint_2").is_dir()
     assert (folder / "wsc" / "checkpoint_1").is_dir()  # as its scope says
     assert "@cb/train.train" in (folder / "config.gin").read_text()
-    found = json.loads((folder / "suite.json").read_text())["tasks"]
-    [cb], [wsc] = found["cb"].values(), found["wsc"].values()
+    measured = json.loads((folder / "suite.json").read_text())["tasks"]
+    [cb], [wsc] = measured["cb"].values(), measured["wsc"].values()
     # 3, 3 and 2 of the three labels: the first is guessed, of F1 2 * 3 / (8 + 3).
     f1 = 2 * 3 / (8 + 3) / 3
     assert cb["majority"] == pytest.approx({"mean_3class_f1": f1, "accuracy": 3 / 8})
     assert wsc["majority"] == {"accuracy": 0.5}
-    assert (folder / "suite.md").read_text() in out
+    assert (folder / "suite.md").read_text() in result.out
     before = (folder / "suite.json").read_bytes()
     (folder / "suite.json").unlink()
-    status, out, err = two_tasks(f"--gin.MODEL_DIR={folder}")
-    assert status is None, err
+    result = two_tasks(f"--gin.MODEL_DIR={folder}")
+    assert result.status == 0, result.err
     assert (folder / "suite.json").read_bytes() == before
-    assert f"cb: already finished, see {folder}/cb/result.json" in out and "step 0" not in out
+    assert f"cb: already finished, see {folder}/cb/result.json" in result.out
+    assert "step 0" not in result.out
 
 
 def test_a_mistake_in_the_settings_of_one_task(two_tasks, tmp_path):
     arguments = (f"--gin.MODEL_DIR={tmp_path}/suite", "--gin.wsc/source.task_data.lengths=3")
-    status, _, err = two_tasks(*arguments)
-    assert status == 2
-    assert err == "error: task_data.lengths = 3: must be of type Mapping[str, int]\n"
+    result = two_tasks(*arguments)
+    assert_mistake(result, "error: task_data.lengths = 3: must be of type Mapping[str, int]")
     assert not (tmp_path / "suite").exists()

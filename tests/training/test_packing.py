@@ -23,13 +23,14 @@ from prompt_tuning.methods import (
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.pretraining.mixture import pad
-from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.t5 import T5
 from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.testing import tiny_config
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
 
 P, T, L, EXAMPLES = 3, 24, 10, 6
-CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
+CONFIG = tiny_config()
 METHOD = PromptTuning(length=P)
 MODEL = T5(CONFIG, METHOD)
 OTHERS = [

@@ -163,7 +163,7 @@ def damages(content: bytes) -> Iterator[bytes | None]:
             yield content[:place] + bytes([content[place] ^ 1 << 5]) + content[place + 1 :]
 
 
-def test_a_run_goes_on_from_the_whole_one(whole, tmp_path):
+def test_a_run_resumes_from_the_whole_checkpoint(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
     (folder / "checkpoint_7" / "manifest.json").unlink()
@@ -201,7 +201,7 @@ def test_another_backbone_is_refused(whole, tmp_path):
     )
 
 
-def test_on_another_number_of_devices_the_data_goes_on_in_order(whole, tmp_path):
+def test_on_another_number_of_devices_the_data_continues_in_order(whole, tmp_path):
     train(tmp_path, total_steps=4)
     seen = []
 
