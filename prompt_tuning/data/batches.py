@@ -19,8 +19,8 @@ from prompt_tuning.data.batching.tokens import (
     first_chunk,
     fits,
     in_memory,
+    is_longer,
     mixed,
-    with_cuts,
 )
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.memory_source import MemorySource
@@ -272,7 +272,6 @@ class TaskData:
         dataset = task.get_dataset(
             dict(self.lengths), split=split, use_cached=self.use_cached, shuffle=False
         )
-        dataset = with_cuts(dataset, task.output_features, self.lengths)
         examples = list(dataset.as_numpy_iterator())
         if not examples:
             raise _empty(task.name, split)
@@ -284,9 +283,15 @@ class TaskData:
     def _eval_notes(
         self, task: seqio.Task, split: str, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[str, ...]:
-        if "inputs_cut" not in examples[0]:
+        if not isinstance(examples[0].get("inputs_pretokenized"), bytes):
             return ()
-        share = float(np.mean([example["inputs_cut"] for example in examples]))
+        feature, length = task.output_features["inputs"], self.lengths["inputs"]
+        cut = [
+            len(example["inputs"]) >= length
+            and is_longer(example["inputs_pretokenized"].decode(), feature, length)
+            for example in examples
+        ]
+        share = float(np.mean(cut))
         return (_cut_note(f"{task.name}, {split} split", {"inputs": share}, self.lengths),)
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:

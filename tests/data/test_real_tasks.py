@@ -84,16 +84,14 @@ def test_a_model_is_measured(model: TunedModel, benchmark):
             assert value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("benchmark", LOCAL, ids=lambda benchmark: benchmark.task)
-def test_right_answers_score_one(benchmark):
+def test_right_answers_of_wsc_score_one():
+    """Where the example's noun is not what the pronoun refers to, any other noun is right."""
+    [benchmark] = [benchmark for benchmark in LOCAL if benchmark.name == "wsc"]
     data = examples_of(benchmark.task)
-    answers = list(data.targets)
-    if benchmark.name == "wsc":  # the noun of the example, or another where it is the wrong one
-        task = seqio.TaskRegistry.get(benchmark.task)
-        rows = task.get_dataset(split="validation", shuffle=False).as_numpy_iterator()
-        answers = [
-            answer if row["label"] else "nobody" for answer, row in zip(answers, rows, strict=True)
-        ]
-        assert len(set(np.array(answers) == np.array(data.targets))) == 2
-    scores = measure(data, Predictions(answers))
-    assert scores == pytest.approx(dict.fromkeys(METRICS[benchmark.name], 1.0))
+    rows = seqio.TaskRegistry.get(benchmark.task).source.columns("validation")
+    answers = [
+        target if label else "nobody"
+        for target, label in zip(data.targets, rows["label"].numpy(), strict=True)
+    ]
+    assert len(set(np.array(answers) == np.array(data.targets))) == 2
+    assert measure(data, Predictions(answers)) == {"accuracy": 1.0}

@@ -179,22 +179,11 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         TextFiles(train=folder).rows("train")
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_benchmarks(tmp_path, vocabulary, flat):
+def test_benchmarks(tmp_path, vocabulary):
     for name in SAVED:
-        if not (flat and name == "glue/rte"):
-            save_benchmark(tmp_path, name)
-    root = tmp_path
-    if flat:  # each data set right below the folder
-        root = tmp_path / "flat"
-        root.mkdir()
-        for name in SAVED:
-            if name != "glue/rte":
-                (tmp_path / name).rename(root / name.split("/")[1])
-    names = all_tasks.register(vocabulary, root)
+        save_benchmark(tmp_path, name)
+    names = all_tasks.register(vocabulary, tmp_path)
     for short, (inputs, target) in EXPECTED.items():
-        if flat and short == "glue_rte_v200":
-            continue
         task = f"taskless_{short}_examples"
         assert task in names
         data = TaskData(task, {"inputs": 64, "targets": 16}, 1)
@@ -205,7 +194,17 @@ def test_benchmarks(tmp_path, vocabulary, flat):
         if short != "glue_stsb_v200":  # one example has no correlation
             scores = measure(found, Predictions([target]))
             assert all(value == pytest.approx(1) for value in scores.values())
-        assert len(data.eval_set("test").inputs) == 1
+    assert len(data.eval_set("test").inputs) == 1
+
+
+def test_benchmarks_without_the_suites_folder(tmp_path, vocabulary):
+    save_benchmark(tmp_path, "super_glue/rte")
+    (tmp_path / "super_glue" / "rte").rename(tmp_path / "rte")
+    all_tasks.register(vocabulary, tmp_path)
+    data = TaskData("taskless_super_glue_rte_v102_examples", {"inputs": 64, "targets": 16}, 1)
+    [task] = data.tasks_with("validation")
+    assert task.source.folder == tmp_path / "rte"
+    assert len(data.eval_set("validation").inputs) == 1
 
 
 def test_a_bad_row_of_a_benchmark(tmp_path, vocabulary):

@@ -1,4 +1,4 @@
-"""The stream of training batches: one for any number of processes, resumed and whole alike."""
+"""The stream of training batches is the same for any number of processes, resumed or not."""
 
 import functools
 import itertools
@@ -32,9 +32,13 @@ def registered(vocabulary):
     seqio.MixtureRegistry.add(MIXTURE, [NAME, OTHER], default_rate=1.0)
 
 
-def batches(kind, start, count, task=NAME, **options) -> list[dict[str, np.ndarray]]:
-    data = TaskData(task, LENGTHS, batch_size=8, batching=BATCHINGS[kind], **options)
-    return list(itertools.islice(data.train_batches(start, 3, multiple=4), count))
+@functools.cache  # its examples are tokenised once
+def data_of(kind: str, task: str) -> TaskData:
+    return TaskData(task, LENGTHS, batch_size=8, batching=BATCHINGS[kind])
+
+
+def batches(kind, start, count, task=NAME) -> list[dict[str, np.ndarray]]:
+    return list(itertools.islice(data_of(kind, task).train_batches(start, 3, multiple=4), count))
 
 
 def assert_same(a, b) -> None:
@@ -52,9 +56,11 @@ def test_a_resumed_stream_is_the_uninterrupted_one(kind, task):
     whole = batches(kind, 0, 14, task)
     for start in (1, 4, 5, 13):
         assert_same(batches(kind, start, 14 - start, task), whole[start:])
+    data_of.cache_clear()  # another process tokenises again
+    assert_same(batches(kind, 9, 5, task), whole[9:])
 
 
-def test_a_position_far_on_is_found_without_what_lies_before(monkeypatch):
+def test_a_late_position_is_found_without_reading_earlier_examples(monkeypatch):
     task = seqio.get_mixture_or_task(NAME)
     found = tokens.in_memory(task, "train", LENGTHS, use_cached=False, cache_dir="")
     asked = []
@@ -112,14 +118,14 @@ def test_constant_tokens_are_for_buckets(kind):
         Batching(kind, tokens=64)
 
 
-def test_a_budget_too_small_is_told_before_anything_is_read():
+def test_a_budget_too_small_is_refused_before_anything_is_read():
     data = TaskData(NAME, LENGTHS, batch_size=8, batching=Batching("bucketed", tokens=47))
     with pytest.raises(UserError, match="TOKENS_PER_BATCH = 47: too few for 2 rows"):
         data.train_batches(0, multiple=2)
 
 
 def test_tasks_that_change_from_epoch_to_epoch_are_not_held(vocabulary):
-    """What stands behind the place of SeqIO's cache may be random, and is asked for each epoch."""
+    """A preprocessor after the place of SeqIO's cache may be random, so it runs in each epoch."""
 
     @seqio.map_over_dataset(num_seeds=1)
     def noise(example, seed):

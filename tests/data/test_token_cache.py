@@ -53,7 +53,7 @@ def counted(monkeypatch) -> list:
     """A list that grows whenever examples are tokenised."""
     asked = []
     real = tokens.chunks
-    monkeypatch.setattr(tokens, "chunks", lambda dataset: asked.append(1) or real(dataset))
+    monkeypatch.setattr(tokens, "chunks", lambda *args: asked.append(1) or real(*args))
     return asked
 
 

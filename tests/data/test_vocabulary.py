@@ -36,7 +36,7 @@ def test_ids_of_texts(pair, text):
 
 @pairs
 @given(text=st.text(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_ids_of_any_text(pair, text):
     ours, theirs = pair
     text = text.replace("\0", "")
@@ -47,7 +47,7 @@ def test_ids_of_any_text(pair, text):
 
 @pairs
 @given(ids=st.lists(st.integers(0, 9_000), max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_texts_of_any_ids(pair, ids):
     ours, theirs = pair
     assert ours.decode(ids) == theirs.decode(ids)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def in_memory(
         dataset = task.get_dataset(
             dict(lengths), split, use_cached=use_cached, shuffle=False, try_in_mem_cache=False
         )
-        return Tokens.of(chunks(with_cuts(dataset, task.output_features, lengths)))
+        return Tokens.of(chunks(dataset, task.output_features, lengths))
 
     path = token_cache.path(cache_dir, task, split, lengths) if not use_cached else None
     if path is None:
@@ -156,60 +157,68 @@ def first_chunk(
     dataset = task.get_dataset(
         dict(lengths), split, use_cached=use_cached, shuffle=True, seed=seed, num_epochs=1
     )
-    dataset = with_cuts(dataset, task.output_features, lengths)
-    return next(chunks(dataset), None) if "inputs_cut" in dataset.element_spec else None
+    if not keeps_text(dataset):
+        return None
+    return next(chunks(dataset, task.output_features, lengths), None)
 
 
-def chunks(dataset: tf.data.Dataset) -> Iterator[Tokens]:
-    """The "inputs" and "targets" of a dataset, in its order, and what `with_cuts` found."""
-    flags = [f"{name}_cut" for name in FEATURES if f"{name}_cut" in dataset.element_spec]
-    columns = dataset.map(lambda example: tuple(example[name] for name in (*FEATURES, *flags)))
-    for inputs, targets, *cuts in columns.ragged_batch(_CHUNK):
+def chunks(
+    dataset: tf.data.Dataset,
+    output_features: Mapping[str, seqio.Feature] = MappingProxyType({}),
+    lengths: Mapping[str, int] = MappingProxyType({}),
+) -> Iterator[Tokens]:
+    """The "inputs" and "targets" of a dataset, in its order.
+
+    Args:
+      dataset: Examples, cut to `lengths`.
+      output_features: Features of the task; empty to leave `cut` NaN.
+      lengths: Most tokens of the features, end tokens included.
+    """
+    counts_cuts = bool(output_features) and keeps_text(dataset)
+
+    def columns(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        ids = tuple(example[name] for name in FEATURES)
+        if not counts_cuts:
+            return ids
+        # Only texts of full length can have been cut.
+        return ids + tuple(
+            tf.where(tf.size(example[name]) < lengths[name], "", example[f"{name}_pretokenized"])
+            for name in FEATURES
+        )
+
+    for inputs, targets, *texts in dataset.map(columns).ragged_batch(_CHUNK):
         source, target = [  # dense if a preprocessor fixes the length
             part if isinstance(part, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(part)
             for part in (inputs, targets)
         ]
-        counts = [cut.numpy().sum() for cut in cuts] if len(cuts) == 2 else [np.nan, np.nan]
+        cut = [np.nan, np.nan]
+        if counts_cuts:
+            cut = [
+                sum(
+                    is_longer(text.decode(), output_features[name], lengths[name])
+                    for text in column.numpy()
+                    if text
+                )
+                for name, column in zip(FEATURES, texts, strict=True)
+            ]
         yield Tokens(
             inputs=source.values.numpy(),
             input_ends=source.row_splits.numpy(),
             targets=target.values.numpy(),
             target_ends=target.row_splits.numpy(),
-            cut=np.array(counts, np.float64),
+            cut=np.array(cut, np.float64),
         )
 
 
-def with_cuts(
-    dataset: tf.data.Dataset,
-    output_features: Mapping[str, seqio.Feature],
-    lengths: Mapping[str, int],
-) -> tf.data.Dataset:
-    """Adds to each example whether its inputs and its targets were cut, as NAME_cut.
-
-    Only texts of full length are tokenised again, whole. A feature whose text
-    (`seqio.preprocessors.tokenize` keeps it) is absent gets no such entry.
-
-    Args:
-      dataset: Examples, cut to `lengths`.
-      output_features: Vocabularies of the features.
-      lengths: Most tokens of the features, end tokens included.
-    """
+def keeps_text(dataset: tf.data.Dataset) -> bool:
+    """Whether examples keep their texts, as `seqio.preprocessors.tokenize` does by default."""
     scalar = tf.TensorSpec([], tf.string)
-    names = [n for n in FEATURES if dataset.element_spec.get(f"{n}_pretokenized") == scalar]
+    return all(dataset.element_spec.get(f"{name}_pretokenized") == scalar for name in FEATURES)
 
-    def cut(example: dict[str, tf.Tensor], name: str) -> tf.Tensor:
-        feature, length = output_features[name], lengths[name]
 
-        def whole_is_longer() -> tf.Tensor:
-            ids = feature.vocabulary.encode_tf(example[f"{name}_pretokenized"])
-            return tf.size(ids) + int(feature.add_eos) > length
-
-        return tf.cond(tf.size(example[name]) < length, lambda: False, whole_is_longer)
-
-    return dataset.map(
-        lambda example: example | {f"{name}_cut": cut(example, name) for name in names},
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+def is_longer(text: str, feature: seqio.Feature, length: int) -> bool:
+    """Whether a text, with its end token if it has one, has more than `length` tokens."""
+    return len(feature.vocabulary.encode(text)) + feature.add_eos > length
 
 
 def _same_each_epoch(task: seqio.Task) -> bool:
