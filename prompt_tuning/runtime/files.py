@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -17,7 +17,7 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
+def write_json(path: epath.PathLike, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes a JSON file, complete or not at all."""
     with renamed_when_done(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
