@@ -1,4 +1,4 @@
-"""The command line: T5X's flags, gin, and errors of one line."""
+"""Commands that gin configures: T5X's flags, and a mistake in one line with status 2."""
 
 import copy
 import inspect
@@ -26,7 +26,7 @@ from prompt_tuning.runtime import distributed, preemption
 from prompt_tuning.runtime.exit_status import INTERRUPTED, RESUMABLE, USAGE_ERROR
 
 _GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file", [], "A gin file; repeatable, later ones win. Found below the search paths."
+    "gin_file", [], "A gin file below the search paths; repeatable, in any order."
 )
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A gin binding, applied after the files; --gin.NAME=VALUE is short for it."
@@ -37,14 +37,14 @@ DRY_RUN = flags.DEFINE_bool(
 _MULTIPROCESS = flags.DEFINE_bool(
     "multiprocess",
     False,
-    "This is one of several processes; which, the cluster tells, or the three flags below.",
+    "Join a multi-process run; rank and address come from the cluster or the flags below.",
 )
 flags.DEFINE_alias("multiprocess_gpu", "multiprocess")
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, of several processes."
+    "coordinator_address", None, "HOST:PORT of process 0 of a multi-process run."
 )
-_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many processes there are.")
-_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which one this is, from 0.")
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processes.")
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Rank of this process, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 # Arguments of commands that a dry run does not need.
@@ -153,7 +153,7 @@ def planned(
 
 
 def _join_processes() -> None:
-    """Makes this process one of several, if the flags say so; the first alone prints."""
+    """Joins a multi-process run if the flags say so; process 0 alone prints then."""
     given = (_COORDINATOR_ADDRESS.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
     if _MULTIPROCESS.value or given != (None, None, None):
         distributed.join(*given)

@@ -1,4 +1,4 @@
-"""Finds and parses gin files and bindings, and explains in one line what is wrong with them."""
+"""Finds and parses gin files and bindings; a mistake in them is an error of one line."""
 
 import ast
 import os
@@ -13,7 +13,7 @@ from absl import flags
 from etils import epath
 from gin import config as gin_config
 
-from prompt_tuning.cli import gin_settings
+from prompt_tuning.cli import gin_history, gin_settings
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime.files import renamed_when_done
 
@@ -26,14 +26,14 @@ _ORDER = ("runs/demo.gin", "models/", "runs/", "methods/")
 
 
 def configs_folder() -> Path:
-    """The gin files that travel with the package (in a checkout they lie beside it)."""
+    """Returns the folder of the package's gin files, which in a checkout is beside the package."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def gin_folders() -> list[str]:
-    """Where gin files are looked for."""
+    """Returns the folders that are searched for gin files."""
     return [*_SEARCH_PATHS.value, str(configs_folder())]
 
 
@@ -49,7 +49,7 @@ def expand_gin_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _gin_value(value: str) -> str:
-    """`value` as gin reads it, or quoted where it is neither a literal nor a reference."""
+    """Quotes a value that is neither a literal nor a reference; returns any other as it is."""
     if value[:1] in ("@", "%", "[", "(", "{"):
         return value
     try:
@@ -60,20 +60,20 @@ def _gin_value(value: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The whole message of an error in one line, less what gin adds to it."""
+    """Returns the message of an error in one line, without what gin adds to it."""
     text = re.sub(r"^\[Errno \d+\] ", "", str(error)).split("\n  In call to configurable")[0]
-    # gin appends where the statement is; that of the outermost file comes last.
+    # gin appends the places of the statement, from the innermost to the outermost file.
     where = r'\n  In (?:file "(.*)",|bindings string) line (\d+)\n *(.*)'
-    if found := re.search(where, text):
-        file, line, statement = found.groups()
-        text = f"{f'{file}:{line}' if file else statement.strip()}: {text[: found.start()]}"
+    if match := re.search(where, text):
+        file, line, statement = match.groups()
+        text = f"{f'{file}:{line}' if file else statement.strip()}: {text[: match.start()]}"
     return " ".join(text.split("\n")).strip()
 
 
 def search(folders: Sequence[str]) -> None:
-    """Lets gin look for files in `folders`, and nowhere else."""
-    # It would also look in importable packages, and takes any folder `runs` for one.
-    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
+    """Makes gin search `folders` for files, and nothing else."""
+    # By default it also searches importable packages, and any folder `runs` counts as one.
+    gin_config._FILE_READERS[:] = [(gin_history.opened, os.path.isfile)]
     gin_config._LOCATION_PREFIXES[:] = ["", *folders]
 
 
@@ -98,20 +98,20 @@ def parse(
     unneeded: Collection[str] = (),
     kind: str = "runs",
 ) -> dict[str, Any]:
-    """Parses gin files and bindings; what was parsed before is forgotten.
+    """Parses gin files and bindings, in place of those parsed before.
 
     Args:
-      function: what gin configures.
-      files: of gin.
-      bindings: applied after the files.
-      unneeded: its arguments that need not be set.
-      kind: folder of the configs that configure it.
+      function: Function that gin configures.
+      files: Gin files, in any order.
+      bindings: Gin bindings, applied after the files.
+      unneeded: Arguments of `function` that need not be set.
+      kind: Folder of the gin files that configure such functions.
 
     Returns:
-      The arguments of `function`, references not followed yet.
+      The arguments of `function`; references are not resolved yet.
 
     Raises:
-      UserError: naming the file, parameter or macro that is wrong.
+      UserError: Naming the file, parameter or macro that is wrong.
     """
     folders = gin_folders()
     search(folders)
@@ -125,7 +125,7 @@ def parse(
         gin.parse_config(bindings)
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}" if error.filename else source
-        reason = error.msg.split(" on line ")[0]  # what follows is of Python's parser, not gin's
+        reason = error.msg.split(" on line ")[0]  # the rest is about Python's parser, not gin
         statement = (error.text or "").strip()
         raise UserError(f"{place}: gin cannot read {statement!r} ({reason})") from error
     except tokenize.TokenError as error:
@@ -135,9 +135,9 @@ def parse(
         hint = f" Searched: {', '.join(folders)}" if missing else ""
         raise UserError(f"gin: {message}{hint}") from error
     if not (bound := _bound(function)):
-        there = sorted(f"{kind}/{path.name}" for path in configs_folder().glob(f"{kind}/*.gin"))
+        available = sorted(f"{kind}/{path.name}" for path in configs_folder().glob(f"{kind}/*.gin"))
         raise UserError(
-            f"no --gin_file configures {function.__name__}; give one of {', '.join(there)}"
+            f"no --gin_file configures {function.__name__}; give one of {', '.join(available)}"
         )
     names = [binding.partition("=")[0].strip() for binding in bindings]
     gin_settings.check(function, names, unneeded)
@@ -145,7 +145,7 @@ def parse(
 
 
 def arguments_of(function: Callable) -> dict[str, Any]:
-    """The arguments that the parsed gin files bind to a function, references not followed yet.
+    """Returns the arguments that gin binds to a function; references are not resolved yet.
 
     Raises:
       UserError: If no file configures it, or one of its settings is missing or of a wrong kind.
@@ -157,7 +157,7 @@ def arguments_of(function: Callable) -> dict[str, Any]:
 
 
 def _bound(function: Callable) -> dict[str, Any]:
-    """What gin binds of a function's arguments; nothing if no gin file has named the function."""
+    """Returns the arguments that gin binds to a function; none if no gin file names it."""
     try:
         return gin.get_bindings(function, resolve_references=False)
     except ValueError:

@@ -1,7 +1,4 @@
-"""What gin parsed, looked at before a run starts: nothing missing, misspelt, mistyped, unreachable.
-
-With `cli.py` the only module that imports gin.
-"""
+"""Checks what gin parsed before a run starts: what is missing, misspelt or of a wrong kind."""
 
 import collections.abc
 import difflib
@@ -38,12 +35,12 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
     """Checks what a call of a configurable function would use.
 
     Args:
-      function: the configurable.
-      names: what the command line sets: macros, and parameters, perhaps in a scope.
-      unneeded: arguments of `function` that need not be set.
+      function: Configurable function.
+      names: Macros and parameters, perhaps in a scope, that the command line sets.
+      unneeded: Arguments of `function` that need not be set.
 
     Raises:
-      UserError: naming the macro or parameter that is wrong.
+      UserError: Naming the macro or parameter that is wrong.
     """
     _check_scopes(names)
     unknown = _unknown([name for name in names if name.isidentifier()])
@@ -63,7 +60,7 @@ def _check_scopes(names: Sequence[str]) -> None:
         scope = name.rpartition("/")[0]
         if scope and scope not in used:
             known = ", ".join(sorted(used)) or "none"
-            raise UserError(f"gin: {name}: there is no scope {scope}; there are: {known}")
+            raise UserError(f"gin: {name}: there is no scope {scope}; available: {known}")
 
 
 class _Unknown(NamedTuple):
@@ -80,7 +77,7 @@ class _Unknown(NamedTuple):
 
 
 def _unknown(names: Sequence[str]) -> list[_Unknown]:
-    """Those of `names` that nothing refers to, the ones that look misspelt first."""
+    """Returns the `names` that nothing refers to, first those with a hint."""
     used = set(re.findall(r"%(\w+)", gin.config_str()))
     unknown = [
         _Unknown(name, difflib.get_close_matches(name, used, n=3))
@@ -94,9 +91,9 @@ class _Setting(NamedTuple):
     """A value that the run uses.
 
     Attributes:
-      name: of the macro, or CONFIGURABLE.PARAMETER.
-      value: what gin parsed, perhaps a reference.
-      kind: the annotation of the parameter that takes it.
+      name: Name of the macro, or CONFIGURABLE.PARAMETER.
+      value: Parsed value, perhaps a reference.
+      kind: Annotation of the parameter that takes it.
     """
 
     name: str
@@ -104,7 +101,7 @@ class _Setting(NamedTuple):
     kind: Any
 
     def check(self) -> None:
-        """Raises UserError for a value of a wrong kind, or in a storage that does not answer."""
+        """Raises UserError for a value of a wrong kind, or a path in unreachable storage."""
         value = self.value
         if isinstance(value, gin_config.ConfigurableReference):
             function = value.configurable.wrapped
@@ -121,15 +118,15 @@ class _Setting(NamedTuple):
 def _settings_of(
     key: Any, function: Callable, given: Collection[str] | None = ()
 ) -> Iterator[_Setting]:
-    """The settings that a call of a configurable uses, references followed.
+    """Yields the settings that a call of a configurable uses, with those that they refer to.
 
     Args:
-      key: the configurable, as gin finds it.
-      function: the same, for its signature.
-      given: its arguments that the caller gives; None where the caller is not known.
+      key: The configurable, as gin looks it up.
+      function: The same as a function, for its signature.
+      given: Arguments that the caller supplies; None if the caller is not known.
 
     Raises:
-      UserError: for a setting that nobody gave.
+      UserError: For a setting without a value.
     """
     try:
         parameters = inspect.signature(function).parameters
@@ -148,13 +145,18 @@ def _settings_of(
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:
-    various = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and not various
+    is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not is_variadic
 
 
 def _followed(name: str, value: Any, kind: Any, scopes: Sequence[str] = ()) -> Iterator[_Setting]:
-    """A setting by the name of the macro that it comes from, and those that it refers to; `scopes`
-    are those that it is used in, which a reference stays in unless it has scopes of its own.
+    """Yields a setting under the name of its macro, and the settings that it refers to.
+
+    Args:
+      name: Name of the setting, unless its value is a macro.
+      value: Parsed value.
+      kind: Annotation of the parameter that takes it.
+      scopes: Scopes of the use; they apply to a reference that has no scopes of its own.
     """
     if not isinstance(value, gin_config.ConfigurableReference):
         yield _Setting(name, value, kind)
@@ -176,12 +178,12 @@ def _followed(name: str, value: Any, kind: Any, scopes: Sequence[str] = ()) -> I
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a literal can be an argument annotated as `kind`."""
+    """Returns whether a literal can be an argument annotated as `kind`."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(value, gin_config.ConfigurableReference) or isinstance(kind, str) or kind is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, option) for option in inner)
     if kind in (int, float):
         return type(value) is int or type(value) is kind
     if origin is tuple and inner[-1] is not Ellipsis:
@@ -206,7 +208,7 @@ def _described(kind: Any) -> str:
 
 
 def _check_storage_answers(what: str) -> None:
-    """Raises UserError where Google Cloud Storage cannot be reached: its clients retry for long."""
+    """Raises UserError if Google Cloud Storage, whose clients retry for long, is unreachable."""
     if reason := no_storage():
         raise UserError(
             f"{what}: Google Cloud Storage cannot be reached ({reason}); give a local path, or "
