@@ -34,7 +34,9 @@ def test_each_shape_is_compiled_once_and_steps_transfer_nothing(tmp_path, caplog
             take_step(self, step)
 
     monkeypatch.setattr(loop._Loop, "_take_step", guarded)
-    tuned = tiny_model(PromptTuning(2, initializer=Uniform()), tiny_config(dropout_rate=0.1))
+    tuned = tiny_model(
+        PromptTuning(2, initializer=Uniform()), tiny_config(num_encoder_layers=1, dropout_rate=0.1)
+    )
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         loop.fit(tuned, model_dir=tmp_path, batches=batches, total_steps=len(LENGTHS), log_period=1)
     compiled = [line for line in caplog.messages if line.startswith("Compiling jit(train_step)")]

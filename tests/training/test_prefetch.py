@@ -9,7 +9,7 @@ import pytest
 
 from prompt_tuning import sharding
 from prompt_tuning.methods import PromptTuning
-from prompt_tuning.testing import tiny_model
+from prompt_tuning.testing import tiny_config, tiny_model
 from prompt_tuning.training import loop
 from prompt_tuning.training.prefetch import prefetch
 
@@ -58,7 +58,7 @@ def test_training_places_batches_ahead_in_the_thread(tmp_path, monkeypatch):
         return real(batch, layout)
 
     monkeypatch.setattr(sharding, "put_batch", put_batch)
-    model = tiny_model(PromptTuning(length=2))
+    model = tiny_model(PromptTuning(length=2), tiny_config(num_encoder_layers=1))
 
     def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         for i in itertools.count(start + 3):

@@ -14,7 +14,7 @@ from prompt_tuning.training.loss import NORMALIZERS, Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
 
-CONFIG = tiny_config(dropout_rate=0.1)
+CONFIG = tiny_config(num_encoder_layers=1, dropout_rate=0.1)
 PROMPT = PromptTuning(3, initializer=Uniform())
 OPTIMIZER = optax.sgd(0.1)
 
