@@ -1,6 +1,6 @@
 """Bad input of every kind, to every command: one line, status 2, nothing written.
 
-The mistakes in settings of train, eval and infer are in tests/test_cli.py.
+Mistakes in the settings of train, eval and infer are in test_cli.py.
 """
 
 import json
@@ -399,7 +399,7 @@ CASES = {
     "suite: no data": (suites("--gin.BENCHMARKS_DIR=no_data"), "no_data"),
     "suite: a scope of no task": (
         suites("--gin.bolq/loop.Fit.total_steps=3"),
-        "there is no scope bolq; there are: boolq",
+        "there is no scope bolq; available: boolq",
     ),
     "pretrain: no corpus": (pretraining("--gin.CORPUS=absent"), "absent"),
     "pretrain: empty corpus": (pretraining(), "no_data"),
@@ -429,9 +429,8 @@ def test_the_planted_pickles_would_have_run(folder):
         mark.unlink()
 
 
-@pytest.mark.parametrize("name", ["no flags", "pickled .bin"])
-def test_in_a_process_of_its_own(folder, name):
-    (module, arguments), part = CASES[name]
+def test_in_a_process_of_its_own(folder):
+    (module, arguments), part = CASES["pickled .bin"]
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, text=True
     )

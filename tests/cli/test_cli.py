@@ -451,7 +451,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_run_resume_and_mistakes_of_resuming(command, folder, tmp_path):
+def test_run_resume_and_mistakes_of_resuming(command, tmp_path):
     model = tmp_path / "model"
     # T5X's doubled quotes, a function's name for a macro, another initialiser and optimizer.
     arguments = on_files(
@@ -474,9 +474,9 @@ def test_run_resume_and_mistakes_of_resuming(command, folder, tmp_path):
     ):
         assert_mistake(command(train, *arguments, argument, "--gin.TRAIN_STEPS=4"), part)
         assert files_of(model) == before
-    done = process(folder, *arguments, "--gin.TRAIN_STEPS=4")
-    assert done.returncode == 0, done.stderr
-    assert "step 4/4" in done.stdout and "step 2/4" not in done.stdout
+    result = command(train, *arguments, "--gin.TRAIN_STEPS=4")
+    assert result.status == 0, result.err
+    assert "step 4/4" in result.out and "step 2/4" not in result.out
     assert (model / "checkpoint_4").is_dir() and not (model / "checkpoint_2").exists()
 
 
