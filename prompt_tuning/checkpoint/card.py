@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,7 +94,8 @@ def read(prompt: epath.PathLike) -> Card | None:
         if not _fits(fields[name], kind):
             expected = _KINDS.get(kind, "an object of numbers")
             raise _refused(path, f"the field {name!r} must be {expected}")
-    return Card(**fields)
+    metric = {k: math.nan if v is None else v for k, v in fields["metric"].items()}
+    return Card(**fields | {"metric": metric})
 
 
 def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
@@ -121,7 +123,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return type(value) in (int, float)
     if kind is str:
         return isinstance(value, str)
-    return isinstance(value, dict) and all(_fits(number, float) for number in value.values())
+    numbers = value.values() if isinstance(value, dict) else [""]
+    return all(number is None or _fits(number, float) for number in numbers)
 
 
 def _refused(path: epath.Path, reason: str) -> CheckpointError:

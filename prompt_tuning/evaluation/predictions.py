@@ -1,6 +1,5 @@
 """Files of a model's predictions and metrics."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,7 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
         path = folder / f"{name}-{method}.jsonl"
         with renamed_when_done(path) as temporary, temporary.open("w") as file:
             for line in lines(examples, predicted, data.labels):
-                file.write(json.dumps(line) + "\n")
+                file.write(files.to_json(line) + "\n")
     metrics = measure_each(data, by_method)
     files.write_json(folder / f"{name}-metrics.json", metrics)
     return metrics

@@ -21,9 +21,10 @@ class Validation:
     """An evaluator on the validation sets of a task or mixture. To be used as a context manager.
 
     The best step is the first one with the highest `mean_score`: the mean over the sets of each
-    one's first metric. Metrics are written to `MODEL_DIR/inference_eval/TASK/metrics.jsonl`, the
-    best trained leaves to `MODEL_DIR/best`, so that both outlive a restart. A step's line is
-    written after its leaves are saved; a step that has its line is not measured again.
+    one's first metric. A step at which it is not a finite number is never the best.
+    Metrics are written to `MODEL_DIR/inference_eval/TASK/metrics.jsonl`, the best trained leaves to
+    `MODEL_DIR/best`, so that both outlive a restart. A step's line is written after its leaves are
+    saved; a step that has its line is not measured again.
 
     Args:
       model_dir: Folder of the run.
@@ -73,6 +74,10 @@ class Validation:
             values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             suffix = f", {task}" if len(by_task) > 1 else ""
             print(f"validation at step {step}{suffix}: {values}", flush=True)
+        if not math.isfinite(mean_score(by_task.values())):
+            print(
+                f"warning: step {step} cannot be the best one: {_not_finite(by_task)}", flush=True
+            )
 
     def __enter__(self) -> "Validation":
         return self
@@ -87,8 +92,19 @@ class Validation:
         return one_row(self._metrics[step])
 
     def best(self, like: Params) -> tuple[int, Params]:
-        """Returns the best step and its trained leaves, laid out as `like` is."""
-        return self._best_leaves.restore(like, _best_step(self._metrics))
+        """Returns the best step and its trained leaves, laid out as `like` is.
+
+        Raises:
+          UserError: If the metric that chooses the step was a finite number at no step.
+        """
+        best = _best_step(self._metrics)
+        if best is None:
+            last = self._metrics[max(self._metrics)]
+            raise UserError(
+                f"{_folder(self._model_dir)}: no step is the best one of {len(self._metrics)}: "
+                f"{_not_finite(last)}; use another metric, or validate on other examples"
+            )
+        return self._best_leaves.restore(like, best)
 
 
 def one_row(scores: Mapping[str, Metrics]) -> dict[str, float]:
@@ -159,6 +175,17 @@ def _read_metrics(folders: Mapping[str, epath.Path], start: int) -> dict[int, di
 
 
 def _best_step(metrics: Mapping[int, Mapping[str, Metrics]], until: float = math.inf) -> int | None:
-    """The first of the best steps, of those up to `until`; None if none was measured."""
+    """The first of the best steps, of those up to `until`; None if none has a finite score."""
     means = {step: mean_score(metrics[step].values()) for step in sorted(metrics) if step <= until}
-    return max(means, key=means.__getitem__, default=None)
+    finite = {step: mean for step, mean in means.items() if math.isfinite(mean)}
+    return max(finite, key=finite.__getitem__, default=None)
+
+
+def _not_finite(by_task: Mapping[str, Metrics]) -> str:
+    """Names the metrics that choose the best step and are not finite numbers."""
+    first = {task: next(iter(metrics.items())) for task, metrics in by_task.items()}
+    return ", ".join(
+        f"{name} of {task} is {value}"
+        for task, (name, value) in first.items()
+        if not math.isfinite(value)
+    )

@@ -33,7 +33,12 @@ Record = dict[str, Any]
 def read(folder: Path) -> Record | None:
     """Returns a cell's record; None if it is neither done nor failed."""
     path = folder / RECORD
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    for result in record["results"]:
+        result["metrics"] = files.from_json(json.dumps(result["metrics"]))
+    return record
 
 
 def step_is_done(folder: Path, step: Step) -> bool:
@@ -87,7 +92,7 @@ def write_table(experiment: Experiment, cells: Sequence[Cell]) -> list[Record]:
     experiment.make_root()
     for name, lines in ((TABLE, table), (TIMINGS, timings)):
         with renamed_when_done(experiment.folder / name) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            temporary.write_text("".join(files.to_json(line) + "\n" for line in lines))
     return table
 
 
@@ -127,7 +132,7 @@ def _results(folder: Path, step: Step) -> Iterator[Record]:
     for path in sorted(folder.glob(f"*{ending}")):
         stem = path.name.removesuffix(ending)
         task, _, split = stem.rpartition("-")
-        metrics = json.loads(path.read_text())
+        metrics = files.from_json(path.read_text())
         method = next(iter(metrics)).partition("/")[0]
         yield {
             "task": task,

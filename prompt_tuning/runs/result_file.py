@@ -1,7 +1,6 @@
 """`result.json`: what a training run measured, for people, the suite and the experiments."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,7 +82,7 @@ class Result:
         """
         path = epath.Path(folder) / NAME
         try:
-            content = _in_present_form(json.loads(path.read_text()))
+            content = _in_present_form(files.from_json(path.read_text()))
             return cls(**{field.name: content[field.name] for field in dataclasses.fields(cls)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

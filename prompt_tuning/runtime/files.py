@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -17,10 +18,33 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def to_json(content: Any, indent: int | None = None) -> str:
+    """Formats content as JSON, which has no NaN and no infinity: such a number becomes null."""
+    return json.dumps(_replace(content, _is_not_finite, None), indent=indent, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Parses content without nulls of its own: a null is a number that was not finite, a NaN."""
+    return _replace(json.loads(text), lambda value: value is None, math.nan)
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _replace(content: Any, is_replaced: Callable[[Any], bool], replacement: Any) -> Any:
+    """Replaces values at any depth of dictionaries and lists."""
+    if isinstance(content, Mapping):
+        return {key: _replace(value, is_replaced, replacement) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_replace(value, is_replaced, replacement) for value in content]
+    return replacement if is_replaced(content) else content
+
+
 def write_json(path: epath.PathLike, content: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Writes a JSON file, complete or not at all."""
+    """Writes a JSON file, complete or not at all; a number that is not finite becomes null."""
     with renamed_when_done(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(to_json(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager

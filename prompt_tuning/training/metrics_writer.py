@@ -11,7 +11,7 @@ from typing import IO, Any
 from etils import epath
 
 from prompt_tuning.runtime import distributed
-from prompt_tuning.runtime.files import renamed_when_done
+from prompt_tuning.runtime.files import from_json, renamed_when_done, to_json
 
 
 def read_metrics(path: epath.Path) -> list[dict[str, float]]:
@@ -23,7 +23,7 @@ def read_metrics(path: epath.Path) -> list[dict[str, float]]:
     lines: dict[float, dict[str, float]] = {}
     for text in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
-            line = json.loads(text)
+            line = from_json(text)
             lines[line["step"]] = line
     return [lines[step] for step in sorted(lines)]
 
@@ -60,7 +60,7 @@ class MetricsWriter:
 
         if not self._writes:
             return
-        line = json.dumps({"step": step, **{k: float(v) for k, v in metrics.items()}})
+        line = to_json({"step": step, **{k: float(v) for k, v in metrics.items()}})
         with (self._folder / "metrics.jsonl").open("a") as log:
             _write_line(log, line)
         for name, value in metrics.items():

@@ -1,6 +1,5 @@
 """The scores of single runs as JSON, for figures that are kept with the documentation."""
 
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +9,13 @@ from prompt_tuning.experiments.results import scores
 from prompt_tuning.experiments.results.scores import ENSEMBLE, Record
 from prompt_tuning.experiments.results.tables import OF_BACKBONE
 from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED
-from prompt_tuning.runtime.files import renamed_when_done
+from prompt_tuning.runtime.files import renamed_when_done, to_json
 
 
 def write(path: epath.PathLike, objects: Sequence[Mapping[str, Any]]) -> None:
     """Writes objects as a JSON list, one per line."""
     with renamed_when_done(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(map(json.dumps, objects)) + "\n]\n")
+        temporary.write_text("[\n" + ",\n".join(map(to_json, objects)) + "\n]\n")
 
 
 def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
