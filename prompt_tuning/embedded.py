@@ -1,4 +1,4 @@
-"""Where the small backbones (docs/backbone.md) and what goes with them lie in the package."""
+"""Paths of the small backbones (docs/backbone.md), prompts and data shipped with the package."""
 
 from pathlib import Path
 
@@ -9,40 +9,41 @@ _FOLDER = _ASSETS / "backbone"
 
 
 def backbone() -> str:
-    """The weights, bfloat16, for the preset "demo"."""
+    """Path of the demonstration backbone's weights, bfloat16, for the preset "demo"."""
     return str(_FOLDER / "backbone.safetensors")
 
 
 def ladder(size: str, stage: str = "lm100", folder: str = "") -> str:
-    """The weights of a size of the ladder, bfloat16, for the preset of that name.
+    """Path of the weights of a size of the ladder, bfloat16, for the preset of that name.
 
     Args:
       size: "ladder_xs", "ladder_s", "ladder_m" or "ladder_l".
-      stage: "span", before LM adaptation, or after 10, 50 or 100 per cent of its steps, "lm100".
-      folder: of `scripts/make_ladder.py`; "" for what travels with the package.
+      stage: "span", before LM adaptation, or "lm10", "lm50" or "lm100", after that percentage of
+        its steps.
+      folder: output folder of `scripts/make_ladder.py`; "" for the weights in the package.
 
     Raises:
-      UserError: if there are no such weights.
+      UserError: if the weights do not exist.
     """
     path = Path(folder or _ASSETS / "ladder", size, f"{stage}.safetensors")
     if not path.exists():
         raise UserError(
-            f"LADDER_DIR = {folder!r}, LADDER_STAGE = {stage!r}: no {path}; "
-            "python scripts/make_ladder.py makes the ladder"
+            f"LADDER_DIR = {folder!r}, LADDER_STAGE = {stage!r}: {path} does not exist; "
+            "make the ladder with python scripts/make_ladder.py"
         )
     return str(path)
 
 
 def vocabulary() -> str:
-    """The SentencePiece model, 8,000 pieces; T5's 100 sentinels follow them."""
+    """Path of the SentencePiece model: 8,000 pieces, without T5's 100 sentinels."""
     return str(_FOLDER / "vocabulary.model")
 
 
 def prompts() -> str:
-    """The folder of trained prompts of `demo_questions` and `demo_topics`."""
+    """Path of the folder with trained prompts for `demo_questions` and `demo_topics`."""
     return str(_ASSETS / "prompts")
 
 
 def data(task: str, split: str) -> str:
-    """The rows of a demo task: "demo_reviews", "demo_questions" or "demo_topics"."""
+    """Path of the rows of "demo_reviews", "demo_questions" or "demo_topics", a JSON-lines file."""
     return str(_ASSETS / "data" / task.removeprefix("demo_") / f"{split}.jsonl")

@@ -1,12 +1,9 @@
-"""The error that a user can do something about."""
+"""Errors that a user can act on; the command line prints their one line and exits with status 2."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, written or used; the message is one line, for the user."""
+    """A checkpoint that cannot be read, written or used."""
 
 
 class UserError(ValueError):
-    """A mistake of the user's; the message is one clear line.
-
-    The command line prints the message and exits with status 2.
-    """
+    """A mistake in what the user gave."""

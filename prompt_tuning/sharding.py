@@ -1,4 +1,4 @@
-"""How arrays lie on devices: a mesh, and the table from logical axes to its axes (GSPMD, Auto)."""
+"""Placement of arrays on devices: a mesh, and rules from logical to mesh axes (GSPMD, Auto)."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 Axes = str | tuple[str, ...] | None
 Rule = tuple[str, Axes]
 
-# T5X's standard rules; `prompt*` replicated, so that any one host can save the prompt.
+# T5X's standard rules; `prompt*` is replicated, so that any host can save the prompt.
 AXIS_RULES: tuple[Rule, ...] = (
     ("batch", "data"),
     ("vocab", "model"),
@@ -30,39 +30,39 @@ AXIS_RULES: tuple[Rule, ...] = (
     ("prompt", None),
     ("prompt_embed", None),
 )
-# An axis `fsdp` divides rows as `data` does, and each weight's side that `model` leaves whole.
+# An axis `fsdp` divides rows as `data` does, and the axis of each weight that `model` does not.
 _FSDP: tuple[Rule, ...] = (("batch", ("data", "fsdp")), ("embed", "fsdp"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh of devices, and what lies along which of its axes.
+    """A mesh of devices, and the rules by which arrays are divided over it.
 
     Attributes:
-      mesh: all devices of all hosts; has the axes "data" and "model".
-      rules: from each logical axis to mesh axes.
+      mesh: mesh over the devices of all hosts, with at least the axes "data" and "model".
+      rules: pairs of a logical axis and the mesh axes that divide it.
     """
 
     mesh: Mesh
     rules: tuple[Rule, ...] = AXIS_RULES
 
     def spec(self, *logical: str | None) -> P:
-        """Mesh axes of an array with these logical axes."""
+        """Partition spec of an array with these logical axes."""
         return nn.logical_to_mesh_axes(logical, list(self.rules)) or P()
 
     @property
     def rows(self) -> NamedSharding:
-        """Of arrays [B, ...]."""
+        """Sharding of arrays [B, ...] divided by rows."""
         return NamedSharding(self.mesh, self.spec("batch"))
 
     @property
     def everywhere(self) -> NamedSharding:
-        """Of arrays that each device holds whole."""
+        """Sharding of arrays that every device holds in full."""
         return NamedSharding(self.mesh, P())
 
     @property
     def row_shards(self) -> int:
-        """Parts that the rows of a batch are divided into."""
+        """Number of parts that the rows of a batch are divided into."""
         return math.prod(self.mesh.shape[axis] for axis in _names(self.spec("batch")[0]))
 
 
@@ -73,18 +73,20 @@ def layout(
     axis_rules: Sequence[Rule] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Layout:
-    """A layout on the devices of all hosts.
+    """Makes a layout over the devices of all hosts.
 
     Args:
-      num_partitions: size of the axis "model" of a (data, model) mesh (T5X).
-      model_parallel_submesh: in its place a TPU slice's sides (T5X); their product is the size.
-      mesh: in their place, sizes by axis, such as {"data": 2, "fsdp": 2, "model": 2}.
-      axis_rules: (logical axis, mesh axis, or several, or None), in the place of `AXIS_RULES` for
-        the same logical axis, or added to them.
-      devices: in the place of all.
+      num_partitions: size of the axis "model" of a (data, model) mesh, as in T5X.
+      model_parallel_submesh: alternatively, the sides of a TPU slice, whose product is that size,
+        as in T5X.
+      mesh: alternatively, sizes by axis, such as {"data": 2, "fsdp": 2, "model": 2}.
+      axis_rules: pairs of a logical axis and a mesh axis, several of them, or None; each replaces
+        the rule of `AXIS_RULES` for its logical axis, or adds one.
+      devices: devices of the mesh; None for all.
 
     Raises:
-      ValueError: naming the setting that does not fit the others, the devices or the mesh.
+      ValueError: if a setting contradicts another one, the devices or the mesh; the message names
+        it.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(len(devices), num_partitions, model_parallel_submesh, mesh)
@@ -93,18 +95,19 @@ def layout(
         rules[name] = tuple(axes) if isinstance(axes, list) else axes
         if unknown := set(_names(rules[name])) - set(sizes):
             raise ValueError(
-                f"AXIS_RULES: {name!r} lies along {', '.join(sorted(unknown))}; the mesh has "
-                f"{', '.join(sizes)}"
+                f"AXIS_RULES: {name!r} is divided by {', '.join(sorted(unknown))}; the mesh has "
+                f"the axes {', '.join(sizes)}"
             )
-    lies_along = {name for axes in rules.values() for name in _names(axes)}
-    if idle := set(sizes) - {"data", "model"} - lies_along:
+    used_axes = {name for axes in rules.values() for name in _names(axes)}
+    if idle := set(sizes) - {"data", "model"} - used_axes:
         raise ValueError(
-            f"MESH = {dict(sizes)}: nothing lies along {', '.join(sorted(idle))}; axes are data, "
-            "model and fsdp, and those that AXIS_RULES name"
+            f"MESH = {dict(sizes)}: nothing is divided by {', '.join(sorted(idle))}; use the axes "
+            "data, model and fsdp, or name the axis in AXIS_RULES"
         )
     kinds = (AxisType.Auto,) * len(sizes)
-    made = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
-    return Layout(made, tuple(rules.items()))
+    shape, names = tuple(sizes.values()), tuple(sizes)
+    device_mesh = jax.make_mesh(shape, names, axis_types=kinds, devices=devices)
+    return Layout(device_mesh, tuple(rules.items()))
 
 
 def _sizes(
@@ -113,15 +116,16 @@ def _sizes(
     submesh: Sequence[int] | None,
     mesh: Mapping[str, int] | None,
 ) -> dict[str, int]:
-    """The mesh's axes."""
-    given = {
+    """Sizes of the mesh, by axis."""
+    settings = {
         "NUM_PARTITIONS": None if num_partitions == 1 else num_partitions,
         "MODEL_PARALLEL_SUBMESH": submesh,
         "MESH": mesh,
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"{', '.join(f'{k} = {v}' for k, v in given.items())}: set one of them")
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if len(settings) > 1:
+        assigned = ", ".join(f"{name} = {value}" for name, value in settings.items())
+        raise ValueError(f"{assigned}: set only one of them")
     if mesh is not None:
         sizes = {"data": 1, **mesh, "model": mesh.get("model", 1)}
         if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
@@ -131,7 +135,7 @@ def _sizes(
         return sizes
     partitions = num_partitions if submesh is None else math.prod(submesh)
     if partitions < 1 or devices % partitions:
-        name, value = next(iter(given.items()))
+        name, value = next(iter(settings.items()))
         raise ValueError(f"{name} = {value}: must divide the number of devices, {devices}")
     return {"data": devices // partitions, "model": partitions}
 
@@ -144,7 +148,7 @@ def _names(axes: Axes) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def on(layout: Layout) -> Iterator[None]:
-    """Makes the model's logical constraints mean `layout` while a function is traced and run."""
+    """Applies the layout to the model's logical constraints while a function is traced and run."""
     with jax.set_mesh(layout.mesh), nn.logical_axis_rules(list(layout.rules)):
         yield
 
@@ -152,23 +156,25 @@ def on(layout: Layout) -> Iterator[None]:
 def check_batch_size(
     batch_size: int, layout: Layout, setting: str = "BATCH_SIZE", parts: int = 1
 ) -> None:
-    """Raises ValueError, naming the setting, unless each part of the batch (NUM_MICROBATCHES)
-    divides over the devices that rows are divided over.
+    """Checks that each part of a batch (NUM_MICROBATCHES) can be divided over the mesh.
+
+    Raises:
+      ValueError: if it cannot; the message names the setting.
     """
     if batch_size < 1 or batch_size % (layout.row_shards * parts):
         times = f"NUM_MICROBATCHES = {parts} times " if parts > 1 else ""
         raise ValueError(
             f"{setting} = {batch_size}: must be a positive multiple of {times}the "
-            f"{layout.row_shards} devices that the mesh divides rows over"
+            f"{layout.row_shards} devices that rows are divided over"
         )
 
 
 def shardings_of(boxed_shapes: Any, layout: Layout) -> Any:
-    """Shapes boxed with logical axes to a tree of NamedSharding.
+    """Returns the NamedSharding of each leaf of a tree of shapes boxed with logical axes.
 
     Raises:
-      ValueError: for a logical axis that has no rule (linen would replicate it silently), or a leaf
-        that the mesh does not divide.
+      ValueError: if a logical axis has no rule (linen would replicate it silently) or the mesh does
+        not divide a leaf.
     """
     specs = nn.get_partition_spec(boxed_shapes)
     known = {name for name, _ in layout.rules}
@@ -181,7 +187,7 @@ def shardings_of(boxed_shapes: Any, layout: Layout) -> Any:
 
 
 def with_sharding(leaf: Any, sharding: NamedSharding) -> Any:
-    """A leaf's shape and dtype with its sharding; an int8 leaf's scales lie as its channels do."""
+    """Adds a sharding to a leaf's shape; an int8 leaf's scales are divided as its channels are."""
 
     def with_part(part: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sizes = zip(sharding.spec, part.shape, leaf.shape, strict=False)
@@ -204,10 +210,15 @@ def _check_divides(path: Any, leaf: jax.ShapeDtypeStruct, sharding: NamedShardin
 
 
 def like_trained(state_shapes: Any, trained: Any, layout: Layout) -> Any:
-    """Shardings of an optimizer state: a leaf of a trained leaf's path and shape is laid out as
-    that leaf, everything else (counts, factored rows) is replicated.
+    """Returns the shardings of an optimizer state.
 
-    `state_shapes` holds ShapeDtypeStructs, `trained` arrays.
+    A leaf whose path ends in a trained leaf's path, and has its shape, is laid out as that leaf;
+    everything else (counts, factored rows) is replicated.
+
+    Args:
+      state_shapes: the optimizer state as ShapeDtypeStructs.
+      trained: tree of trained arrays.
+      layout: layout of the model.
     """
     by_path = {_parts(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trained)}
 
@@ -232,9 +243,9 @@ def put_batch(batch: Any, layout: Layout) -> Any:
 
 
 def place(array: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """A global array of what each process holds whole; nothing goes from host to host.
+    """Builds a global array from a value that every process holds in full.
 
-    Without a sharding it lies on the default device.
+    No data moves between hosts. Without a sharding, the array is on the default device.
     """
     array = np.asarray(array)
     if sharding is None:

@@ -191,11 +191,11 @@ def test_logical_axis_without_a_rule():
     [
         *[({"num_partitions": n}, f"NUM_PARTITIONS = {n}: .*devices, 8") for n in (-1, 0, 3, 16)],
         ({"model_parallel_submesh": (3, 1)}, r"MODEL_PARALLEL_SUBMESH = \(3, 1\): .*devices, 8"),
-        ({"mesh": {"dat": 8}}, "MESH = .*nothing lies along dat"),
+        ({"mesh": {"dat": 8}}, "MESH = .*nothing is divided by dat"),
         ({"mesh": {"data": 3}}, r"MESH = {'data': 3}: .*devices, 8"),
         ({"mesh": {"data": -8, "model": -1}}, "MESH = .*devices, 8"),
         ({"mesh": {"data": 8}, "num_partitions": 2}, "NUM_PARTITIONS = 2, MESH = .*one of them"),
-        ({"axis_rules": (("mlp", "fsdp"),)}, "AXIS_RULES: 'mlp' .* fsdp; the mesh has data, model"),
+        ({"axis_rules": (("mlp", "fsdp"),)}, "AXIS_RULES: 'mlp' .* fsdp; the mesh has the axes data, model"),
     ],
 )
 def test_settings_that_do_not_fit(settings, message):

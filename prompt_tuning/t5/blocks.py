@@ -1,4 +1,4 @@
-"""A layer of each stack, and how a stack's layers are compiled: one by one, or in a scan."""
+"""A layer of each stack, and the ways to compile a stack: layer by layer, or as a scan."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -19,7 +19,7 @@ class EncoderLayer(nn.Module):
     config: T5Config
     sites: Sites
     enable_dropout: bool
-    layer: int | None = None  # None where it is an argument, in a scan
+    layer: int | None = None  # None in a scan, which passes it as an argument
 
     @nn.compact
     def __call__(
@@ -27,9 +27,9 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Array, None]:
         cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
         enable_dropout = self.enable_dropout
-        at = cast(int, self.layer) if layer is None else layer
-        attention, mlp = (Place("encoder", at, block) for block in BLOCKS["encoder"])
-        # Flaxformer zeroes padding after every norm; so do we, for equal arrays at padding too.
+        index = cast(int, self.layer) if layer is None else layer
+        attention, mlp = (Place("encoder", index, block) for block in BLOCKS["encoder"])
+        # As in Flaxformer, padding is zeroed after every norm, so that arrays agree there too.
         y = RMSNorm(dtype, name="pre_attention_layer_norm")(x) * real
         attend = Attention(cfg, sites, attention, name=attention.block)
         y, _ = attend(y, y, bias, shared=shared, enable_dropout=enable_dropout)
@@ -46,7 +46,7 @@ class DecoderLayer(nn.Module):
     config: T5Config
     sites: Sites
     enable_dropout: bool
-    layer: int | None = None  # None where it is an argument, in a scan
+    layer: int | None = None  # None in a scan, which passes it as an argument
 
     @nn.compact
     def __call__(
@@ -62,16 +62,16 @@ class DecoderLayer(nn.Module):
         shared: Any,
         index: Array | int,
     ) -> tuple[Array, tuple[KeysValues, KeysValues] | None]:
-        """Returns x, and in cached decoding its keys and values, of itself and of `encoded`."""
+        """Returns x, and in cached decoding the keys and values of x and those of `encoded`."""
         cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
         enable_dropout = self.enable_dropout
-        at = cast(int, self.layer) if layer is None else layer
-        own, across, mlp = (Place("decoder", at, block) for block in BLOCKS["decoder"])
+        number = cast(int, self.layer) if layer is None else layer
+        causal, across, mlp = (Place("decoder", number, block) for block in BLOCKS["decoder"])
         options = {"shared": shared, "enable_dropout": enable_dropout}
         y = RMSNorm(dtype, name="pre_self_attention_layer_norm")(x) * real
-        attend = Attention(cfg, sites, own, name=own.block)
+        attend = Attention(cfg, sites, causal, name=causal.block)
         y, kv = attend(y, y, self_bias, cache=cache, index=index, **options)
-        y = sites.sublayer(y, own)
+        y = sites.sublayer(y, causal)
         x = x + dropout(y, cfg.dropout_rate, self, enable_dropout)
         y = RMSNorm(dtype, name="pre_cross_attention_layer_norm")(x) * real
         attend = Attention(cfg, sites, across, name=across.block)
@@ -87,7 +87,7 @@ class DecoderLayer(nn.Module):
 
 
 def remat(layer: type[nn.Module], config: T5Config) -> Any:
-    """The layer with `config.remat`."""
+    """Wraps a layer so that its backward pass recomputes what `config.remat` says."""
     policies = {
         "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
@@ -98,7 +98,11 @@ def remat(layer: type[nn.Module], config: T5Config) -> Any:
 
 
 def scan(layer: Any, count: int, *, layers: int, shared: int) -> Any:
-    """`layer` over x, `layers` arguments that each layer has a part of, and `shared` others."""
+    """Scans `count` layers over x.
+
+    After x, a layer takes `layers` arguments that are stacked, one slice per layer, and then
+    `shared` arguments that are the same for all layers.
+    """
     return nn.scan(
         layer,
         variable_axes={"params": 0},
@@ -110,5 +114,5 @@ def scan(layer: Any, count: int, *, layers: int, shared: int) -> Any:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Trees of the same form as one, their leaves stacked."""
+    """Stacks the leaves of trees of the same structure along a new first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,4 +1,4 @@
-"""T5 shapes: one frozen dataclass, and the published sizes as values."""
+"""Shapes of T5 models: one frozen dataclass, with the published sizes as values."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,28 +16,29 @@ class T5Config:
     """Shape and numerics of a T5 encoder-decoder.
 
     Attributes:
-      vocab_size: rows of the embedding table, V (T5 pads 32,100 ids to 32,128).
+      vocab_size: number of rows of the embedding table, V (T5 pads 32,100 ids to 32,128).
       d_model: width of the residual stream, D.
-      num_heads: attention heads, H.
+      num_heads: number of attention heads, H.
       head_dim: width of a head; `num_heads * head_dim` need not equal `d_model`.
       d_ff: width of the feed-forward layer.
-      num_encoder_layers: layers of the encoder.
-      num_decoder_layers: layers of the decoder.
+      num_encoder_layers: number of encoder layers.
+      num_decoder_layers: number of decoder layers.
       activations: `("gelu", "linear")` for T5 v1.1 (gated), `("relu",)` for T5 v1.0.
-      tied_logits: True for T5 v1.0: logits are the decoder's output times the embedding table,
-        divided by sqrt(D).
-      relative_buckets: rows of the relative-position table.
+      tied_logits: whether logits are the decoder's output times the embedding table, divided by
+        sqrt(D), as in T5 v1.0.
+      relative_buckets: number of relative-position buckets.
       relative_max_distance: distance from which all positions share the last bucket.
       dropout_rate: dropout probability, broadcast over the length axis as in T5X.
       dtype: dtype of activations; trained parameters and logits are float32.
-      frozen_dtype: dtype of frozen matrices, "int8" too (`t5.int8`); other frozen parameters are
-        float32.
-      scan_layers: compile one layer and loop over it. Parameters of a stack's layers are then one
-        leaf, `encoder/layers/...` [layers, ...]; in files they keep their names.
-      remat: what the backward pass computes again (T5X's names): "none"; "full": all but each
-        layer's input; "minimal": all but the products with weights.
+      frozen_dtype: dtype of frozen matrices, "int8" included (`t5.int8`); other frozen parameters
+        are float32.
+      scan_layers: whether one layer is compiled and looped over. The parameters of a stack's layers
+        are then stacked, `encoder/layers/...` [layers, ...]; in files they keep their names.
+      remat: what the backward pass recomputes (T5X's names): "none"; "full": all but each layer's
+        input; "minimal": all but the products with weights.
       attention: "einsum", ours; or an implementation of `jax.nn.dot_product_attention`, "xla" or
-        "cudnn" (fused, GPUs, 16-bit `dtype`), which drop no weights: `dropout_rate` must be 0.
+        "cudnn" (fused, for GPUs and 16-bit `dtype`). Those two do not drop attention weights, so
+        `dropout_rate` must be 0.
     """
 
     vocab_size: int
@@ -65,32 +66,33 @@ class T5Config:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
-        choices = {
+        allowed_values = {
             "dtype": DTYPES,
             "frozen_dtype": (*DTYPES, INT8),
             "remat": REMAT,
             "attention": ATTENTION,
         }
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"T5Config.{name} = {value!r}: choose from {', '.join(known)}")
+        for name, allowed in allowed_values.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"T5Config.{name} = {value!r}: choose from {', '.join(allowed)}")
         if self.attention != "einsum" and self.dropout_rate:
             raise ValueError(
-                f"T5Config.attention = {self.attention!r}: drops no attention weights; set "
-                f"DROPOUT_RATE = 0.0, not {self.dropout_rate}, or ATTENTION = 'einsum'"
+                f"T5Config.attention = {self.attention!r}: does not drop attention weights, "
+                f"DROPOUT_RATE = {self.dropout_rate} needs it; set DROPOUT_RATE = 0.0 or "
+                "ATTENTION = 'einsum'"
             )
         # gin gives lists; a tuple keeps the configuration hashable.
         object.__setattr__(self, "activations", tuple(self.activations))
 
     @property
     def mlp_inputs(self) -> tuple[str, ...]:
-        """Names of the feed-forward layer's input projections, one an activation."""
+        """Names of the feed-forward layer's input projections, one per activation."""
         count = len(self.activations)
         return tuple(f"wi_{i}" for i in range(count)) if count > 1 else ("wi",)
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Names of all projections of a layer."""
+        """Names of a layer's projections."""
         return ("query", "key", "value", "out", *self.mlp_inputs, "wo")
 
 
@@ -126,10 +128,11 @@ _T5_1_1 = {
 
 PRESETS: Mapping[str, T5Config] = MappingProxyType(
     {
-        # Ours: the embedded demonstration backbone (docs/backbone.md) and a size for unit tests.
+        # Ours: the demonstration backbone shipped with the package (docs/backbone.md), and a size
+        # for unit tests.
         "demo": T5Config(8_192, 256, 4, 64, 512, 4, 2),
         "nano": T5Config(256, 16, 2, 8, 32, 2, 2),
-        # To repeat the paper's curves in miniature (docs/backbone.md): widths alone vary.
+        # For the paper's curves in miniature (docs/backbone.md): only widths vary.
         "ladder_xs": T5Config(8_192, 32, 2, 16, 64, 4, 2),
         "ladder_s": T5Config(8_192, 96, 4, 24, 256, 4, 2),
         "ladder_m": T5Config(8_192, 192, 6, 32, 512, 4, 2),
@@ -164,15 +167,13 @@ def preset(
     remat: str = "none",
     attention: str = "einsum",
 ) -> T5Config:
-    """Returns a named size; the other arguments are those of `T5Config`.
+    """Returns the shape of a named size; the other arguments are fields of `T5Config`.
 
     Raises:
-      ValueError: if there is no preset of that name.
+      ValueError: if no preset has that name.
     """
     if name not in PRESETS:
-        raise ValueError(
-            f"no T5 preset named {name!r}; choose one of: {', '.join(sorted(PRESETS))}"
-        )
+        raise ValueError(f"no T5 preset named {name!r}; available: {', '.join(sorted(PRESETS))}")
     return dataclasses.replace(
         PRESETS[name],
         dropout_rate=dropout_rate,

@@ -1,8 +1,8 @@
-"""Frozen matrices in int8, as qwix's QArray: whole numbers, and a float32 scale a channel.
+"""Frozen matrices in int8, as qwix's QArray: int8 values and a float32 scale per channel.
 
-w is about q * s, q in [-128, 127]. A kernel [in, out] has s [1, out], a table [V, D] has s [V, 1]:
-the largest |w| that s is of, over 127.5. No value is off by more than s / 2. qwix is imported when
-there is something to quantise.
+w is about q * s, with q in [-128, 127]. A kernel [in, out] has s [1, out], a table [V, D] has
+s [V, 1]: the largest |w| of the channel over 127.5, so that no value is off by more than s / 2.
+qwix is imported only when there is something to quantise.
 """
 
 import functools
@@ -15,17 +15,24 @@ from jax import Array
 from prompt_tuning.errors import UserError
 
 INT8 = "int8"
-# The axis that products sum over, by a leaf's name: its values share a scale.
+# Axis that products sum over, by a leaf's name; values along it share a scale.
 _SUMMED = {"kernel": -2, "embedding": -1}
 
 
 def is_int8(leaf: Any) -> bool:
-    """Whether a leaf is a QArray, of arrays or of shapes."""
+    """Whether a leaf is a QArray (of arrays or of shapes)."""
     return hasattr(leaf, "qvalue")
 
 
 def quantize(leaf: Array, path: str) -> Any:
-    """A kernel [in, out], or one [layers, in, out] of scanned layers, or the table [V, D].
+    """Quantises a kernel [in, out], scanned kernels [layers, in, out], or the table [V, D].
+
+    Args:
+      leaf: float array.
+      path: path or name of the leaf, which ends in "kernel" or "embedding".
+
+    Returns:
+      A QArray.
 
     Raises:
       UserError: if qwix is not installed.
@@ -35,20 +42,20 @@ def quantize(leaf: Array, path: str) -> Any:
 
 
 def dequantize(leaf: Any) -> Array:
-    """A QArray as float32; other arrays as they are."""
+    """Returns a QArray as float32, any other array as it is."""
     return _qwix().dequantize(leaf) if is_int8(leaf) else leaf
 
 
 def rows(table: Any, ids: Any) -> Array:
-    """Rows [..., D] of a table [V, D]; of one in int8, only these are made float32."""
+    """Looks up rows [..., D] of a table [V, D]; of an int8 table, only these become float32."""
     return dequantize(jax.tree.map(lambda x: jnp.take(x, ids, axis=0, mode="clip"), table))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: Array, kernel: Any, dtype: jnp.dtype) -> Array:
-    """x [..., in], of `dtype`, times a QArray [in, out]: float32, differentiated in x alone.
+    """Multiplies x [..., in] of `dtype` by a QArray [in, out]; float32, differentiable in x only.
 
-    Numbers of eight bits are exact in any `dtype`; scales multiply the sums.
+    Eight-bit integers are exact in any `dtype`; the scales multiply the sums.
     """
     return _product(x, kernel.qvalue, 0) * kernel.scale[0]
 
@@ -65,13 +72,13 @@ def _backward(dtype: jnp.dtype, kernel: Any, gradient: Array) -> tuple[Array, No
 matmul.defvjp(_forward, _backward)
 
 
-def _product(x: Array, numbers: Array, axis: int) -> Array:
-    # Else the compiler may cast all layers ahead of time, keep them from the forward pass for the
-    # backward pass, or take the casts out of the loop that decodes.
-    x, numbers = jax.lax.optimization_barrier((x, numbers))
+def _product(x: Array, integers: Array, axis: int) -> Array:
+    # Without the barrier the compiler may cast all layers ahead of time, keep the casts of the
+    # forward pass for the backward pass, or hoist them out of the decoding loop.
+    x, integers = jax.lax.optimization_barrier((x, integers))
     contract = (((x.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(
-        x, numbers.astype(x.dtype), contract, preferred_element_type=jnp.float32
+        x, integers.astype(x.dtype), contract, preferred_element_type=jnp.float32
     )
 
 
@@ -80,6 +87,6 @@ def _qwix() -> Any:
         import qwix
     except ImportError as error:
         raise UserError(
-            "BACKBONE_DTYPE = 'int8': needs qwix; pip install 'prompt-tuning[int8]'"
+            "BACKBONE_DTYPE = 'int8': needs qwix; install it with pip install 'prompt-tuning[int8]'"
         ) from error
     return qwix

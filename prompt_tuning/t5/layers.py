@@ -1,7 +1,8 @@
 """T5's layers, with T5X's parameter names, shapes and logical axes.
 
-Numerics follow the original code (Flaxformer): parameters are float32 and cast to the activation
-dtype where used; norms, softmax and logits are float32; masked logits get -1e10 added.
+Numerics follow the original code (Flaxformer): parameters are float32 and are cast to the
+activation dtype where they are used; norms, softmax and logits are float32; -1e10 is added to
+masked logits.
 """
 
 import functools
@@ -34,12 +35,12 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def partitioned_param(
     module: nn.Module, name: str, init: nn.initializers.Initializer, axes: Axes, shape: Shape
 ) -> Array:
-    """A float32 parameter with logical axis names, one a dimension."""
+    """A float32 parameter with logical axis names, one per dimension."""
     return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
 
 
 def dropout(x: Array, rate: float, module: nn.Module, enabled: bool) -> Array:
-    """Dropout whose mask is shared along the length axis (-2), as in T5X."""
+    """Applies dropout with a mask shared along the length axis (-2), as in T5X."""
     if not enabled or rate == 0.0:
         return x
     shape = (*x.shape[:-2], 1, x.shape[-1])
@@ -64,11 +65,11 @@ class Dense(nn.Module):
 
 
 def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
-    """x [..., in] @ kernel [in, out], perhaps in int8, to `dtype`.
+    """Multiplies x [..., in] by a kernel [in, out], which may be int8; the result is in `dtype`.
 
-    Operands are cast to `dtype`, but never up where both are narrower: a product of bfloat16 is
-    exact in float32. Accelerators add up in float32 whatever the result; were that asked for, the
-    backward pass's operands would be float32 too.
+    Operands are cast to `dtype`, but not up if both have the same narrower dtype: products of
+    bfloat16 are exact in float32. Accelerators accumulate in float32 whatever the result's dtype;
+    asking for float32 sums would make the backward pass's operands float32 as well.
     """
     if int8.is_int8(kernel):
         x = x if jnp.promote_types(x.dtype, dtype) == dtype else x.astype(dtype)
@@ -90,7 +91,7 @@ class Embed(nn.Module):
         self.embedding = partitioned_param(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, tokens: Array) -> Array:
-        # Rows are looked up whole, where fsdp keeps them in parts.
+        # fsdp divides rows; the lookup needs whole ones.
         whole = functools.partial(
             nn.with_logical_constraint, logical_axis_resources=("vocab", None)
         )
@@ -98,7 +99,7 @@ class Embed(nn.Module):
         return int8.rows(table, tokens).astype(self.config.dtype)
 
     def attend(self, x: Array) -> Array:
-        """Logits [..., V] of x [..., D]: x times the transposed table, over sqrt(D)."""
+        """Logits [..., V] from x [..., D]: x times the transposed table, over sqrt(D)."""
         return matmul(x, self.embedding.T, jnp.dtype("float32")) / np.sqrt(self.config.d_model)
 
 
@@ -122,8 +123,8 @@ def relative_buckets(
     """Bucket ids (T5) of `relative_position` = key position - query position.
 
     Bidirectional: keys after the query use the upper half of the buckets. Causal: all buckets are
-    for the past, the future is clipped to 0. Within a direction with n buckets, distances below
-    n/2 have their own bucket and the rest are logarithmic up to `max_distance`.
+    for the past, and the future is clipped to distance 0. Of a direction's n buckets, the first n/2
+    hold one distance each; the others are logarithmic up to `max_distance`.
     """
     distance = -jnp.asarray(relative_position, jnp.int32)
     offset = jnp.zeros_like(distance)
@@ -141,14 +142,14 @@ def relative_buckets(
 
 
 class RelativePositionBias(nn.Module):
-    """The additive attention bias of a stack, `rel_embedding` [heads, buckets], float32."""
+    """Additive attention bias of a stack: `rel_embedding` [heads, buckets], float32."""
 
     config: T5Config
     bidirectional: bool
 
     @nn.compact
     def __call__(self, query_positions: Array, key_positions: Array) -> Array:
-        """[..., Q] and [..., K] positions to a bias [..., heads, Q, K]."""
+        """Returns the bias [..., heads, Q, K] for positions [..., Q] and [..., K]."""
         cfg = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         shape = (cfg.num_heads, cfg.relative_buckets)
@@ -168,13 +169,13 @@ def attention_bias(mask: Array) -> Array:
 
 
 def same_segment(queries: Array, keys: Array) -> Array:
-    """[B, Q] and [B, K] segments to a mask [B, 1, Q, K]: both real, and of one example."""
+    """Mask [B, 1, Q, K], True where both are real and of one example; segments [B, Q], [B, K]."""
     queries, keys = queries[:, None, :, None], keys[:, None, None, :]
     return (queries == keys) & (queries > 0)
 
 
 class Attention(nn.Module):
-    """Multi-head attention without 1/sqrt(head_dim): the factor sits in the query's initialiser."""
+    """Multi-head attention without 1/sqrt(head_dim), which is in the query's initialiser."""
 
     config: T5Config
     sites: Sites
@@ -195,19 +196,19 @@ class Attention(nn.Module):
         """Attends from x to keys and values.
 
         Args:
-          x: [B, Q, D] queries' input.
-          keys_values: [B, K, D] input of keys and values, or the projected pair itself, each
-            [B, heads, K, head_dim]; of B / n rows, each is attended to by n rows of x in turn.
+          x: [B, Q, D], input of the queries.
+          keys_values: [B, K, D], input of keys and values, or the projected pair itself, each
+            [B, heads, K, head_dim]. If it has B / n rows, n successive rows of x attend to each.
           bias: broadcastable to [B, heads, Q, K], float32: relative positions plus mask.
-          shared: what `Sites.shared` made for the stack.
-          cache: a pair [B, heads, L, head_dim] into which new keys and values are written at
-            `index` before attending over all L.
-          index: scalar int32, the position of x in the cache.
-          enable_dropout: drop attention weights.
+          shared: result of `Sites.shared` for the stack.
+          cache: pair [B, heads, L, head_dim] into which the new keys and values are written at
+            `index`, before attending over all L.
+          index: scalar int32, position of x in the cache.
+          enable_dropout: whether attention weights are dropped.
 
         Returns:
-          [B, Q, D], and the keys and values that were attended to, [B, heads, K, head_dim]: a
-          decoding step multiplies them as they lie.
+          The output [B, Q, D], and the keys and values attended to, each [B, heads, K, head_dim],
+          the layout in which a decoding step multiplies them.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         joined = cfg.num_heads * cfg.head_dim
@@ -242,10 +243,10 @@ class Attention(nn.Module):
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
             new = map(_heads_swapped, (key, value))
             key, value = (
-                _heads_swapped(write(kept, one, index))
-                for kept, one in zip(cache, new, strict=True)
+                _heads_swapped(write(old, added, index))
+                for old, added in zip(cache, new, strict=True)
             )
-        # Rows that share an encoder output (beams, labels) are further queries of one row.
+        # Rows that share an encoder output (beams, labels) become further queries of one row.
         query = query.reshape(key.shape[0], -1, *query.shape[2:])
         y = self.sites.attention(attend, query, key, value, bias, self.place, shared)
         y = y.reshape(*x.shape[:-1], joined)
@@ -256,9 +257,9 @@ class Attention(nn.Module):
 def _fused(
     query: Array, key: Array, value: Array, bias: Array | None, implementation: Any
 ) -> Array:
-    """Attention by `jax.nn.dot_product_attention`, which wants the bias in four dimensions."""
+    """Attention by `jax.nn.dot_product_attention`, which takes a bias of four dimensions."""
     if implementation == "cudnn" and (backend := jax.default_backend()) != "gpu":
-        raise ValueError(f"ATTENTION = 'cudnn': needs a GPU, this is a {backend}; set 'einsum'")
+        raise ValueError(f"ATTENTION = 'cudnn': needs a GPU, not a {backend}; set 'einsum'")
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape).astype(query.dtype)
     return jax.nn.dot_product_attention(
@@ -267,12 +268,12 @@ def _fused(
 
 
 def _heads_swapped(x: Array) -> Array:
-    """[B, L, heads, head_dim] to [B, heads, L, head_dim], or back."""
+    """Swaps the length and heads axes: [B, L, heads, head_dim] to [B, heads, L, head_dim]."""
     return jnp.swapaxes(x, 1, 2)
 
 
 class Mlp(nn.Module):
-    """Feed-forward layer; with two activations the product of both branches (gated)."""
+    """Feed-forward layer; two activations are two branches that are multiplied (gated)."""
 
     config: T5Config
     sites: Sites

@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder: encode, decode (teacher forced), decode_step (cached)."""
+"""The T5 encoder-decoder: `encode`, `decode` (teacher-forced), `decode_step` (cached)."""
 
 import functools
 import operator
@@ -24,13 +24,15 @@ from prompt_tuning.t5.layers import (
 )
 from prompt_tuning.t5.sites import Place, Sites
 
-EMBEDDING = "token_embedder/embedding"  # path of the table [V, D]
+EMBEDDING = "token_embedder/embedding"  # path of the embedding table [V, D]
 
 
 class Encoded(flax.struct.PyTreeNode):
-    """The encoder's output: states [B, T', D] and segments [B, T'] int32, 0 at padding.
+    """The encoder's output.
 
-    T' counts positions that a method added.
+    Attributes:
+      states: [B, T', D]; T' includes positions that a method added.
+      segments: [B, T'] int32, 0 at padding.
     """
 
     states: Array
@@ -38,14 +40,14 @@ class Encoded(flax.struct.PyTreeNode):
 
 
 class Cache(flax.struct.PyTreeNode):
-    """What cached decoding carries from step to step.
+    """The state that cached decoding carries from step to step.
 
     Attributes:
       encoded: the encoder's output.
-      index: scalar int32, the position that the next token takes.
-      keys_values: a pair [B, heads, L, head_dim] for each decoder layer's self-attention.
-      cross: a pair [B, heads, T', head_dim] for each layer; None before the first step, which
-        computes them.
+      index: scalar int32, position of the next token.
+      keys_values: self-attention keys and values of each decoder layer, [B, heads, L, head_dim].
+      cross: cross-attention keys and values of each decoder layer, [B, heads, T', head_dim]; None
+        before the first step, which computes them.
     """
 
     encoded: Encoded
@@ -54,9 +56,9 @@ class Cache(flax.struct.PyTreeNode):
     cross: tuple[KeysValues, ...] | None
 
     def rows(self, index: Array) -> "Cache":
-        """The cache whose row i goes on from row `index[i]`.
+        """Returns the cache whose row i continues row `index[i]`.
 
-        What comes from the encoder is not copied: n times its rows use it, n after each other.
+        Arrays from the encoder are not copied: each of their rows serves n successive rows.
         """
         taken = jax.tree.map(lambda x: jnp.take(x, index, axis=0), self.keys_values)
         return self.replace(keys_values=taken)
@@ -76,7 +78,7 @@ class Encoder(nn.Module):
         *,
         enable_dropout: bool,
     ) -> Encoded:
-        """x [B, T, D] embedded tokens; the other arrays as `Sites.embedded` has them."""
+        """Encodes embedded tokens x [B, T, D]; `Sites.embedded` documents the other arrays."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         x, segments, positions = self.sites.embedded(x, segments, positions, "encoder", tasks)
         x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
@@ -94,8 +96,8 @@ class Encoder(nn.Module):
         else:
             for i in range(count):
                 x = self.sites.layer_input(x, segments, positions, Place("encoder", i))
-                one = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
-                x, _ = one(x, None, bias, real, shared)
+                block = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
+                x, _ = block(x, None, bias, real, shared)
         x = RMSNorm(dtype, name="encoder_norm")(x) * real
         return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), segments)
 
@@ -121,13 +123,14 @@ class Decoder(nn.Module):
 
         Args:
           x: [B, L, D] embedded decoder input; with a cache, L = 1.
-          encoded: the encoder's output, of B rows, or of B / n that n rows of x share in turn.
+          encoded: the encoder's output, of B rows, or of B / n rows that n successive rows of x
+            share.
           real_input: [B, L] bool, where the decoder input is real; outputs elsewhere are zero.
-          segments: [B, L] int32, of the targets: 0 at padding, else as the encoder's.
-          positions: [B, L] int32 within each example of a packed batch.
-          tied_logits: the output layer, where it is tied to the embedding.
-          cache: state of cached decoding; without it a causal mask is used.
-          enable_dropout: apply dropout.
+          segments: [B, L] int32, segments of the targets: 0 at padding, else as the encoder's.
+          positions: [B, L] int32, positions within each example of a packed batch.
+          tied_logits: output layer of a model that ties it to the embedding.
+          cache: state of cached decoding; None for a causal mask over all of x.
+          enable_dropout: whether dropout is applied.
 
         Returns:
           Logits [B, L, V] float32, and the cache after this step.
@@ -185,18 +188,17 @@ class Decoder(nn.Module):
             scanned = scan(layer, count, layers=3, shared=6)(
                 cfg, self.sites, enable_dropout, name="layers"
             )
-            # Decoding copies its cache twice a step here; what scans is made for training.
-            of_layers = stack(cached), stack(crosses)
-            x, found = scanned(x, jnp.arange(count), *of_layers, *rest)
-            made = [jax.tree.map(operator.itemgetter(i), found) for i in range(count)]
+            # This copies the cache twice per decoding step: scanned layers are for training.
+            x, stacked = scanned(x, jnp.arange(count), stack(cached), stack(crosses), *rest)
+            after = [jax.tree.map(operator.itemgetter(i), stacked) for i in range(count)]
         else:
-            made = []
+            after = []
             for i in range(count):
-                one = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
-                x, found = one(x, None, cached[i], crosses[i], *rest)
-                made.append(found)
+                block = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
+                x, caches = block(x, None, cached[i], crosses[i], *rest)
+                after.append(caches)
         if cache is not None:
-            keys_values, crosses = zip(*made, strict=True)
+            keys_values, crosses = zip(*after, strict=True)
             cache = cache.replace(
                 index=cache.index + x.shape[1], keys_values=keys_values, cross=crosses
             )
@@ -206,8 +208,12 @@ class Decoder(nn.Module):
 class T5(nn.Module):
     """T5 with a tuning method acting at its sites.
 
-    `T5(config)` is the plain backbone; `T5(config, method)` adds the method's parameters and
-    leaves the path of every backbone parameter as it is in T5X.
+    `T5(config)` is the plain backbone. `T5(config, method)` adds the method's parameters; every
+    backbone parameter keeps its path, which is T5X's.
+
+    Attributes:
+      config: shape and numerics.
+      sites: tuning method; the default acts nowhere.
     """
 
     config: T5Config
@@ -227,7 +233,7 @@ class T5(nn.Module):
         *,
         enable_dropout: bool = False,
     ) -> Encoded:
-        """Encodes tokens [B, T] int32; 0 is padding. The other arrays: see `__call__`."""
+        """Encodes tokens [B, T] int32, 0 at padding; `__call__` documents the other arrays."""
         segments = encoder_segment_ids
         if segments is None:
             segments = (encoder_input_tokens > 0).astype(jnp.int32)
@@ -244,7 +250,7 @@ class T5(nn.Module):
         *,
         enable_dropout: bool = False,
     ) -> Array:
-        """Teacher-forced logits [B, L, V] float32; arguments as of `__call__`."""
+        """Teacher-forced logits [B, L, V] float32; `__call__` documents the arguments."""
         segments, positions = decoder_segment_ids, decoder_positions
         if segments is None:
             segments = (decoder_target_tokens > 0).astype(jnp.int32)
@@ -264,7 +270,7 @@ class T5(nn.Module):
         return logits
 
     def init_cache(self, encoded: Encoded, length: int) -> Cache:
-        """An empty cache for decoding up to `length` tokens."""
+        """Makes an empty cache for decoding up to `length` tokens."""
         cfg, length = self.config, length + self.sites.decoder_positions
         shape = (encoded.states.shape[0], cfg.num_heads, length, cfg.head_dim)
         empty = jnp.zeros(shape, cfg.dtype)
@@ -272,10 +278,10 @@ class T5(nn.Module):
         return Cache(encoded, jnp.zeros((), jnp.int32), layers, None)
 
     def decode_step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
-        """One token [B] int32 for each row to the next token's logits [B, V] float32."""
+        """Takes one token per row, [B] int32, to logits [B, V] float32 of the next token."""
         segments = jnp.ones((tokens.shape[0], 1), jnp.int32)
         x = self.token_embedder(tokens[:, None])
-        logits, after = self.decoder(
+        logits, cache_after = self.decoder(
             x,
             cache.encoded,
             segments > 0,
@@ -283,7 +289,7 @@ class T5(nn.Module):
             tied_logits=self.token_embedder.attend,
             cache=cache,
         )
-        return logits[:, 0], cast(Cache, after)
+        return logits[:, 0], cast(Cache, cache_after)
 
     def __call__(
         self,
@@ -298,23 +304,23 @@ class T5(nn.Module):
         *,
         enable_dropout: bool = False,
     ) -> Array:
-        """Teacher-forced logits; T5X's call signature.
+        """Computes teacher-forced logits; the call signature is T5X's.
 
         Args:
           encoder_input_tokens: [B, T] int32, 0 is padding.
           decoder_input_tokens: [B, L] int32, the targets shifted right by one, 0 in front.
           decoder_target_tokens: [B, L] int32.
-          encoder_segment_ids: [B, T] int32 of a packed batch: 1, 2, ... for the examples of a row,
-            0 at padding. None: one example a row.
+          encoder_segment_ids: [B, T] int32, for a packed batch: 1, 2, ... for the examples of a
+            row, 0 at padding; None for one example per row.
           decoder_segment_ids: [B, L] int32, the same for the targets.
-          encoder_positions: [B, T] int32 of a packed batch: positions within each example. A method
-            that adds positions finds their places, tokens 0, at the front of each example.
+          encoder_positions: [B, T] int32, for a packed batch: positions within each example. Room
+            for positions that a method adds, tokens 0, is at the front of each example.
           decoder_positions: [B, L] int32, the same for the targets.
           tasks: [B] int32, each example's task, for methods that tell tasks apart.
-          enable_dropout: needs `rngs={"dropout": key}`.
+          enable_dropout: whether dropout is applied; it needs `rngs={"dropout": key}`.
 
         Returns:
-          [B, L, V] float32.
+          Logits [B, L, V] float32.
         """
         encoded = self.encode(
             encoder_input_tokens,
@@ -335,7 +341,7 @@ class T5(nn.Module):
 
 @functools.cache
 def init_shapes(config: T5Config, sites: Sites = Sites()):
-    """The parameter tree of `T5(config, sites)` as boxed shapes: nothing is allocated."""
+    """Parameter tree of `T5(config, sites)`: shapes boxed with logical axes, nothing allocated."""
     model = T5(config, sites)
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)

@@ -1,4 +1,4 @@
-"""Which leaves are trained: decided here once, for gradient, optimizer, checkpoint and report."""
+"""Paths of parameters: nested trees and flat dicts, one form for all modules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,20 +9,22 @@ Params = Mapping[str, Any]  # a nested dict of arrays
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Nested to flat: {"encoder/layers_0/...": leaf}, in the same order on all processes."""
+    """Flattens a nested dict to {"encoder/layers_0/...": leaf}, sorted, so that all processes
+    iterate over leaves in the same order.
+    """
     return dict(sorted(flatten_dict(params, sep="/").items()))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat to nested."""
+    """Nests a flat dict; the inverse of `flatten`."""
     return unflatten_dict(dict(leaves), sep="/")
 
 
 def join(a: Params, b: Params) -> dict[str, Any]:
-    """One tree of the leaves of both.
+    """Joins two trees into one.
 
     Raises:
-      ValueError: naming the paths that are in both.
+      ValueError: if a path is in both trees.
     """
     left, right = flatten(a), flatten(b)
     if both := sorted(left.keys() & right.keys()):

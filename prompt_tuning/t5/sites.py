@@ -1,9 +1,9 @@
 """The places where a tuning method may act on the backbone.
 
-All that `t5` knows of tuning. The functions here are identities; a method (`prompt_tuning.methods`)
-overrides those it acts at. They are called inside the backbone's compact methods, so a linen
-submodule made in a site becomes a child of the calling module: a module named `prompt` made in
-`embedded` has its parameters under `encoder/prompt/`.
+This is all that `t5` knows of tuning. The functions here are identities; a method
+(`prompt_tuning.methods`) overrides those it acts at. They are called inside the backbone's compact
+methods, so a linen submodule created in a site becomes a child of the calling module: a module
+named `prompt` created in `embedded` has its parameters under `encoder/prompt/`.
 """
 
 import dataclasses
@@ -23,12 +23,13 @@ BLOCKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A layer of a stack, and a block in it, by T5X's names.
+    """A block of a layer, by T5X's names.
 
     Attributes:
       stack: "encoder" or "decoder".
-      layer: from 0; not known before it runs where layers are scanned (`T5Config.scan_layers`).
-      block: of `BLOCKS[stack]`.
+      layer: index of the layer, from 0; a traced array where layers are scanned
+        (`T5Config.scan_layers`).
+      block: one of `BLOCKS[stack]`; "" for the layer as a whole.
     """
 
     stack: str
@@ -38,11 +39,11 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """Identity at every site: the plain backbone."""
+    """Identities at every site: the plain backbone."""
 
     @property
     def decoder_positions(self) -> int:
-        """Positions that `embedded` puts in front of the decoder's input."""
+        """Number of positions that `embedded` puts in front of the decoder's input."""
         return 0
 
     def task_index(self, task: str) -> int | None:
@@ -58,7 +59,7 @@ class Sites:
         return 0.0
 
     def shared(self, stack: str, config: T5Config) -> Any:
-        """What the stack's `attention` sites get; made once, as a child of the stack."""
+        """Makes what the stack's `attention` sites share; called once, inside the stack."""
         return None
 
     def embedded(
@@ -71,26 +72,27 @@ class Sites:
     ) -> tuple[Array, Array, Array | None]:
         """Acts on a stack's embedded input, before its dropout.
 
-        In cached decoding it is called for the first token only.
+        Cached decoding calls it for the first token only.
 
         Args:
           x: [B, T, D] embedded tokens.
           segments: [B, T] int32, 0 at padding; 1 at real tokens, or 1, 2, ... for the examples
             packed into a row.
-          positions: [B, T] int32 within each example of a packed batch; None if it is not packed.
+          positions: [B, T] int32, positions within each example of a packed batch; None if the
+            batch is not packed.
           stack: "encoder" or "decoder".
-          tasks: [B] int32, each example's task; None in the decoder, and where nobody says.
+          tasks: [B] int32, each example's task; None in the decoder, and if the batch has none.
 
         Returns:
-          The first three for T' positions; attention and relative positions run over these. Those
-          that are added to the decoder stand in front; their outputs are dropped.
+          The first three arguments for T' positions, which attention and relative positions run
+          over. Positions added to the decoder come first; their outputs are dropped.
         """
         return x, segments, positions
 
     def layer_input(
         self, x: Array, segments: Array, positions: Array | None, place: Place
     ) -> Array:
-        """Acts on the input [B, T', D] of an encoder layer; the rest as `embedded` returned it."""
+        """Acts on the input [B, T', D] of an encoder layer; the other arrays are `embedded`'s."""
         return x
 
     def linear(
@@ -99,10 +101,10 @@ class Sites:
         """Acts around a projection, x [..., in] to [..., out].
 
         Args:
-          call: the projection.
-          x: its input.
-          place: the layer and block.
-          projection: "query", "key", "value", "out"; "wi" or "wi_0", "wi_1"; "wo".
+          call: the projection, a function of x.
+          x: input of the projection, [..., in].
+          place: layer and block.
+          projection: its name, "query", "key", "value", "out"; "wi" or "wi_0", "wi_1"; "wo".
         """
         return call(x)
 
@@ -116,15 +118,15 @@ class Sites:
         place: Place,
         shared: Any,
     ) -> Array:
-        """Acts around attention; keys and values that are added here are not cached.
+        """Acts around attention; keys and values added here are not cached.
 
         Args:
-          call: (query, key, value, bias) to [B, Q, heads, head_dim].
+          call: attention itself, (query, key, value, bias) to [B, Q, heads, head_dim].
           query: [B, Q, heads, head_dim].
           key, value: [B, K, heads, head_dim].
-          bias: broadcastable to [B, heads, Q, K], float32, the mask in it.
-          place: the layer and block.
-          shared: what `shared` made for the stack.
+          bias: broadcastable to [B, heads, Q, K], float32, with the mask included.
+          place: layer and block.
+          shared: result of `shared` for the stack.
         """
         return call(query, key, value, bias)
 
@@ -133,5 +135,5 @@ class Sites:
         return y
 
     def logits(self, logits: Array, hidden: Array) -> Array:
-        """Acts on the output: logits [B, L, V] float32 of the normed hidden states [B, L, D]."""
+        """Acts on logits [B, L, V] float32; `hidden` [B, L, D] are the normed states below."""
         return logits

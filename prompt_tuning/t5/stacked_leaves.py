@@ -1,4 +1,4 @@
-"""Leaves of scanned layers (`T5Config.scan_layers`): one in memory, one a layer in files."""
+"""Leaves of scanned layers (`T5Config.scan_layers`): stacked in memory, one per layer in files."""
 
 import re
 from collections.abc import Mapping
@@ -15,17 +15,18 @@ _STACKED = re.compile(r"(encoder|decoder)/layers/")
 def layer_shapes(
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes by path in memory, with shardings, to those by path in files."""
-    found = {}
+    """Takes shapes with shardings from the paths in memory to the paths in files."""
+    in_files = {}
     for path, leaf in shapes.items():
-        if not _STACKED.match(path):
-            found[path] = leaf
-            continue
-        found |= dict.fromkeys(_names(path, leaf.shape[0]), jax.tree.map(_of_one, leaf))
-    return found
+        if _STACKED.match(path):
+            layer = jax.tree.map(_layer_shape, leaf)
+            in_files |= dict.fromkeys(_names(path, leaf.shape[0]), layer)
+        else:
+            in_files[path] = leaf
+    return in_files
 
 
-def _of_one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _layer_shape(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     spec = P(*leaf.sharding.spec[1:])
     sharding = NamedSharding(leaf.sharding.mesh, spec, memory_kind=leaf.sharding.memory_kind)
     return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
@@ -34,19 +35,19 @@ def _of_one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def stack(
     leaves: dict[str, jax.Array], shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Leaves by path in files to those of `shapes`, onto their shardings.
+    """Stacks leaves read from files into those of `shapes`, on their shardings.
 
-    Empties `leaves` as it goes, so that no more than one stacked leaf is there twice.
+    Empties `leaves` on the way, so that at most one stacked leaf is in memory twice.
     """
-    found = {}
+    in_memory = {}
     for path, leaf in shapes.items():
         if _STACKED.match(path):
-            of_layers = [leaves.pop(name) for name in _names(path, leaf.shape[0])]
+            layers = [leaves.pop(name) for name in _names(path, leaf.shape[0])]
             places = jax.tree.map(lambda part: part.sharding, leaf)
-            found[path] = jax.jit(_stacked, out_shardings=places)(of_layers)
+            in_memory[path] = jax.jit(_stacked, out_shardings=places)(layers)
         else:
-            found[path] = leaves.pop(path)
-    return found
+            in_memory[path] = leaves.pop(path)
+    return in_memory
 
 
 def _stacked(leaves: list[Any]) -> Any:
@@ -54,14 +55,14 @@ def _stacked(leaves: list[Any]) -> Any:
 
 
 def unstack(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path in memory to those by path in files; others stay as they are."""
-    found: dict[str, Any] = {}
+    """Takes leaves from the paths in memory to the paths in files, one per layer."""
+    in_files: dict[str, Any] = {}
     for path, leaf in leaves.items():
         if _STACKED.match(path):
-            found |= dict(zip(_names(path, len(leaf)), leaf, strict=True))
+            in_files |= dict(zip(_names(path, len(leaf)), leaf, strict=True))
         else:
-            found[path] = leaf
-    return found
+            in_files[path] = leaf
+    return in_files
 
 
 def _names(path: str, layers: int) -> list[str]:

@@ -9,16 +9,16 @@ from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning.errors import UserError
 
-_PROTO: Any = sentencepiece_model_pb2  # makes its classes when it is imported
+_PROTO: Any = sentencepiece_model_pb2  # its classes are created on import
 EOS = 1
 UNKNOWN = 2
-BYTES = "bytes"  # names ByT5's vocabulary
-_FIRST_BYTE = 3  # behind padding, end and unknown
+BYTES = "bytes"  # path that stands for ByT5's vocabulary
+_FIRST_BYTE = 3  # after padding, end and unknown
 
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """Text to token ids without an end token, and back."""
+    """Converts text to token ids, without an end token, and back."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -26,10 +26,10 @@ class Vocabulary(Protocol):
 
 
 class SentencePiece:
-    """A SentencePiece model with T5's sentinels, `<extra_id_0>` last, behind its pieces.
+    """A SentencePiece model with T5's sentinels after its pieces, `<extra_id_0>` last.
 
     Raises:
-      UserError: if there is no such file, or it is no SentencePiece model.
+      UserError: if the file does not exist or is not a SentencePiece model.
     """
 
     def __init__(self, path: epath.PathLike, extra_ids: int = 100) -> None:
@@ -52,27 +52,27 @@ class SentencePiece:
 
     @property
     def pieces(self) -> list[str]:
-        """Of all ids, sentinels too."""
+        """The pieces of all ids, sentinels included."""
         return [self._pieces.IdToPiece(i) for i in range(self._pieces.GetPieceSize())]
 
     @property
     def words(self) -> list[int]:
-        """The ids of pieces of text: of no sentinel, no special token, no single byte."""
+        """Ids of the pieces of text: no sentinels, special tokens or single bytes."""
         sentinels = self._pieces.GetPieceSize() - self._extra_ids
-        others = (self._pieces.IsControl, self._pieces.IsUnknown, self._pieces.IsByte)
-        return [i for i in range(sentinels) if not any(other(i) for other in others)]
+        excluded = (self._pieces.IsControl, self._pieces.IsUnknown, self._pieces.IsByte)
+        return [i for i in range(sentinels) if not any(test(i) for test in excluded)]
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.EncodeAsIds(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Up to the first end token; ids beyond the vocabulary are unknown."""
+        """Decodes up to the first end token; ids beyond the vocabulary are unknown."""
         size = self._pieces.GetPieceSize()
         return self._pieces.DecodeIds([i if i < size else UNKNOWN for i in _to_end(ids)])
 
 
 class Bytes:
-    """ByT5's vocabulary: the bytes of UTF-8, from 3 on."""
+    """ByT5's vocabulary: the bytes of UTF-8, with ids from 3."""
 
     def __repr__(self) -> str:
         return "Bytes()"
@@ -81,16 +81,20 @@ class Bytes:
         return [byte + _FIRST_BYTE for byte in text.encode()]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Up to the first end token; what is no byte, or no UTF-8, is left out."""
-        found = [i - _FIRST_BYTE for i in _to_end(ids)]
-        return bytes(i for i in found if 0 <= i < 256).decode(errors="ignore")
+        """Decodes up to the first end token; leaves out what is not a byte or not UTF-8."""
+        values = [i - _FIRST_BYTE for i in _to_end(ids)]
+        return bytes(value for value in values if 0 <= value < 256).decode(errors="ignore")
 
 
 def read(path: epath.PathLike, extra_ids: int = 100) -> Vocabulary:
-    """The vocabulary at a path, or ByT5's for "bytes"; raises as `SentencePiece`."""
+    """Reads the SentencePiece model at a path; "bytes" gives ByT5's vocabulary.
+
+    Raises:
+      UserError: as `SentencePiece`.
+    """
     return Bytes() if str(path) == BYTES else SentencePiece(path, extra_ids)
 
 
 def _to_end(ids: Sequence[int]) -> list[int]:
-    found = [int(i) for i in ids]
-    return found[: found.index(EOS)] if EOS in found else found
+    tokens = [int(i) for i in ids]
+    return tokens[: tokens.index(EOS)] if EOS in tokens else tokens

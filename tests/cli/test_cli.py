@@ -172,7 +172,7 @@ MISTAKES = {
     "preset": (on_files("--gin.MODEL_PRESET=t5"), "no T5 preset named 't5'"),
     "partitions": (on_files("--gin.NUM_PARTITIONS=3"), "NUM_PARTITIONS = 3"),
     "mesh": (on_files("--gin.MESH={'data': 3}"), "MESH = {'data': 3}: the sizes must multiply"),
-    "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "AXIS_RULES: 'mlp' lies along x"),
+    "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "AXIS_RULES: 'mlp' is divided by x"),
     "axis rules": (on_files("--gin.AXIS_RULES=(('mlp',),)"), "AXIS_RULES = (('mlp',),): must be"),
     "evaluation method": (
         on_files("--gin.EVAL_METHODS=('foo',)"),
