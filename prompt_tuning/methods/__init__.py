@@ -1,4 +1,4 @@
-"""Tuning methods: what is added to the frozen backbone, and which leaves are trained."""
+"""Tuning methods: what each adds to the frozen backbone, and which leaves it trains."""
 
 from prompt_tuning.methods.adapter import Adapter
 from prompt_tuning.methods.base import Backbone, Method

@@ -17,13 +17,15 @@ VARIANTS = ("houlsby", "pfeiffer")
 
 @dataclasses.dataclass(frozen=True)
 class Adapter(Method):
-    """y + gelu(y W + b) W' + b' after a block: 2 D m + D + m parameters. Starts as the backbone.
+    """y + gelu(y W + b) W' + b' after a block: 2 D m + D + m parameters each.
+
+    The model starts as the backbone.
 
     Attributes:
-      bottleneck: m.
-      variant: "houlsby", after every attention and feed-forward block (two in an encoder layer,
-        three in a decoder layer), or "pfeiffer", after the feed-forward block alone.
-      layers: of both stacks, from 0; None for all.
+      bottleneck: width m of the bottleneck.
+      variant: "houlsby", after every attention and feed-forward block (two per encoder layer, three
+        per decoder layer), or "pfeiffer", after feed-forward blocks only.
+      layers: indices, from 0, of the layers of both stacks that get adapters; None for all.
     """
 
     bottleneck: int = 32
@@ -50,7 +52,7 @@ class Adapter(Method):
 
 
 class Bottleneck(nn.Module):
-    """[..., D] through m units and back; the way back starts at zero."""
+    """Projects [..., D] to m units and back; the projection back starts at zero."""
 
     size: int
 

@@ -12,13 +12,14 @@ from prompt_tuning.t5.sites import Sites
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What a method may look at when it initialises.
+    """What a method may read when it initialises its leaves.
 
     Attributes:
-      embedding: [V, D] token embeddings, perhaps sharded or in int8: take rows, not the whole.
-      encode: text to token ids, without an end token; None where there is no vocabulary.
-      labels: the task's label words, if it has any.
-      fingerprint: of its values (`checkpoint.fingerprint`); None where it is not known.
+      embedding: [V, D] token embeddings, which may be sharded or int8: take rows, not all of it.
+      encode: function from text to token ids, without an end token; None without a vocabulary.
+      labels: label words of the task; empty if it has none.
+      fingerprint: function that computes the backbone's fingerprint (`checkpoint.fingerprint`);
+        None if it is not available.
     """
 
     embedding: Any
@@ -29,21 +30,25 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Method(Sites):
-    """A tuning method: what it does at the backbone's sites, and which leaves it trains.
+    """A tuning method: its action at the backbone's sites, and the leaves it trains.
 
-    Nothing outside a method's own file names the method: the trainer asks `trains`, and
+    Nothing outside a method's own file names the method: the trainer calls `trains`, and
     `prompt_tuning.model.params.ParamSplit` derives the rest by comparing shapes.
     """
 
     @property
     def positions(self) -> int | None:
-        """Positions that the method takes in front of each packed example; None if its place is
-        elsewhere, so that examples cannot be packed.
+        """Number of positions that the method needs in front of each packed example; None if
+        examples cannot be packed, because its positions are elsewhere.
         """
         return 0
 
     def check(self, config: T5Config) -> None:
-        """Raises ValueError, naming the setting, if it does not fit the backbone's shape."""
+        """Checks the settings against the backbone's shape.
+
+        Raises:
+          ValueError: if one does not fit; the message names it.
+        """
 
     def for_task(
         self,
@@ -51,47 +56,53 @@ class Method(Sites):
         labels: Sequence[str],
         tasks: Sequence[str] = (),
     ) -> "Method":
-        """The method with what it takes from the task filled in; called before the model is made.
+        """Returns the method with its task-dependent settings filled in.
+
+        Called before the model is built.
 
         Args:
-          encode: text to token ids, without an end token; None where there is no vocabulary.
-          labels: the task's label words, if it has any.
-          tasks: names of the tasks that are trained on, in the order of a batch's `tasks`.
+          encode: function from text to token ids, without an end token; None without a vocabulary.
+          labels: label words of the task; empty if it has none.
+          tasks: names of the training tasks, in the order of a batch's `tasks`.
         """
         return self
 
     def trains(self, path: str, added: bool) -> bool:
-        """Whether the leaf at `path` is trained; `added` says that this method brought it."""
+        """Whether the leaf at `path` is trained; `added` if this method added it."""
         return added
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
-        """Values, by path, of added leaves that start from the backbone, a text or a file.
+        """Returns values, by path, for added leaves that start from the backbone, text or a file.
 
-        Called once, outside jit, after the backbone is loaded. Leaves left out keep the value of
-        their module's own initialiser.
+        Called once, outside jit, after the backbone is loaded. Other leaves keep the values of
+        their module's initialiser.
         """
         return {}
 
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Arrays of `trained` (by path) that stand for the method on their own, by file name."""
+        """Returns arrays, by file name, that are usable without the method's other leaves.
+
+        Args:
+          trained: trained leaves, by path.
+        """
         return {}
 
     def said(self, setting: str) -> str:
-        """What a card says of a setting that not every method has; "" without it."""
+        """The setting as text for the model card; "" if this method has no such setting."""
         return str(getattr(self, setting, ""))
 
     def folded(self) -> "Method":
-        """What predicts after training: the method without what only training needed."""
+        """Returns the method that predicts the same without what only training needs."""
         return self
 
     def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
-        """Leaves of this method's model, by path, as those of `folded()`'s."""
+        """Converts the leaves of this method's model, by path, to those of `folded()`'s model."""
         return dict(leaves)
 
     def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Leaves of this method's model as those of a plain backbone that predicts the same.
+        """Converts this method's leaves to those of a plain backbone that predicts the same.
 
         Raises:
-          ValueError: if no backbone does.
+          ValueError: if no plain backbone predicts the same.
         """
         raise ValueError(f"{type(self).__name__} cannot be merged into the backbone")

@@ -13,11 +13,11 @@ from prompt_tuning.t5.sites import Place
 
 @dataclasses.dataclass(frozen=True)
 class BitFit(Method):
-    """A bias for each projection but the keys', and the backbone's norm scales; starts as the
-    backbone. One on the keys would change nothing: it adds the same to all logits of a query.
+    """A bias on each projection except the keys', and the backbone's norm scales.
 
-    An attention block has 2 H head_dim + D parameters, a feed-forward block d_ff for each input
-    projection and D, each norm D.
+    The model starts as the backbone. A bias on the keys would change nothing, as it adds the same
+    to all logits of a query. An attention block has 2 H head_dim + D parameters, a feed-forward
+    block d_ff per input projection and D, a norm D.
     """
 
     def trains(self, path: str, added: bool) -> bool:
@@ -31,7 +31,7 @@ class BitFit(Method):
 
 
 class Bias(nn.Module):
-    """y + bias, one a channel, from zero."""
+    """y + bias, one value per channel, starting at zero."""
 
     @nn.compact
     def __call__(self, y: Array) -> Array:

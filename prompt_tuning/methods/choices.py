@@ -1,4 +1,4 @@
-"""Checks of the settings that several methods have."""
+"""Checks of settings that several methods share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from prompt_tuning.t5.sites import Place
 
 
 def positive(setting: str, value: int) -> None:
-    """Raises ValueError unless the setting is a whole number from 1."""
+    """Checks that a setting is an integer of at least 1; raises ValueError otherwise."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{setting} = {value}: must be a positive whole number")
 
 
 def freeze(method: Any, *names: str) -> None:
-    """Turns gin's lists into tuples: a method must be hashable."""
+    """Turns lists, which gin gives, into tuples: a method must be hashable."""
     for name in names:
         if getattr(method, name) is not None:
             object.__setattr__(method, name, tuple(getattr(method, name)))
 
 
 def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
-    """Raises ValueError unless the backbone has the projections, and there is one."""
+    """Checks that projections exist and at least one is chosen; raises ValueError otherwise."""
     unknown = [name for name in chosen if name not in config.projections]
     if unknown or not chosen:
         raise ValueError(
@@ -32,26 +32,30 @@ def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
 
 
 def layers(setting: str, chosen: Sequence[int] | None, count: int, config: T5Config) -> None:
-    """Raises ValueError unless there is a layer, each is one of `count`, and layers differ."""
+    """Checks a choice among `count` layers; None is all of them.
+
+    Raises:
+      ValueError: if the choice is empty, a layer does not exist, or layers are scanned.
+    """
     if chosen is not None and config.scan_layers:
         raise ValueError(
-            f"{setting} = {tuple(chosen)}: scanned layers are alike; set SCAN_LAYERS = False"
+            f"{setting} = {tuple(chosen)}: scanned layers are all alike; set SCAN_LAYERS = False"
         )
     if chosen is not None and (not chosen or not all(0 <= layer < count for layer in chosen)):
         raise ValueError(f"{setting} = {tuple(chosen)}: the layers are 0 to {count - 1}")
 
 
 def floats(leaves: Mapping[str, Any]) -> None:
-    """Raises ValueError if a leaf that is to be merged into is in int8."""
+    """Checks that no leaf to merge into is int8; raises ValueError otherwise."""
     if any(np.asarray(leaf).dtype == object for leaf in leaves.values()):
         raise ValueError(
-            "BACKBONE_DTYPE = 'int8': nothing merges into rounded weights; load the backbone in "
+            "BACKBONE_DTYPE = 'int8': nothing merges into rounded weights; set BACKBONE_DTYPE = "
             "'float32'"
         )
 
 
 def deepest(config: T5Config) -> int:
-    """Layers of the deeper of the two stacks."""
+    """Number of layers of the deeper stack."""
     return max(config.num_encoder_layers, config.num_decoder_layers)
 
 

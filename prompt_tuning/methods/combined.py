@@ -1,4 +1,4 @@
-"""Several methods at once, such as a prompt and LoRA."""
+"""Combinations of methods, such as a prompt and LoRA."""
 
 import dataclasses
 import functools
@@ -15,10 +15,10 @@ from prompt_tuning.t5.sites import Attend, Place
 
 @dataclasses.dataclass(frozen=True)
 class Combined(Method):
-    """Each site passes through the methods in order; the trained parameters are those of all.
+    """Applies several methods at each site, in order, and trains the parameters of all.
 
     Attributes:
-      methods: at least two, that add no leaf of the same path.
+      methods: at least two methods whose leaves have different paths.
     """
 
     methods: Sequence[Method] = ()
@@ -26,14 +26,15 @@ class Combined(Method):
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))
         if len(self.methods) < 2:
-            raise ValueError(f"Combined.methods = {self.methods}: combine at least two methods")
+            raise ValueError(f"Combined.methods = {self.methods}: must be at least two methods")
 
     @property
     def positions(self) -> int | None:
         counts = [method.positions for method in self.methods]
-        known = [count for count in counts if count is not None]
-        # Each method that adds positions would write over the same places of a packed example.
-        return max(known) if len(known) == len(counts) and sum(map(bool, known)) < 2 else None
+        packable = [count for count in counts if count is not None]
+        if len(packable) < len(counts) or sum(map(bool, packable)) > 1:
+            return None  # two methods would write over the same positions of a packed example
+        return max(packable)
 
     @property
     def decoder_positions(self) -> int:
@@ -73,10 +74,10 @@ class Combined(Method):
         return Combined([method.folded() for method in self.methods])
 
     def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
-        return functools.reduce(lambda kept, m: m.fold(kept, config), self.methods, dict(leaves))
+        return functools.reduce(lambda rest, m: m.fold(rest, config), self.methods, dict(leaves))
 
     def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return functools.reduce(lambda kept, m: m.merge(kept), self.methods, dict(leaves))
+        return functools.reduce(lambda rest, m: m.merge(rest), self.methods, dict(leaves))
 
     def shared(self, stack: str, config: T5Config) -> Any:
         return [method.shared(stack, config) for method in self.methods]
@@ -117,8 +118,8 @@ class Combined(Method):
         place: Place,
         shared: Any,
     ) -> Array:
-        for method, own in zip(self.methods, shared, strict=True):
-            call = functools.partial(method.attention, call, place=place, shared=own)
+        for method, part in zip(self.methods, shared, strict=True):
+            call = functools.partial(method.attention, call, place=place, shared=part)
         return call(query, key, value, bias)
 
     def sublayer(self, y: Array, place: Place) -> Array:

@@ -17,13 +17,15 @@ from prompt_tuning.t5.sites import Place
 
 @dataclasses.dataclass(frozen=True)
 class DeepPrompt(Method):
-    """P positions in front of the encoder's input, with vectors of their own in each layer:
-    P D parameters a layer. They replace what the layer before made of these positions.
+    """P positions in front of the encoder's input, whose vectors are trained per layer.
+
+    P D parameters per layer. They replace the previous layer's output at these positions.
 
     Attributes:
-      length: P.
-      layers: of the encoder, from 0; layer 0 is always one. None for all.
-      initializer: where the vectors of layer 0 start; the others start uniform on [-0.5, 0.5).
+      length: number of positions, P.
+      layers: indices, from 0, of the encoder layers with vectors, to which layer 0 always belongs;
+        None for all.
+      initializer: initial values of layer 0; other layers start uniform on [-0.5, 0.5).
     """
 
     length: int = 20
@@ -40,7 +42,9 @@ class DeepPrompt(Method):
 
     def check(self, config: T5Config) -> None:
         if config.scan_layers:
-            raise ValueError("deep prompts differ by layer; set SCAN_LAYERS = False")
+            raise ValueError(
+                "SCAN_LAYERS = True: deep prompts differ by layer; set SCAN_LAYERS = False"
+            )
         choices.layers("DEEP_PROMPT_LAYERS", self.layers, config.num_encoder_layers, config)
 
     def embedded(

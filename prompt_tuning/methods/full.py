@@ -1,4 +1,4 @@
-"""Model tuning: every leaf is trained. Also how a backbone is pre-trained."""
+"""Model tuning: every leaf is trained, as in pre-training."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from prompt_tuning.methods.base import Method
 
 @dataclasses.dataclass(frozen=True)
 class ModelTuning(Method):
-    """Adds nothing, trains every leaf of the backbone."""
+    """Adds nothing and trains every leaf of the backbone."""
 
     def trains(self, path: str, added: bool) -> bool:
         return True

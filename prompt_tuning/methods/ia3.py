@@ -15,8 +15,9 @@ from prompt_tuning.t5.sites import Place
 
 @dataclasses.dataclass(frozen=True)
 class IA3(Method):
-    """2 H head_dim parameters an attention block, d_ff a feed-forward block. Starts as the
-    backbone.
+    """Scales of keys, values and hidden units; the model starts as the backbone.
+
+    2 H head_dim parameters per attention block, d_ff per feed-forward block.
     """
 
     def linear(
@@ -30,18 +31,18 @@ class IA3(Method):
 
     def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         choices.floats(leaves)
-        kept = {path: leaf for path, leaf in leaves.items() if "/ia3_" not in path}
+        merged = {path: leaf for path, leaf in leaves.items() if "/ia3_" not in path}
         for path, scale in leaves.items():
             if "/ia3_" in path:
                 kernel = path.removesuffix("/scale").replace("/ia3_", "/") + "/kernel"
-                # Of `wo` the input is scaled, of the others the output.
+                # The scale multiplies the input of `wo`, the output of the other projections.
                 rows = scale[:, None] if kernel.endswith("/wo/kernel") else scale
-                kept[kernel] = kept[kernel] * rows
-        return kept
+                merged[kernel] = merged[kernel] * rows
+        return merged
 
 
 class Scale(nn.Module):
-    """x * scale, one a channel."""
+    """x * scale, one value per channel, starting at one."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -1,6 +1,7 @@
-"""Where a prompt starts (Lester et al. 2021, section 3.2): an array [P, D] float32.
+"""Initial prompts (Lester et al., 2021, section 3.2), arrays [P, D] float32.
 
-An initialiser is a frozen dataclass called with (length P, backbone, NumPy generator).
+An initialiser is a frozen dataclass that is called with a length P, a `Backbone` and a NumPy
+generator.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from prompt_tuning.methods.base import Backbone
 from prompt_tuning.runtime import distributed
 from prompt_tuning.t5 import int8
 
-SPECIAL_IDS = 3  # padding, end of sequence, unknown: no words to start from
+SPECIAL_IDS = 3  # padding, end of sequence, unknown: not words
 
 
 class Initializer(Protocol):
@@ -23,7 +24,7 @@ class Initializer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """Uniform on [low, high): the paper's [-0.5, 0.5); the original code's is [0, 0.5)."""
+    """Uniform values on [low, high): the paper's are [-0.5, 0.5), the original code's [0, 0.5)."""
 
     low: float = -0.5
     high: float = 0.5
@@ -35,32 +36,32 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class SampledVocabulary:
-    """Embeddings of distinct tokens drawn from the `top` most common ones.
+    """Embeddings of distinct tokens, drawn from the `top` most common ones.
 
-    A SentencePiece vocabulary is sorted by frequency, so these are the first ids after the special
-    ones.
+    A SentencePiece vocabulary is sorted by frequency, so the most common tokens are the first ids
+    after the special ones.
     """
 
     top: int = 5_000
 
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
-        last = min(SPECIAL_IDS + self.top, backbone.embedding.shape[0])
-        if length > last - SPECIAL_IDS:
+        end = min(SPECIAL_IDS + self.top, backbone.embedding.shape[0])
+        if length > end - SPECIAL_IDS:
             raise ValueError(
-                f"prompt length {length}: only {last - SPECIAL_IDS} tokens to sample from; "
+                f"prompt length {length}: only {end - SPECIAL_IDS} tokens to sample from; "
                 "shorten the prompt or raise SampledVocabulary.top"
             )
-        ids = rng.choice(np.arange(SPECIAL_IDS, last), size=length, replace=False)
+        ids = rng.choice(np.arange(SPECIAL_IDS, end), size=length, replace=False)
         return _rows(backbone, ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassLabels:
-    """One row a label, the mean of its sub-tokens' embeddings; `rest` fills the other rows.
+    """One row per label: the mean embedding of its sub-tokens; `rest` fills the other rows.
 
     Attributes:
-      labels: the label words; empty for the task's own.
-      rest: for the rows beyond the labels (all rows, for a task without labels).
+      labels: label words; empty for those of the task.
+      rest: initialiser of the rows after the labels (of all rows, for a task without labels).
     """
 
     labels: Sequence[str] = ()
@@ -81,7 +82,7 @@ class ClassLabels:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The embeddings of a text, cut to the prompt's length; `rest` fills what is left."""
+    """Embeddings of a text's tokens, cut to the prompt's length; `rest` fills further rows."""
 
     text: str = ""
     rest: Initializer = SampledVocabulary()
@@ -94,9 +95,11 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-    """A saved prompt: `.npy` [P, D], `.safetensors` as written by a run, or PEFT's folder.
+    """A saved prompt: `.npy` [P, D], `.safetensors` as written by a run, or a PEFT folder.
 
-    Its card, if it has one, must name the backbone, unless `allow_other_backbone`.
+    Attributes:
+      path: file or folder of the prompt.
+      allow_other_backbone: whether a prompt is accepted whose card names another backbone.
     """
 
     path: str = ""
@@ -119,10 +122,10 @@ def _rows(backbone: Backbone, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     return distributed.to_host(rows).astype(np.float32)
 
 
-def _ids(backbone: Backbone, text: str, what: str) -> list[int]:
+def _ids(backbone: Backbone, text: str, kind: str) -> list[int]:
     if backbone.encode is None:
-        raise ValueError(f"{what} {text!r}: a vocabulary is needed to initialise from text")
+        raise ValueError(f"{kind} {text!r}: a vocabulary is needed to initialise from text")
     ids = backbone.encode(text)
     if not ids:
-        raise ValueError(f"{what} {text!r} has no tokens in the vocabulary")
+        raise ValueError(f"{kind} {text!r} has no tokens in the vocabulary")
     return ids

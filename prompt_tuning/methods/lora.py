@@ -16,13 +16,15 @@ from prompt_tuning.t5.sites import Place
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Method):
-    """x W + (alpha / r) x A B: r (in + out) parameters a projection. Starts as the backbone.
+    """x W + (alpha / r) x A B: r (in + out) parameters per projection.
+
+    The model starts as the backbone.
 
     Attributes:
-      rank: r.
-      alpha: of the scaling.
-      projections: of `T5Config.projections`, in every block that has them.
-      layers: of both stacks, from 0; None for all.
+      rank: rank r of the updates.
+      alpha: numerator of the scale alpha / r.
+      projections: names from `T5Config.projections`; updated in every block that has them.
+      layers: indices, from 0, of the layers of both stacks that are updated; None for all.
     """
 
     rank: int = 8
@@ -49,17 +51,17 @@ class LoRA(Method):
 
     def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         choices.floats(leaves)
-        kept = {path: leaf for path, leaf in leaves.items() if "/lora_" not in path}
+        merged = {path: leaf for path, leaf in leaves.items() if "/lora_" not in path}
         for path, a in leaves.items():
             if "/lora_" in path and path.endswith("/a"):
                 b = leaves[path.removesuffix("a") + "b"]
                 kernel = path.removesuffix("/a").replace("/lora_", "/") + "/kernel"
-                kept[kernel] = kept[kernel] + (self.alpha / self.rank) * (a @ b)
-        return kept
+                merged[kernel] = merged[kernel] + (self.alpha / self.rank) * (a @ b)
+        return merged
 
 
 class LowRank(nn.Module):
-    """x [..., in] @ a [in, r] @ b [r, out]; a starts as PEFT's, uniform of variance 1 / (3 in)."""
+    """x [..., in] @ a [in, r] @ b [r, out]; a starts as in PEFT: uniform, variance 1 / (3 in)."""
 
     rank: int
     features: int

@@ -1,4 +1,4 @@
-"""Multitask prompts (MPT, Wang et al., 2023): a shared prompt times a low-rank matrix a task."""
+"""Multitask prompts (MPT, Wang et al., 2023): a shared prompt times a low-rank matrix per task."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +15,20 @@ from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.layers import partitioned_param
 
-_OWN = "encoder/prompt/"
+_LEAVES = "encoder/prompt/"
 
 
 @dataclasses.dataclass(frozen=True)
 class MultitaskPrompt(Method):
-    """The prompt of task k is shared * (U_k V_k): P D + K r (P + D) parameters.
+    """Gives each row the prompt of its task k, shared * (U_k V_k).
 
-    Each row of a batch gets the prompt of its task.
+    P D + K r (P + D) parameters.
 
     Attributes:
-      length: P.
-      tasks: names of the K tasks; () for those that the run trains on.
-      rank: r.
-      initializer: where the shared prompt starts; the factors start near a product of ones.
+      length: number of prompt vectors, P.
+      tasks: names of the K tasks; () for the tasks of the run.
+      rank: rank r of the matrices.
+      initializer: initial values of the shared prompt; the matrices start near one.
     """
 
     length: int = 100
@@ -41,15 +41,16 @@ class MultitaskPrompt(Method):
         choices.positive("MULTITASK_RANK", self.rank)
         choices.freeze(self, "tasks")
         if len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"MULTITASK_TASKS = {self.tasks}: a task is named twice")
+            raise ValueError(f"MULTITASK_TASKS = {self.tasks}: must name each task once")
 
     @property
     def count(self) -> int:
+        """Number of tasks, K."""
         return max(1, len(self.tasks))
 
     @property
     def positions(self) -> int | None:
-        return self.length if self.count == 1 else None  # a packed row has several tasks
+        return self.length if self.count == 1 else None  # a packed row mixes tasks
 
     def for_task(
         self,
@@ -64,7 +65,8 @@ class MultitaskPrompt(Method):
             return None
         if task not in self.tasks:
             raise ValueError(
-                f"MultitaskPrompt: no prompt for {task}; MULTITASK_TASKS = {', '.join(self.tasks)}"
+                f"MultitaskPrompt: no prompt for {task}; available: {', '.join(self.tasks)}; see "
+                "MULTITASK_TASKS"
             )
         return self.tasks.index(task)
 
@@ -83,7 +85,7 @@ class MultitaskPrompt(Method):
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
         rng = np.random.default_rng(seed)
-        return {f"{_OWN}shared": self.initializer(self.length, backbone, rng)}
+        return {f"{_LEAVES}shared": self.initializer(self.length, backbone, rng)}
 
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         prompts = self.prompts(trained)
@@ -92,8 +94,10 @@ class MultitaskPrompt(Method):
         return {f"prompt_{task}": p for task, p in zip(self.tasks, prompts, strict=True)}
 
     def prompts(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Each task's prompt, [K, P, D]."""
-        shared, rows, columns = (leaves[f"{_OWN}{name}"] for name in ("shared", "rows", "columns"))
+        """Computes each task's prompt, [K, P, D]."""
+        shared, rows, columns = (
+            leaves[f"{_LEAVES}{name}"] for name in ("shared", "rows", "columns")
+        )
         return np.asarray(shared * (rows @ columns), np.float32)
 
     def folded(self) -> Method:
@@ -101,13 +105,15 @@ class MultitaskPrompt(Method):
 
     def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
         if self.count > 1:
-            raise ValueError(f"{self.count} tasks do not fold into one prompt; use the exports")
-        kept = {path: leaf for path, leaf in leaves.items() if not path.startswith(_OWN)}
-        return kept | {PROMPT_PATH: self.prompts(leaves)[0]}
+            raise ValueError(
+                f"{self.count} tasks do not fold into one prompt; use the exported prompts"
+            )
+        others = {path: leaf for path, leaf in leaves.items() if not path.startswith(_LEAVES)}
+        return others | {PROMPT_PATH: self.prompts(leaves)[0]}
 
 
 class TaskPrompts(nn.Module):
-    """The prompts [B, P, D] of tasks [B]; of one task alone, its prompt [P, D]."""
+    """Prompts [B, P, D] of tasks [B]; if there is one task, its prompt [P, D]."""
 
     length: int
     tasks: int
@@ -132,7 +138,7 @@ class TaskPrompts(nn.Module):
             return prompts[0]
         if tasks is None:
             raise ValueError(
-                "MultitaskPrompt: the batch does not say of which task its examples are; train on "
-                "a mixture whose tasks fit in memory"
+                "MultitaskPrompt: the batch does not name the tasks of its examples; train on a "
+                "mixture whose tasks fit in memory"
             )
         return prompts[tasks]

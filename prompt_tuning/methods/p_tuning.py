@@ -1,4 +1,4 @@
-"""P-tuning (v1, Liu et al., 2021): a prompt made by a small network while it is trained."""
+"""P-tuning (v1, Liu et al., 2021): a prompt computed by a small network during training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import cast
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax import Array
 
 from prompt_tuning.methods import choices
@@ -15,23 +14,24 @@ from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.paths import unflatten
 
-_OWN = "encoder/prompt_encoder/"
+_LEAVES = "encoder/prompt_encoder/"
 ENCODERS = ("mlp", "lstm")
 
 
 @dataclasses.dataclass(frozen=True)
 class PTuning(Method):
-    """The prompt is a network's output for P trained inputs; afterwards it is a prompt of P D.
+    """A network computes the prompt from P trained inputs; it folds into a prompt of P D.
 
     With the MLP, P D + (D h + h) + (h h + h) + (h D + D) parameters are trained. The LSTM (one
-    layer, both directions, 8 h (D + h + 1) parameters) stands before an MLP 2h -> 2h -> D.
+    layer, both directions, 8 h (D + h + 1) parameters) is followed by an MLP 2h -> 2h -> D.
 
     Attributes:
-      length: P.
-      hidden: h.
+      length: number of prompt vectors, P.
+      hidden: width h of the network.
       encoder: "mlp" or "lstm".
-      initializer: where the network's inputs start.
+      initializer: initial values of the network's inputs.
     """
 
     length: int = 20
@@ -66,7 +66,7 @@ class PTuning(Method):
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
         rng = np.random.default_rng(seed)
-        return {f"{_OWN}embedding": self.initializer(self.length, backbone, rng)}
+        return {f"{_LEAVES}embedding": self.initializer(self.length, backbone, rng)}
 
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return {"prompt": self._prompt(trained)}
@@ -75,21 +75,20 @@ class PTuning(Method):
         return PromptTuning(self.length)
 
     def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
-        kept = {path: leaf for path, leaf in leaves.items() if not path.startswith(_OWN)}
-        return kept | {PROMPT_PATH: self._prompt(leaves)}
+        others = {path: leaf for path, leaf in leaves.items() if not path.startswith(_LEAVES)}
+        return others | {PROMPT_PATH: self._prompt(leaves)}
 
     def _prompt(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
-        own = {p.removeprefix(_OWN): leaf for p, leaf in leaves.items() if p.startswith(_OWN)}
-        params = unflatten_dict(own, sep="/")
+        own = {p.removeprefix(_LEAVES): leaf for p, leaf in leaves.items() if p.startswith(_LEAVES)}
         network = self._network(own["embedding"].shape[1])
-        return np.asarray(network.apply({"params": params}), np.float32)
+        return np.asarray(network.apply({"params": unflatten(own)}), np.float32)
 
     def _network(self, width: int, name: str | None = None) -> "PromptEncoder":
         return PromptEncoder(self.length, width, self.hidden, self.encoder == "lstm", name=name)
 
 
 class PromptEncoder(nn.Module):
-    """A network over its own P inputs [P, D], float32, to a prompt [P, D]."""
+    """Computes a prompt [P, D] from P trained inputs [P, D], in float32."""
 
     length: int
     width: int

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al., EMNLP 2021): P trained vectors in the encoder's input."""
+"""Prompt tuning (Lester et al., 2021): P trained vectors in the encoder's input."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ PLACEMENTS = ("prefix", "suffix", "suffix_before_eos")
 
 @dataclasses.dataclass(frozen=True)
 class InputPrompt(Method):
-    """What methods with trained vectors in the model's input share; abstract.
+    """Base of methods with trained vectors in the model's input; not a method itself.
 
     Attributes:
-      length: P; 0 for a prompt in the decoder alone.
-      decoder_length: vectors in front of the decoder's input, as many parameters times D more.
-      placement: "prefix"; "suffix" (after each row's last real token) or "suffix_before_eos";
-        or an integer, how many of a row's tokens stay in front (all, if it has no more).
-      initializer: where the prompt starts.
+      length: number of vectors in the encoder's input, P; 0 for a prompt in the decoder only.
+      placement: "prefix"; "suffix" (after a row's last real token); "suffix_before_eos"; or an
+        integer, the number of a row's tokens (at most all of them) that stay before the prompt.
+      initializer: initial values of the prompt.
+      decoder_length: number of vectors in front of the decoder's input, D more parameters each.
     """
 
     length: int = 100
@@ -39,13 +39,13 @@ class InputPrompt(Method):
         if min(self.length, self.decoder_length) < 0 or self.length + self.decoder_length < 1:
             raise ValueError(
                 f"PROMPT_LENGTH = {self.length}, DECODER_PROMPT_LENGTH = {self.decoder_length}: "
-                "a prompt has at least one vector"
+                "must not be negative, and one of them must be positive"
             )
-        known = isinstance(self.placement, int) and self.placement >= 0
-        if not known and self.placement not in PLACEMENTS:
+        is_position = isinstance(self.placement, int) and self.placement >= 0
+        if not is_position and self.placement not in PLACEMENTS:
             raise ValueError(
-                f"prompt placement {self.placement!r}: choose one of {', '.join(PLACEMENTS)}, "
-                "or a position (an integer from 0)"
+                f"PROMPT_PLACEMENT = {self.placement!r}: choose from {', '.join(PLACEMENTS)}, or "
+                "give a position (an integer from 0)"
             )
 
     @property
@@ -91,13 +91,13 @@ class PromptTuning(InputPrompt):
 
 
 def prompt_files(trained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The prompts among trained leaves (by path), by file name."""
+    """Selects the prompts among trained leaves (by path); the keys are file names."""
     names = {PROMPT_PATH: "prompt", DECODER_PROMPT_PATH: "decoder_prompt"}
     return {name: trained[path] for path, name in names.items() if path in trained}
 
 
 class Prompt(nn.Module):
-    """The prompt's parameters, `prompt` [P, D], uniform on [-0.5, 0.5) unless set afterwards."""
+    """The prompt's parameters, `prompt` [P, D], uniform on [-0.5, 0.5) before initialisation."""
 
     length: int
 
@@ -125,36 +125,37 @@ def _uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
 def add(
     x: Array, segments: Array, positions: Array | None, prompt: Array, placement: str | int
 ) -> tuple[Array, Array, Array | None]:
-    """What `Sites.embedded` returns with a prompt [P, D] or [B, P, D]: placed into unpacked rows,
-    or written over the places that packed examples keep for it.
+    """Adds a prompt [P, D] or [B, P, D] to embedded input and returns what `Sites.embedded` does.
+
+    Unpacked rows grow by P; packed examples have room for the prompt, which is overwritten.
     """
     if positions is None:
         return *place(x, segments, prompt, placement), None
     if placement != "prefix" or prompt.ndim != 2:
         raise ValueError(
-            f"prompt placement {placement!r}: packed examples take one prompt, as prefix only"
+            f"PROMPT_PLACEMENT = {placement!r}: packed examples take one prompt, as prefix only"
         )
     return fill(x, segments, positions, prompt), segments, positions
 
 
 def fill(x: Array, segments: Array, positions: Array, prompt: Array) -> Array:
-    """Puts a prompt [P, D] over the first P positions of each example of a packed x [B, T, D]."""
+    """Writes a prompt [P, D] over the first P positions of each packed example of x [B, T, D]."""
     rows = jnp.take(prompt, jnp.minimum(positions, prompt.shape[0] - 1), axis=0)
-    here = (positions < prompt.shape[0]) & (segments > 0)
-    return jnp.where(here[..., None], rows, x)
+    is_prompt = (positions < prompt.shape[0]) & (segments > 0)
+    return jnp.where(is_prompt[..., None], rows, x)
 
 
 def place(x: Array, segments: Array, prompt: Array, placement: str | int) -> tuple[Array, Array]:
-    """Puts a prompt into embedded input.
+    """Inserts a prompt into embedded input.
 
     Args:
-      x: [B, T, D].
-      segments: [B, T], above 0 at real tokens, which stand in front of the padding.
-      prompt: [P, D], or [B, P, D] for a prompt a row.
-      placement: as `PromptTuning.placement`.
+      x: [B, T, D] embedded tokens.
+      segments: [B, T], positive at real tokens, which precede the padding.
+      prompt: [P, D], or [B, P, D] for one prompt per row.
+      placement: see `InputPrompt.placement`.
 
     Returns:
-      [B, P+T, D] and its segments [B, P+T], 1 at the prompt.
+      The input [B, P+T, D] and its segments [B, P+T], 1 at the prompt.
     """
     batch, length = segments.shape
     prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[-2:]))
@@ -164,12 +165,13 @@ def place(x: Array, segments: Array, prompt: Array, placement: str | int) -> tup
         return x, jnp.concatenate([real, segments], axis=1)
     lengths = (segments > 0).sum(axis=1, keepdims=True)
     if isinstance(placement, int):
-        at = jnp.minimum(placement, lengths)
+        start = jnp.minimum(placement, lengths)
     else:
-        at = lengths if placement == "suffix" else jnp.maximum(lengths - 1, 0)
-    # Row by row: positions below `at` come from x, the next P from the prompt, the rest from x.
+        start = lengths if placement == "suffix" else jnp.maximum(lengths - 1, 0)
+    # In each row, positions below `start` come from x, the next P from the prompt, the rest from x.
     p = prompt.shape[1]
     out = jnp.arange(p + length)[None, :]
-    source = jnp.where(out < at, out, jnp.where(out < at + p, length + out - at, out - p))
+    in_prompt = length + out - start
+    source = jnp.where(out < start, out, jnp.where(out < start + p, in_prompt, out - p))
     x = jnp.take_along_axis(jnp.concatenate([x, prompt], axis=1), source[..., None], axis=1)
     return x, jnp.take_along_axis(jnp.concatenate([segments, real], axis=1), source, axis=1)

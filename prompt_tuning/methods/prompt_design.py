@@ -1,4 +1,4 @@
-"""Prompt design (Brown et al., 2020): the prompt is text in the data, and nothing is trained."""
+"""Prompt design (Brown et al., 2020): the prompt is text in the data; nothing is trained."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from prompt_tuning.methods.base import Method
 
 @dataclasses.dataclass(frozen=True)
 class PromptDesign(Method):
-    """Adds nothing to the backbone and trains nothing of it: 0 parameters.
+    """Adds nothing and trains nothing: 0 parameters.
 
-    `prompt_tuning.data.variants.prompt_design` puts the text in front of what is evaluated.
+    `prompt_tuning.data.variants.prompt_design` puts the text in front of the evaluated inputs.
     """

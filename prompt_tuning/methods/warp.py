@@ -1,4 +1,4 @@
-"""WARP (Hambardzumyan et al., 2021): an input prompt, and trained verbalizer vectors."""
+"""WARP (Hambardzumyan et al., 2021): an input prompt and trained verbalizer vectors."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,12 +14,13 @@ from prompt_tuning.t5.layers import partitioned_param
 
 @dataclasses.dataclass(frozen=True)
 class Warp(InputPrompt):
-    """Prompt tuning, with a trained change of the output layer's row of each label's first token:
-    (P + K) D parameters for K labels. The change starts at zero. The prompt alone is not the
-    method, so no prompt file is exported.
+    """Prompt tuning plus a trained change of the output row of each label's first token.
+
+    (P + K) D parameters for K labels; the change starts at zero. The prompt alone would not predict
+    the same, so no prompt file is exported.
 
     Attributes:
-      label_ids: first tokens of the labels; () for the task's own.
+      label_ids: ids of the labels' first tokens; () for the labels of the task.
     """
 
     label_ids: Sequence[int] = ()
@@ -41,11 +42,10 @@ class Warp(InputPrompt):
                 "Warp: the task has no label words; set CLASS_LABELS for files of your own, or "
                 "Warp.label_ids"
             )
-        firsts = [encode(label)[:1] for label in labels]
-        ids = [token for first in firsts for token in first]
+        ids = [token for label in labels for token in encode(label)[:1]]
         if len(set(ids)) < len(labels):
             raise ValueError(
-                f"Warp: the labels {', '.join(labels)} do not begin with different tokens"
+                f"Warp: the labels {', '.join(labels)} must begin with different tokens"
             )
         return dataclasses.replace(self, label_ids=ids)
 
@@ -57,7 +57,7 @@ class Warp(InputPrompt):
 
 
 class Verbalizer(nn.Module):
-    """hidden [B, L, D] to scores [B, L, K] float32, vectors [K, D] from zero."""
+    """Scores [B, L, K] float32 of hidden states [B, L, D]; vectors [K, D] start at zero."""
 
     labels: int
 

@@ -1,4 +1,4 @@
-"""Wayward prompts (Khashabi et al., 2022): a prompt that is held near a given text."""
+"""Wayward prompts (Khashabi et al., 2022): a prompt kept near a given text."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,14 @@ from prompt_tuning.t5.network import EMBEDDING
 
 @dataclasses.dataclass(frozen=True)
 class Wayward(InputPrompt):
-    """Prompt tuning with weight * mean_p |prompt_p - embedding of the text's token p|^2 in the
-    loss. It starts as the text; vectors beyond the text are free.
+    """Prompt tuning with weight * mean_p |prompt_p - embedding of token p|^2 added to the loss.
+
+    The prompt starts as the text; vectors beyond the text are free.
 
     Attributes:
-      text: what the prompt is to stay near to.
-      weight: of the term; the loss beside it is that of `LOSS_NORMALIZING_FACTOR`.
-      token_ids: of the text; () until the vocabulary is known.
+      text: text that the prompt stays near.
+      weight: weight of the term; `LOSS_NORMALIZING_FACTOR` scales the rest of the loss, not it.
+      token_ids: token ids of the text; () until the vocabulary is known.
     """
 
     text: str = ""
@@ -33,7 +34,9 @@ class Wayward(InputPrompt):
         super().__post_init__()
         object.__setattr__(self, "token_ids", tuple(self.token_ids))
         if not self.text.strip():
-            raise ValueError("WAYWARD_TEXT is empty: give the text that the prompt is to stay near")
+            raise ValueError(
+                "WAYWARD_TEXT is empty: give the text that the prompt should stay near"
+            )
 
     def for_task(
         self,

@@ -16,7 +16,7 @@ def layer_shapes(
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Takes shapes with shardings from the paths in memory to the paths in files."""
-    in_files = {}
+    in_files: dict[str, jax.ShapeDtypeStruct] = {}
     for path, leaf in shapes.items():
         if _STACKED.match(path):
             layer = jax.tree.map(_layer_shape, leaf)

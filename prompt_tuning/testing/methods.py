@@ -1,5 +1,11 @@
 """The contract of a tuning method."""
 
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +15,10 @@ from prompt_tuning import decoding, sharding
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.t5.network import T5, init_shapes
+from prompt_tuning.t5.paths import Params, flatten, unflatten
+from prompt_tuning.t5.sites import Sites
+from prompt_tuning.testing import rounding
 from prompt_tuning.testing.models import padded_tokens, random_batch, tiny_config, tiny_model
 from prompt_tuning.training.loop import create_state
 from prompt_tuning.training.loss import Loss
@@ -20,10 +29,14 @@ from prompt_tuning.training.step import make_train_step
 def check_method(method: Method, config: T5Config | None = None) -> None:
     """Asserts what the trainer, the checkpoints and the decoders rely on.
 
+    - It is hashable, and equal to itself made again, since it is a static argument of what is
+      compiled.
     - The backbone's leaves keep their paths and shapes.
     - Two steps of gradient descent move every trained leaf and no other one.
     - The optimizer has state for trained leaves only.
+    - Its leaves change the logits.
     - Cached greedy decoding writes what teacher forcing predicts.
+    - What it folds into, and the backbone that it merges into, predict the same, if it does either.
 
     Args:
       method: Tuning method with all that `for_task` would fill in.
@@ -33,6 +46,8 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
       AssertionError: naming the leaf or the property.
     """
     config = config or tiny_config()
+    again = dataclasses.replace(method)
+    assert (hash(again), again) == (hash(method), method), "not a frozen, hashable dataclass"
     backbone = ParamSplit.of(config, ModelTuning()).shapes
     split = ParamSplit.of(config, method)
     assert split.backbone == frozenset(backbone), "the backbone's paths have changed"
@@ -66,13 +81,43 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
     inputs = padded_tokens((4, 7), config.vocab_size, seed=11)
     greedy = jax.jit(lambda params: decoding.greedy(tuned.model, params, jnp.asarray(inputs), 6))
     written = np.asarray(greedy(tuned.params))
-    forced = jax.jit(tuned.model.apply)(
-        {"params": tuned.params},
-        encoder_input_tokens=inputs,
-        decoder_input_tokens=np.pad(written, ((0, 0), (1, 0)))[:, :-1],
-        decoder_target_tokens=np.maximum(written, 1),
-    )
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(written, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": np.maximum(written, 1),
+    }
+    forced = logits(tuned.model, tuned.params, batch)
     real = np.cumprod(written > 0, axis=1) > 0  # a generated padding token ends a row
     np.testing.assert_array_equal(
         np.argmax(forced, axis=-1)[real], written[real], "cached decoding differs"
     )
+
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(tuned.params).items()}
+    bound = rounding.forward(config, inputs.shape[1] + 16, 6) * np.abs(forced).max()
+    if split.added:
+        plain = {path: leaves[path] for path in split.backbone}
+        changed = np.abs(logits(T5(config), unflatten(plain), batch) - forced).max()
+        assert changed > 100 * bound, "the added leaves do not change the logits"
+    for name, after, convert in (
+        ("folded", method.folded(), functools.partial(method.fold, config=config)),
+        ("merged", Sites(), method.merge),
+    ):
+        if after == method or not (converted := _converted(convert, leaves)):
+            continue
+        paths = flatten(nn.unbox(init_shapes(config, after))).keys()
+        assert converted.keys() == paths, f"the {name} leaves are not the model's"
+        predicted = logits(T5(config, after), unflatten(converted), batch)
+        np.testing.assert_allclose(predicted, forced, rtol=0, atol=2 * bound, err_msg=name)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model: T5, params: Params, batch: Mapping[str, Any]) -> jax.Array:
+    """Teacher-forced logits [B, L, V] of a batch; compiled once per model and shape."""
+    return cast(jax.Array, model.apply({"params": params}, **batch))
+
+
+def _converted(convert: Callable[..., dict], leaves: Mapping[str, np.ndarray]) -> dict:
+    try:
+        return convert(leaves)
+    except ValueError:  # as `fold` and `merge` say that nothing else predicts the same
+        return {}

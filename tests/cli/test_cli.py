@@ -168,11 +168,11 @@ MISTAKES = {
     "lengths": (on_files("--gin.TASK_FEATURE_LENGTHS=12"), "TASK_FEATURE_LENGTHS = 12"),
     "lengths without one": (on_files("--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"), "LENGTHS = {'in"),
     "labels": (on_files("--gin.CLASS_LABELS=abc"), "CLASS_LABELS = 'abc'"),
-    "placement": (on_files("--gin.PROMPT_PLACEMENT=middle"), "prompt placement 'middle'"),
+    "placement": (on_files("--gin.PROMPT_PLACEMENT=middle"), "PROMPT_PLACEMENT = 'middle'"),
     "preset": (on_files("--gin.MODEL_PRESET=t5"), "no T5 preset named 't5'"),
     "partitions": (on_files("--gin.NUM_PARTITIONS=3"), "NUM_PARTITIONS = 3"),
     "mesh": (on_files("--gin.MESH={'data': 3}"), "MESH = {'data': 3}: the sizes must multiply"),
-    "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "AXIS_RULES: 'mlp' is divided by x"),
+    "axis rule": (on_files("--gin.AXIS_RULES=(('mlp', 'x'),)"), "'mlp' is divided by x"),
     "axis rules": (on_files("--gin.AXIS_RULES=(('mlp',),)"), "AXIS_RULES = (('mlp',),): must be"),
     "evaluation method": (
         on_files("--gin.EVAL_METHODS=('foo',)"),

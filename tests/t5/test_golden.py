@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import rounding as bounds
-from rounding import UNIT, rounding
 
 from prompt_tuning import decoding
 from prompt_tuning.methods import PromptTuning
@@ -23,6 +21,8 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5, T5Config
 from prompt_tuning.t5.layers import relative_buckets
 from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.testing import rounding as bounds
+from prompt_tuning.testing.rounding import UNIT, rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor, only_trained
 from prompt_tuning.training.step import TrainState, make_train_step

@@ -1,6 +1,7 @@
 """Scanned and rematerialised layers, and narrow frozen matrices: the same model, otherwise made."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.paths import flatten
+from prompt_tuning.testing import rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
 
@@ -37,6 +39,7 @@ BATCH = {
     "decoder_input_tokens": np.pad(ROWS[:, :3], ((0, 0), (1, 0))),
     "decoder_target_tokens": ROWS[:, 2:],
 }
+FORWARD, BACKWARD = (bound(CONFIG, 3 + 6, 4) for bound in (rounding.forward, rounding.backward))
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,7 @@ def checkpoint(tmp_path_factory) -> str:
     return str(path)
 
 
+@functools.cache
 def made(config: T5Config, method: Method, checkpoint: str) -> TunedModel:
     return initialize(config, method, layout=LAYOUT, checkpoint=checkpoint, seed=1)
 
@@ -60,6 +64,12 @@ def loss_and_gradient(tuned: TunedModel, key: jax.Array | None = None):
     with sharding.on(tuned.layout):
         batch = sharding.put_batch(BATCH, tuned.layout)
         return jax.jit(jax.value_and_grad(objective))(tuned.trained)
+
+
+def assert_same(actual, expected) -> None:
+    """Losses and gradients are equal but for rounding, relative to the largest value of each."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=BACKWARD * np.abs(b).max())
 
 
 @pytest.mark.parametrize(
@@ -85,12 +95,12 @@ def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
 
     loss, gradient = loss_and_gradient(plain)
     scanned_loss, scanned_gradient = loss_and_gradient(scanned)
-    np.testing.assert_allclose(scanned_loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(scanned_loss, loss, rtol=FORWARD)
     norms = [
         jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree)))
         for tree in (gradient, scanned_gradient)
     ]
-    np.testing.assert_allclose(*norms, rtol=1e-5)
+    np.testing.assert_allclose(*norms, rtol=BACKWARD)
     tokens = [
         decoding.greedy(tuned.model, tuned.params, BATCH["encoder_input_tokens"], 5)
         for tuned in (plain, scanned)
@@ -107,8 +117,7 @@ def test_what_is_computed_again_changes_nothing(policy, scan, checkpoint):
     wanted = loss_and_gradient(made(config, method, checkpoint), key)
     again = dataclasses.replace(config, remat=policy)
     found = loss_and_gradient(made(again, method, checkpoint), key)
-    for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
+    assert_same(found, wanted)
 
 
 def test_attention_of_jax_nn_changes_nothing(checkpoint):
@@ -117,10 +126,10 @@ def test_attention_of_jax_nn_changes_nothing(checkpoint):
         made(dataclasses.replace(CONFIG, attention=name), method, checkpoint)
         for name in ("einsum", "xla")
     ]
-    for a, b in zip(*(jax.tree.leaves(loss_and_gradient(one)) for one in tuned), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    assert_same(*(loss_and_gradient(model) for model in tuned))
     tokens = (
-        decoding.greedy(one.model, one.params, BATCH["encoder_input_tokens"], 5) for one in tuned
+        decoding.greedy(model.model, model.params, BATCH["encoder_input_tokens"], 5)
+        for model in tuned
     )
     np.testing.assert_array_equal(*tokens)
 
@@ -151,8 +160,8 @@ def test_frozen_matrices_in_bfloat16(checkpoint):
         for t in (wide, tuned)
     ]
     np.testing.assert_array_equal(encoded[0].states, encoded[1].states)
-    # Only the output layer, float32 before, differs: by its own rounding.
-    np.testing.assert_allclose(*(loss_and_gradient(t)[0] for t in (wide, tuned)), rtol=2e-3)
+    # Only the output layer, float32 before, differs: both of its operands are rounded to 8 bits.
+    np.testing.assert_allclose(*(loss_and_gradient(t)[0] for t in (wide, tuned)), rtol=2 * 2**-8)
 
 
 def test_model_tuning_trains_in_float32(checkpoint):

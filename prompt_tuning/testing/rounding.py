@@ -8,7 +8,7 @@ layers keep a layer's error as small, relative to its values, as it was before.
 
 import math
 
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.t5.config import T5Config
 
 UNIT = 2.0**-24  # largest relative error of one float32 operation
 
