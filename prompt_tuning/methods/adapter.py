@@ -9,7 +9,7 @@ from jax import Array
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import matmul, partitioned_param
+from prompt_tuning.t5.layers import matmul, over_last, partitioned_param
 from prompt_tuning.t5.sites import Place
 
 VARIANTS = ("houlsby", "pfeiffer")
@@ -64,5 +64,6 @@ class Bottleneck(nn.Module):
         down_bias = partitioned_param(self, "down_bias", zeros, (None,), (self.size,))
         up = partitioned_param(self, "up", zeros, (None, "embed"), (self.size, width))
         up_bias = partitioned_param(self, "up_bias", zeros, ("embed",), (width,))
-        hidden = nn.gelu(matmul(y, down, y.dtype) + down_bias.astype(y.dtype))
-        return matmul(hidden, up, y.dtype) + up_bias.astype(y.dtype)
+        down_bias, up_bias = (over_last(b, y).astype(y.dtype) for b in (down_bias, up_bias))
+        hidden = nn.gelu(matmul(y, down, y.dtype) + down_bias)
+        return matmul(hidden, up, y.dtype) + up_bias

@@ -7,7 +7,7 @@ import flax.linen as nn
 from jax import Array
 
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.layers import over_last, partitioned_param
 from prompt_tuning.t5.sites import Place
 
 
@@ -37,4 +37,4 @@ class Bias(nn.Module):
     def __call__(self, y: Array) -> Array:
         zeros = nn.initializers.zeros
         bias = partitioned_param(self, "bias", zeros, (None,), (y.shape[-1],))
-        return y + bias.astype(y.dtype)
+        return y + over_last(bias, y).astype(y.dtype)

@@ -9,7 +9,7 @@ from jax import Array
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.layers import over_last, partitioned_param
 from prompt_tuning.t5.sites import Place
 
 
@@ -48,4 +48,4 @@ class Scale(nn.Module):
     def __call__(self, x: Array) -> Array:
         ones = nn.initializers.ones
         scale = partitioned_param(self, "scale", ones, (None,), (x.shape[-1],))
-        return x * scale.astype(x.dtype)
+        return x * over_last(scale, x).astype(x.dtype)

@@ -133,7 +133,7 @@ class TaskPrompts(nn.Module):
         shared = leaf("shared", 0.0, length, width)
         rows = leaf("rows", 1.0, self.tasks, length, rank)
         columns = leaf("columns", 1.0 / rank, self.tasks, rank, width)
-        prompts = (shared * (rows @ columns)).astype(x.dtype)
+        prompts = (shared[None] * (rows @ columns)).astype(x.dtype)
         if self.tasks == 1 or self.is_initializing():
             return prompts[0]
         if tasks is None:

@@ -64,7 +64,7 @@ class PrefixTuning(Method):
             jnp.broadcast_to(half, batch).astype(key.dtype) for half in prefix[place.layer]
         )
         if gates is not None:
-            gate = jnp.tanh(gates[place.layer])[:, None].astype(key.dtype)
+            gate = jnp.tanh(gates[place.layer])[None, None, :, None].astype(key.dtype)
             return call(query, key, value, bias) + gate * call(query, first, second, None)
         if bias is not None:
             bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (self.length, 0)))

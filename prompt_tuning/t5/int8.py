@@ -57,7 +57,7 @@ def matmul(x: Array, kernel: Any, dtype: jnp.dtype) -> Array:
 
     Eight-bit integers are exact in any `dtype`; the scales multiply the sums.
     """
-    return _product(x, kernel.qvalue, 0) * kernel.scale[0]
+    return _product(x, kernel.qvalue, 0) * _scale(kernel, x)
 
 
 def _forward(x: Array, kernel: Any, dtype: jnp.dtype) -> tuple[Array, Any]:
@@ -65,11 +65,16 @@ def _forward(x: Array, kernel: Any, dtype: jnp.dtype) -> tuple[Array, Any]:
 
 
 def _backward(dtype: jnp.dtype, kernel: Any, gradient: Array) -> tuple[Array, None]:
-    scaled = (gradient * kernel.scale[0]).astype(dtype)
+    scaled = (gradient * _scale(kernel, gradient)).astype(dtype)
     return _product(scaled, kernel.qvalue, 1).astype(dtype), None
 
 
 matmul.defvjp(_forward, _backward)
+
+
+def _scale(kernel: Any, x: Array) -> Array:
+    """The kernel's scale [1, out] with as many axes as x."""
+    return jnp.expand_dims(kernel.scale, tuple(range(x.ndim - 2)))
 
 
 def _product(x: Array, integers: Array, axis: int) -> Array:

@@ -39,6 +39,11 @@ def partitioned_param(
     return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
 
 
+def over_last(vector: Array, x: Array) -> Array:
+    """Reshapes a vector [D] so that it broadcasts over x [..., D]."""
+    return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+
 def dropout(x: Array, rate: float, module: nn.Module, enabled: bool) -> Array:
     """Applies dropout with a mask shared along the length axis (-2), as in T5X."""
     if not enabled or rate == 0.0:
@@ -72,12 +77,17 @@ def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
     asking for float32 sums would make the backward pass's operands float32 as well.
     """
     if int8.is_int8(kernel):
-        x = x if jnp.promote_types(x.dtype, dtype) == dtype else x.astype(dtype)
+        x = x if _holds(dtype, x.dtype) else x.astype(dtype)
         return int8.matmul(x, kernel, x.dtype).astype(dtype)
-    if x.dtype != kernel.dtype or jnp.promote_types(x.dtype, dtype) != dtype:
+    if x.dtype != kernel.dtype or not _holds(dtype, x.dtype):
         x, kernel = x.astype(dtype), kernel.astype(dtype)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(x, kernel, contract, preferred_element_type=dtype)
+
+
+def _holds(dtype: jnp.dtype, other: jnp.dtype) -> bool:
+    """Whether every value of the float type `other` is one of `dtype`."""
+    return other == dtype or jnp.finfo(other).bits < jnp.finfo(dtype).bits
 
 
 class Embed(nn.Module):
@@ -114,7 +124,7 @@ class RMSNorm(nn.Module):
         scale = partitioned_param(self, "scale", ones, ("embed",), (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
-        return (x * scale).astype(self.dtype)
+        return (x * over_last(scale, x)).astype(self.dtype)
 
 
 def relative_buckets(
@@ -130,7 +140,7 @@ def relative_buckets(
     offset = jnp.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
-        offset = (distance < 0) * num_buckets
+        offset = jnp.where(distance < 0, num_buckets, 0)
         distance = jnp.abs(distance)
     else:
         distance = jnp.maximum(distance, 0)
@@ -149,7 +159,7 @@ class RelativePositionBias(nn.Module):
 
     @nn.compact
     def __call__(self, query_positions: Array, key_positions: Array) -> Array:
-        """Returns the bias [..., heads, Q, K] for positions [..., Q] and [..., K]."""
+        """Returns the bias [B, heads, Q, K] for positions [B, Q] and [B, K]."""
         cfg = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         shape = (cfg.num_heads, cfg.relative_buckets)
@@ -159,7 +169,7 @@ class RelativePositionBias(nn.Module):
         buckets = relative_buckets(
             relative, self.bidirectional, cfg.relative_buckets, cfg.relative_max_distance
         )
-        bias = jnp.take(table.T.astype(jnp.float32), buckets, axis=0)  # [..., Q, K, heads]
+        bias = jnp.take(table.T.astype(jnp.float32), buckets, axis=0)  # [B, Q, K, heads]
         return jnp.moveaxis(bias, -1, -3)
 
 
@@ -257,11 +267,11 @@ class Attention(nn.Module):
 def _fused(
     query: Array, key: Array, value: Array, bias: Array | None, implementation: Any
 ) -> Array:
-    """Attention by `jax.nn.dot_product_attention`, which takes a bias of four dimensions."""
+    """Attention by `jax.nn.dot_product_attention`, with a bias of the queries' dtype."""
     if implementation == "cudnn" and (backend := jax.default_backend()) != "gpu":
         raise ValueError(f"ATTENTION = 'cudnn': needs a GPU, not a {backend}; set 'einsum'")
     if bias is not None:
-        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape).astype(query.dtype)
+        bias = bias.astype(query.dtype)
     return jax.nn.dot_product_attention(
         query, key, value, bias, scale=1.0, implementation=implementation
     )

@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         x, segments, positions = self.sites.embedded(x, segments, positions, "encoder", tasks)
         x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
-        order = jnp.arange(x.shape[1]) if positions is None else positions
+        order = jnp.arange(x.shape[1])[None] if positions is None else positions
         relative = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")
         bias = relative(order, order) + attention_bias(same_segment(segments, segments))
         real = (segments > 0)[..., None].astype(dtype)
@@ -142,13 +142,14 @@ class Decoder(nn.Module):
             real_input = jnp.pad(real_input, ((0, 0), (added, 0)), constant_values=True)
         x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
         if cache is None:
-            order = jnp.arange(x.shape[1])
+            order = jnp.arange(x.shape[1])[None]
             queries = keys = order if positions is None else positions
-            visible = (order[None, :] <= order[:, None]) & same_segment(segments, segments)
+            causal = (order[:, None, :] <= order[:, :, None])[:, None]
+            visible = causal & same_segment(segments, segments)
         else:
-            keys = jnp.arange(cache.keys_values[0][0].shape[2])
-            queries = cache.index + jnp.arange(x.shape[1])
-            visible = (keys[None, :] <= queries[:, None])[None, None]
+            keys = jnp.arange(cache.keys_values[0][0].shape[2])[None]
+            queries = cache.index + jnp.arange(x.shape[1])[None]
+            visible = (keys[:, None, :] <= queries[:, :, None])[:, None]
         relative = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")
         self_bias = relative(queries, keys) + attention_bias(visible)
         shared_rows = segments.reshape(encoded.segments.shape[0], -1)
@@ -254,7 +255,7 @@ class T5(nn.Module):
         segments, positions = decoder_segment_ids, decoder_positions
         if segments is None:
             segments = (decoder_target_tokens > 0).astype(jnp.int32)
-        first = jnp.arange(decoder_input_tokens.shape[1]) == 0
+        first = jnp.arange(decoder_input_tokens.shape[1])[None] == 0
         if positions is not None:
             first = (positions == 0) & (segments > 0)
         x = self.token_embedder(decoder_input_tokens)

@@ -94,10 +94,10 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
 
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(tuned.params).items()}
     bound = rounding.forward(config, inputs.shape[1] + 16, 6) * np.abs(forced).max()
+    plain = {path: leaves[path] for path in split.backbone}
+    effect = np.abs(logits(T5(config), unflatten(plain), batch) - forced).max()
     if split.added:
-        plain = {path: leaves[path] for path in split.backbone}
-        changed = np.abs(logits(T5(config), unflatten(plain), batch) - forced).max()
-        assert changed > 100 * bound, "the added leaves do not change the logits"
+        assert effect > 100 * bound, "the added leaves do not change the logits"
     for name, after, convert in (
         ("folded", method.folded(), functools.partial(method.fold, config=config)),
         ("merged", Sites(), method.merge),
@@ -107,7 +107,8 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
         paths = flatten(nn.unbox(init_shapes(config, after))).keys()
         assert converted.keys() == paths, f"the {name} leaves are not the model's"
         predicted = logits(T5(config, after), unflatten(converted), batch)
-        np.testing.assert_allclose(predicted, forced, rtol=0, atol=2 * bound, err_msg=name)
+        # Far above rounding, far below what leaving out or doubling a leaf would do.
+        np.testing.assert_allclose(predicted, forced, rtol=0, atol=1e-2 * effect, err_msg=name)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -65,7 +65,7 @@ class Loss:
         weights = self._weights(targets, weights)
         cross_entropy, z_term = self.per_token(logits, targets)
         total = jnp.sum((cross_entropy + z_term) * weights * scale)
-        correct = (jnp.argmax(logits, axis=-1) == targets) * weights
+        correct = jnp.where(jnp.argmax(logits, axis=-1) == targets, weights, 0.0)
         return total, {
             "cross_ent_loss": jnp.sum(cross_entropy * weights * scale),
             "z_loss": jnp.sum(z_term * weights * scale),
@@ -108,6 +108,6 @@ class Loss:
                 return 1.0 / weights.size
             case "AVERAGE_PER_SEQUENCE":
                 real = jnp.sum(weights, axis=-1, keepdims=True)
-                return 1.0 / (jnp.maximum(real, 1.0) * jnp.sum(real > 0))
+                return 1.0 / (jnp.maximum(real, 1.0) * jnp.sum(real > 0, dtype=real.dtype))
             case number:
                 return 1.0 / float(number)
