@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 from jax import Array
+from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
@@ -43,7 +44,9 @@ class Adapter(Method):
     def check(self, config: T5Config) -> None:
         choices.layers("ADAPTER_LAYERS", self.layers, choices.deepest(config), config)
 
-    def sublayer(self, y: Array, place: Place) -> Array:
+    def sublayer(
+        self, y: Float[Array, "batch length embed"], place: Place
+    ) -> Float[Array, "batch length embed"]:
         if not choices.has(self.layers, place):
             return y
         if self.variant == "pfeiffer" and place.block != "mlp":
@@ -57,13 +60,13 @@ class Bottleneck(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, y: Array) -> Array:
+    def __call__(self, y: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         width, zeros = y.shape[-1], nn.initializers.zeros
         normal = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         down = partitioned_param(self, "down", normal, ("embed", None), (width, self.size))
         down_bias = partitioned_param(self, "down_bias", zeros, (None,), (self.size,))
         up = partitioned_param(self, "up", zeros, (None, "embed"), (self.size, width))
         up_bias = partitioned_param(self, "up_bias", zeros, ("embed",), (width,))
-        down_bias, up_bias = (over_last(b, y).astype(y.dtype) for b in (down_bias, up_bias))
-        hidden = nn.gelu(matmul(y, down, y.dtype) + down_bias)
-        return matmul(hidden, up, y.dtype) + up_bias
+        hidden = matmul(y, down, y.dtype)
+        hidden = nn.gelu(hidden + over_last(down_bias, hidden).astype(y.dtype))
+        return matmul(hidden, up, y.dtype) + over_last(up_bias, y).astype(y.dtype)

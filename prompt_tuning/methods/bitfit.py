@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 from jax import Array
+from jaxtyping import Float
 
 from prompt_tuning.methods.base import Method
 from prompt_tuning.t5.layers import over_last, partitioned_param
@@ -24,8 +25,12 @@ class BitFit(Method):
         return added or path.endswith("norm/scale")
 
     def linear(
-        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
-    ) -> Array:
+        self,
+        call: Callable[[Array], Array],
+        x: Float[Array, "*batch inputs"],
+        place: Place,
+        projection: str,
+    ) -> Float[Array, "*batch outputs"]:
         y = call(x)
         return y if projection == "key" else Bias(name=f"bias_{projection}")(y)
 
@@ -34,7 +39,7 @@ class Bias(nn.Module):
     """y + bias, one value per channel, starting at zero."""
 
     @nn.compact
-    def __call__(self, y: Array) -> Array:
+    def __call__(self, y: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
         zeros = nn.initializers.zeros
         bias = partitioned_param(self, "bias", zeros, (None,), (y.shape[-1],))
         return y + over_last(bias, y).astype(y.dtype)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Attend, Place
+from prompt_tuning.t5.sites import Attend, Embedded, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Combined(Method):
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
         return self._union(method.initial_values(backbone, seed) for method in self.methods)
 
-    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+    def penalty(self, leaves: Mapping[str, Any]) -> Array | float:
         return sum((method.penalty(leaves) for method in self.methods), 0.0)
 
     def said(self, setting: str) -> str:
@@ -84,26 +85,34 @@ class Combined(Method):
 
     def embedded(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
         stack: str,
-        tasks: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]:
+        tasks: Int[Array, " batch"] | None = None,
+    ) -> Embedded:
         for method in self.methods:
             x, segments, positions = method.embedded(x, segments, positions, stack, tasks)
         return x, segments, positions
 
     def layer_input(
-        self, x: Array, segments: Array, positions: Array | None, place: Place
-    ) -> Array:
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
+        place: Place,
+    ) -> Float[Array, "batch length embed"]:
         for method in self.methods:
             x = method.layer_input(x, segments, positions, place)
         return x
 
     def linear(
-        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
-    ) -> Array:
+        self,
+        call: Callable[[Array], Array],
+        x: Float[Array, "*batch inputs"],
+        place: Place,
+        projection: str,
+    ) -> Float[Array, "*batch outputs"]:
         for method in self.methods:
             call = functools.partial(method.linear, call, place=place, projection=projection)
         return call(x)
@@ -111,23 +120,29 @@ class Combined(Method):
     def attention(
         self,
         call: Attend,
-        query: Array,
-        key: Array,
-        value: Array,
-        bias: Array | None,
+        query: Float[Array, "batch queries heads head_dim"],
+        key: Float[Array, "batch keys heads head_dim"],
+        value: Float[Array, "batch keys heads head_dim"],
+        bias: Float[Array, "#batch #heads queries keys"] | None,
         place: Place,
         shared: Any,
-    ) -> Array:
+    ) -> Float[Array, "batch queries heads head_dim"]:
         for method, part in zip(self.methods, shared, strict=True):
             call = functools.partial(method.attention, call, place=place, shared=part)
         return call(query, key, value, bias)
 
-    def sublayer(self, y: Array, place: Place) -> Array:
+    def sublayer(
+        self, y: Float[Array, "batch length embed"], place: Place
+    ) -> Float[Array, "batch length embed"]:
         for method in self.methods:
             y = method.sublayer(y, place)
         return y
 
-    def logits(self, logits: Array, hidden: Array) -> Array:
+    def logits(
+        self,
+        logits: Float[Array, "batch length vocab"],
+        hidden: Float[Array, "batch length embed"],
+    ) -> Float[Array, "batch length vocab"]:
         for method in self.methods:
             logits = method.logits(logits, hidden)
         return logits

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import Prompt, add, fill
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Place
+from prompt_tuning.t5.sites import Embedded, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +50,23 @@ class DeepPrompt(Method):
 
     def embedded(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
         stack: str,
-        tasks: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]:
+        tasks: Int[Array, " batch"] | None = None,
+    ) -> Embedded:
         if stack == "decoder":
             return x, segments, positions
         return add(x, segments, positions, Prompt(self.length, name="prompt_0")(x), "prefix")
 
     def layer_input(
-        self, x: Array, segments: Array, positions: Array | None, place: Place
-    ) -> Array:
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
+        place: Place,
+    ) -> Float[Array, "batch length embed"]:
         if place.layer == 0 or not choices.has(self.layers, place):
             return x
         prompt = Prompt(self.length, name=f"prompt_{place.layer}")(x)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
@@ -21,8 +22,12 @@ class IA3(Method):
     """
 
     def linear(
-        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
-    ) -> Array:
+        self,
+        call: Callable[[Array], Array],
+        x: Float[Array, "*batch inputs"],
+        place: Place,
+        projection: str,
+    ) -> Float[Array, "*batch outputs"]:
         if projection in ("key", "value"):
             return Scale(name=f"ia3_{projection}")(call(x))
         if projection == "wo":
@@ -45,7 +50,7 @@ class Scale(nn.Module):
     """x * scale, one value per channel, starting at one."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
         ones = nn.initializers.ones
         scale = partitioned_param(self, "scale", ones, (None,), (x.shape[-1],))
         return x * over_last(scale, x).astype(x.dtype)

@@ -6,7 +6,7 @@ generator.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -18,7 +18,10 @@ from prompt_tuning.t5 import int8
 SPECIAL_IDS = 3  # padding, end of sequence, unknown: not words
 
 
+@runtime_checkable
 class Initializer(Protocol):
+    """Makes an initial prompt [P, D] float32."""
+
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray: ...
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
@@ -41,8 +42,12 @@ class LoRA(Method):
         choices.layers("LORA_LAYERS", self.layers, choices.deepest(config), config)
 
     def linear(
-        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
-    ) -> Array:
+        self,
+        call: Callable[[Array], Array],
+        x: Float[Array, "*batch inputs"],
+        place: Place,
+        projection: str,
+    ) -> Float[Array, "*batch outputs"]:
         y = call(x)
         if projection not in self.projections or not choices.has(self.layers, place):
             return y
@@ -67,7 +72,7 @@ class LowRank(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         a = partitioned_param(self, "a", uniform, (None, None), (x.shape[-1], self.rank))
         zeros = nn.initializers.zeros

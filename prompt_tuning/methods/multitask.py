@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
@@ -14,6 +15,7 @@ from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.sites import Embedded
 
 _LEAVES = "encoder/prompt/"
 
@@ -72,12 +74,12 @@ class MultitaskPrompt(Method):
 
     def embedded(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
         stack: str,
-        tasks: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]:
+        tasks: Int[Array, " batch"] | None = None,
+    ) -> Embedded:
         if stack == "decoder":
             return x, segments, positions
         prompt = TaskPrompts(self.length, self.count, self.rank, name="prompt")(x, tasks)
@@ -120,7 +122,9 @@ class TaskPrompts(nn.Module):
     rank: int
 
     @nn.compact
-    def __call__(self, x: Array, tasks: Array | None) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch length embed"], tasks: Int[Array, " batch"] | None
+    ) -> Float[Array, "*rows prompt embed"]:
         length, width, rank = self.length, x.shape[-1], self.rank
 
         def leaf(name: str, mean: float, *shape: int) -> Array:

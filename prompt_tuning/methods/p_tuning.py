@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
@@ -15,6 +16,7 @@ from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.t5.sites import Embedded
 
 _LEAVES = "encoder/prompt_encoder/"
 ENCODERS = ("mlp", "lstm")
@@ -53,12 +55,12 @@ class PTuning(Method):
 
     def embedded(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
         stack: str,
-        tasks: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]:
+        tasks: Int[Array, " batch"] | None = None,
+    ) -> Embedded:
         if stack == "decoder":
             return x, segments, positions
         prompt = self._network(x.shape[-1], name="prompt_encoder")().astype(x.dtype)
@@ -96,7 +98,7 @@ class PromptEncoder(nn.Module):
     lstm: bool
 
     @nn.compact
-    def __call__(self) -> Array:
+    def __call__(self) -> Float[Array, "prompt embed"]:
         uniform = nn.initializers.uniform(1.0)
         x = self.param("embedding", uniform, (self.length, self.width), jnp.float32)
         if not self.lstm:

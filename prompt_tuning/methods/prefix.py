@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
@@ -51,13 +52,13 @@ class PrefixTuning(Method):
     def attention(
         self,
         call: Attend,
-        query: Array,
-        key: Array,
-        value: Array,
-        bias: Array | None,
+        query: Float[Array, "batch queries heads head_dim"],
+        key: Float[Array, "batch keys heads head_dim"],
+        value: Float[Array, "batch keys heads head_dim"],
+        bias: Float[Array, "#batch #heads queries keys"] | None,
         place: Place,
         shared: Any,
-    ) -> Array:
+    ) -> Float[Array, "batch queries heads head_dim"]:
         prefix, gates = shared[place.block]
         batch = (key.shape[0], *prefix.shape[2:])
         first, second = (
@@ -106,7 +107,9 @@ class Prefix(nn.Module):
     gated: bool
 
     @nn.compact
-    def __call__(self) -> tuple[Array, Array | None]:
+    def __call__(
+        self,
+    ) -> tuple[Float[Array, "layers 2 prefix heads head_dim"], Float[Array, "layers heads"] | None]:
         layers, _, length, heads, head_dim = self.shape
         axes = (None, None, "prompt", "heads", "kv")
         if self.hidden:

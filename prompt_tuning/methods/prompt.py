@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, Shaped
 
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
-from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.layers import ArrayLike, partitioned_param
+from prompt_tuning.t5.sites import Embedded
 
 PROMPT_PATH = "encoder/prompt/prompt/prompt"
 DECODER_PROMPT_PATH = "decoder/prompt/prompt/prompt"
@@ -58,12 +60,12 @@ class InputPrompt(Method):
 
     def embedded(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
         stack: str,
-        tasks: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]:
+        tasks: Int[Array, " batch"] | None = None,
+    ) -> Embedded:
         length, placement = self.length, self.placement
         if stack == "decoder":
             length, placement = self.decoder_length, "prefix"
@@ -102,7 +104,7 @@ class Prompt(nn.Module):
     length: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "prompt embed"]:
         axes, shape = ("prompt", "prompt_embed"), (self.length, x.shape[-1])
         prompt = partitioned_param(self, "prompt", _uniform, axes, shape)
         return prompt.astype(x.dtype)
@@ -114,7 +116,7 @@ class PromptModule(nn.Module):
     length: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "prompt embed"]:
         return Prompt(self.length, name="prompt")(x)
 
 
@@ -123,8 +125,12 @@ def _uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
 
 
 def add(
-    x: Array, segments: Array, positions: Array | None, prompt: Array, placement: str | int
-) -> tuple[Array, Array, Array | None]:
+    x: Float[Array, "batch length embed"],
+    segments: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"] | None,
+    prompt: Float[Array, "*rows prompt embed"],
+    placement: str | int,
+) -> Embedded:
     """Adds a prompt [P, D] or [B, P, D] to embedded input and returns what `Sites.embedded` does.
 
     Unpacked rows grow by P; packed examples have room for the prompt, which is overwritten.
@@ -138,14 +144,24 @@ def add(
     return fill(x, segments, positions, prompt), segments, positions
 
 
-def fill(x: Array, segments: Array, positions: Array, prompt: Array) -> Array:
+def fill(
+    x: Float[Array, "batch length embed"],
+    segments: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"],
+    prompt: Float[Array, "prompt embed"],
+) -> Float[Array, "batch length embed"]:
     """Writes a prompt [P, D] over the first P positions of each packed example of x [B, T, D]."""
     rows = jnp.take(prompt, jnp.minimum(positions, prompt.shape[0] - 1), axis=0)
     is_prompt = (positions < prompt.shape[0]) & (segments > 0)
     return jnp.where(is_prompt[..., None], rows, x)
 
 
-def place(x: Array, segments: Array, prompt: Array, placement: str | int) -> tuple[Array, Array]:
+def place(
+    x: Float[ArrayLike, "batch length embed"],
+    segments: Shaped[ArrayLike, "batch length"],
+    prompt: Float[ArrayLike, "*rows prompt embed"],
+    placement: str | int,
+) -> tuple[Float[Array, "batch longer embed"], Shaped[Array, "batch longer"]]:
     """Inserts a prompt into embedded input.
 
     Args:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.prompt import InputPrompt
@@ -49,7 +50,11 @@ class Warp(InputPrompt):
             )
         return dataclasses.replace(self, label_ids=ids)
 
-    def logits(self, logits: Array, hidden: Array) -> Array:
+    def logits(
+        self,
+        logits: Float[Array, "batch length vocab"],
+        hidden: Float[Array, "batch length embed"],
+    ) -> Float[Array, "batch length vocab"]:
         if not self.label_ids:
             return logits
         change = Verbalizer(len(self.label_ids), name="verbalizer")(hidden)
@@ -62,7 +67,9 @@ class Verbalizer(nn.Module):
     labels: int
 
     @nn.compact
-    def __call__(self, hidden: Array) -> Array:
+    def __call__(
+        self, hidden: Float[Array, "batch length embed"]
+    ) -> Float[Array, "batch length labels"]:
         shape, zeros = (self.labels, hidden.shape[-1]), nn.initializers.zeros
         vectors = partitioned_param(self, "vectors", zeros, ("prompt", "prompt_embed"), shape)
         return hidden.astype(jnp.float32) @ vectors.T

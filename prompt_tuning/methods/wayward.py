@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ class Wayward(InputPrompt):
     def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return prompt_files(trained)
 
-    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+    def penalty(self, leaves: Mapping[str, Any]) -> Array | float:
         if not self.token_ids:
             return 0.0
         target = int8.rows(leaves[EMBEDDING], jnp.asarray(self.token_ids))

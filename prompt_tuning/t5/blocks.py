@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.layers import Attention, Mlp, RMSNorm, dropout
@@ -23,8 +24,13 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, layer: Array | None, bias: Array, real: Array, shared: Any
-    ) -> tuple[Array, None]:
+        self,
+        x: Float[Array, "batch length embed"],
+        layer: Int[Array, ""] | None,
+        bias: Float[Array, "batch heads length length"],
+        real: Float[Array, "batch length 1"],
+        shared: Any,
+    ) -> tuple[Float[Array, "batch length embed"], None]:
         cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
         enable_dropout = self.enable_dropout
         index = cast(int, self.layer) if layer is None else layer
@@ -51,17 +57,17 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        layer: Array | None,
+        x: Float[Array, "batch length embed"],
+        layer: Int[Array, ""] | None,
         cache: KeysValues | None,
         cross: KeysValues | None,
-        encoded: Array,
-        self_bias: Array,
-        cross_bias: Array,
-        real: Array,
+        encoded: Float[Array, "rows inputs embed"],
+        self_bias: Float[Array, "#batch heads length keys"],
+        cross_bias: Float[Array, "rows 1 shared_length inputs"],
+        real: Float[Array, "batch length 1"],
         shared: Any,
-        index: Array | int,
-    ) -> tuple[Array, tuple[KeysValues, KeysValues] | None]:
+        index: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "batch length embed"], tuple[KeysValues, KeysValues] | None]:
         """Returns x, and in cached decoding the keys and values of x and those of `encoded`."""
         cfg, sites, dtype = self.config, self.sites, jnp.dtype(self.config.dtype)
         enable_dropout = self.enable_dropout

@@ -7,13 +7,14 @@ masked logits.
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from prompt_tuning.t5 import int8
 from prompt_tuning.t5.config import T5Config
@@ -21,6 +22,7 @@ from prompt_tuning.t5.sites import Place, Sites
 
 NEG_INF = -1e10
 
+ArrayLike = Array | np.ndarray
 Axes = tuple[str | None, ...]
 Shape = tuple[int, ...]
 
@@ -34,12 +36,14 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def partitioned_param(
     module: nn.Module, name: str, init: nn.initializers.Initializer, axes: Axes, shape: Shape
-) -> Array:
-    """A float32 parameter with logical axis names, one per dimension."""
-    return cast(Array, module.param(name, nn.with_logical_partitioning(init, axes), shape))
+) -> Any:
+    """A float32 parameter with logical axis names, one per dimension; a QArray if it is int8."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape)
 
 
-def over_last(vector: Array, x: Array) -> Array:
+def over_last(
+    vector: Float[Array, " embed"], x: Float[Array, "*batch embed"]
+) -> Float[Array, "*ones embed"]:
     """Reshapes a vector [D] so that it broadcasts over x [..., D]."""
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
@@ -62,14 +66,16 @@ class Dense(nn.Module):
     scale: float = 1.0  # multiplies the initialiser's standard deviation
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
         shape = (x.shape[-1], self.features)
         kernel = partitioned_param(self, "kernel", init, self.axes, shape)
         return matmul(x, kernel, self.dtype)
 
 
-def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
+def matmul(
+    x: Float[Array, "*batch inputs"], kernel: Any, dtype: jnp.dtype
+) -> Float[Array, "*batch outputs"]:
     """Multiplies x [..., in] by a kernel [in, out], which may be int8; the result is in `dtype`.
 
     Operands are cast to `dtype`, but not up if both have the same narrower dtype: products of
@@ -100,7 +106,7 @@ class Embed(nn.Module):
         shape = (self.config.vocab_size, self.config.d_model)
         self.embedding = partitioned_param(self, "embedding", init, ("vocab", "embed"), shape)
 
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch embed"]:
         # fsdp divides rows; the lookup needs whole ones.
         whole = functools.partial(
             nn.with_logical_constraint, logical_axis_resources=("vocab", None)
@@ -108,7 +114,7 @@ class Embed(nn.Module):
         table = jax.tree.map(whole, self.embedding)
         return int8.rows(table, tokens).astype(self.config.dtype)
 
-    def attend(self, x: Array) -> Array:
+    def attend(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Logits [..., V] from x [..., D]: x times the transposed table, over sqrt(D)."""
         return matmul(x, self.embedding.T, jnp.dtype("float32")) / np.sqrt(self.config.d_model)
 
@@ -119,7 +125,7 @@ class RMSNorm(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
         ones = nn.initializers.ones
         scale = partitioned_param(self, "scale", ones, ("embed",), (x.shape[-1],))
         x = x.astype(jnp.float32)
@@ -128,8 +134,11 @@ class RMSNorm(nn.Module):
 
 
 def relative_buckets(
-    relative_position: np.ndarray | Array, bidirectional: bool, num_buckets: int, max_distance: int
-) -> Array:
+    relative_position: Int[ArrayLike, "*shape"],
+    bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+) -> Int[Array, "*shape"]:
     """Bucket ids (T5) of `relative_position` = key position - query position.
 
     Bidirectional: keys after the query use the upper half of the buckets. Causal: all buckets are
@@ -158,7 +167,9 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, query_positions: Array, key_positions: Array) -> Array:
+    def __call__(
+        self, query_positions: Int[Array, "batch queries"], key_positions: Int[Array, "batch keys"]
+    ) -> Float[Array, "batch heads queries keys"]:
         """Returns the bias [B, heads, Q, K] for positions [B, Q] and [B, K]."""
         cfg = self.config
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -173,12 +184,14 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(bias, -1, -3)
 
 
-def attention_bias(mask: Array) -> Array:
+def attention_bias(mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
     """0 where `mask` is True, -1e10 elsewhere; float32."""
     return jnp.where(mask, 0.0, NEG_INF).astype(jnp.float32)
 
 
-def same_segment(queries: Array, keys: Array) -> Array:
+def same_segment(
+    queries: Int[Array, "batch queries"], keys: Int[Array, "batch keys"]
+) -> Bool[Array, "batch 1 queries keys"]:
     """Mask [B, 1, Q, K], True where both are real and of one example; segments [B, Q], [B, K]."""
     queries, keys = queries[:, None, :, None], keys[:, None, None, :]
     return (queries == keys) & (queries > 0)
@@ -194,15 +207,16 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        keys_values: Array | tuple[Array, Array],
-        bias: Array | None,
+        x: Float[Array, "batch queries embed"],
+        keys_values: Float[Array, "rows keys embed"]
+        | tuple[Float[Array, "rows heads keys head_dim"], Float[Array, "rows heads keys head_dim"]],
+        bias: Float[Array, "#rows #heads shared_queries attended"] | None,
         *,
         shared: Any = None,
         cache: tuple[Array, Array] | None = None,
-        index: Array | int = 0,
+        index: Int[Array, ""] | int = 0,
         enable_dropout: bool = False,
-    ) -> tuple[Array, tuple[Array, Array]]:
+    ) -> tuple[Float[Array, "batch queries embed"], tuple[Array, Array]]:
         """Attends from x to keys and values.
 
         Args:
@@ -290,7 +304,9 @@ class Mlp(nn.Module):
     place: Place
 
     @nn.compact
-    def __call__(self, x: Array, *, enable_dropout: bool = False) -> Array:
+    def __call__(
+        self, x: Float[Array, "batch length embed"], *, enable_dropout: bool = False
+    ) -> Float[Array, "batch length embed"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         hidden = jnp.ones((), dtype)
         for name, activation in zip(cfg.mlp_inputs, cfg.activations, strict=True):

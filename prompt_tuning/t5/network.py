@@ -3,17 +3,19 @@
 import functools
 import operator
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from prompt_tuning.t5.blocks import DecoderLayer, EncoderLayer, KeysValues, remat, scan, stack
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.layers import (
+    ArrayLike,
     Dense,
     Embed,
     RelativePositionBias,
@@ -35,8 +37,8 @@ class Encoded(flax.struct.PyTreeNode):
       segments: [B, T'] int32, 0 at padding.
     """
 
-    states: Array
-    segments: Array
+    states: Float[Array, "batch inputs embed"]
+    segments: Int[Array, "batch inputs"]
 
 
 class Cache(flax.struct.PyTreeNode):
@@ -51,11 +53,11 @@ class Cache(flax.struct.PyTreeNode):
     """
 
     encoded: Encoded
-    index: Array
+    index: Int[Array, ""]
     keys_values: tuple[KeysValues, ...]
     cross: tuple[KeysValues, ...] | None
 
-    def rows(self, index: Array) -> "Cache":
+    def rows(self, index: Int[Array, " rows"]) -> "Cache":
         """Returns the cache whose row i continues row `index[i]`.
 
         Arrays from the encoder are not copied: each of their rows serves n successive rows.
@@ -71,10 +73,10 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
-        tasks: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
+        tasks: Int[Array, " batch"] | None,
         *,
         enable_dropout: bool,
     ) -> Encoded:
@@ -109,16 +111,16 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "batch length embed"],
         encoded: Encoded,
-        real_input: Array,
-        segments: Array,
-        positions: Array | None = None,
+        real_input: Bool[Array, "batch length"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None = None,
         *,
         tied_logits: Callable[[Array], Array],
         cache: Cache | None = None,
         enable_dropout: bool = False,
-    ) -> tuple[Array, Cache | None]:
+    ) -> tuple[Float[Array, "batch length vocab"], Cache | None]:
         """Runs the decoder over embedded tokens.
 
         Args:
@@ -227,42 +229,46 @@ class T5(nn.Module):
 
     def encode(
         self,
-        encoder_input_tokens: Array,
-        encoder_segment_ids: Array | None = None,
-        encoder_positions: Array | None = None,
-        tasks: Array | None = None,
+        encoder_input_tokens: Int[ArrayLike, "batch inputs"],
+        encoder_segment_ids: Int[ArrayLike, "batch inputs"] | None = None,
+        encoder_positions: Int[ArrayLike, "batch inputs"] | None = None,
+        tasks: Int[ArrayLike, " batch"] | None = None,
         *,
         enable_dropout: bool = False,
     ) -> Encoded:
         """Encodes tokens [B, T] int32, 0 at padding; `__call__` documents the other arrays."""
-        segments = encoder_segment_ids
+        tokens, segments, positions, rows = _arrays(
+            encoder_input_tokens, encoder_segment_ids, encoder_positions, tasks
+        )
         if segments is None:
-            segments = (encoder_input_tokens > 0).astype(jnp.int32)
-        x = self.token_embedder(encoder_input_tokens)
-        return self.encoder(x, segments, encoder_positions, tasks, enable_dropout=enable_dropout)
+            segments = (tokens > 0).astype(jnp.int32)
+        x = self.token_embedder(tokens)
+        return self.encoder(x, segments, positions, rows, enable_dropout=enable_dropout)
 
     def decode(
         self,
         encoded: Encoded,
-        decoder_input_tokens: Array,
-        decoder_target_tokens: Array,
-        decoder_segment_ids: Array | None = None,
-        decoder_positions: Array | None = None,
+        decoder_input_tokens: Int[ArrayLike, "batch targets"],
+        decoder_target_tokens: Int[ArrayLike, "batch targets"],
+        decoder_segment_ids: Int[ArrayLike, "batch targets"] | None = None,
+        decoder_positions: Int[ArrayLike, "batch targets"] | None = None,
         *,
         enable_dropout: bool = False,
-    ) -> Array:
+    ) -> Float[Array, "batch targets vocab"]:
         """Teacher-forced logits [B, L, V] float32; `__call__` documents the arguments."""
-        segments, positions = decoder_segment_ids, decoder_positions
+        tokens, targets, segments, positions = _arrays(
+            decoder_input_tokens, decoder_target_tokens, decoder_segment_ids, decoder_positions
+        )
         if segments is None:
-            segments = (decoder_target_tokens > 0).astype(jnp.int32)
-        first = jnp.arange(decoder_input_tokens.shape[1])[None] == 0
+            segments = (targets > 0).astype(jnp.int32)
+        first = jnp.arange(tokens.shape[1])[None] == 0
         if positions is not None:
             first = (positions == 0) & (segments > 0)
-        x = self.token_embedder(decoder_input_tokens)
+        x = self.token_embedder(tokens)
         logits, _ = self.decoder(
             x,
             encoded,
-            (decoder_input_tokens > 0) | first,
+            (tokens > 0) | first,
             segments,
             positions,
             tied_logits=self.token_embedder.attend,
@@ -278,10 +284,12 @@ class T5(nn.Module):
         layers = tuple((empty, empty) for _ in range(cfg.num_decoder_layers))
         return Cache(encoded, jnp.zeros((), jnp.int32), layers, None)
 
-    def decode_step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+    def decode_step(
+        self, tokens: Int[ArrayLike, " batch"], cache: Cache
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
         """Takes one token per row, [B] int32, to logits [B, V] float32 of the next token."""
         segments = jnp.ones((tokens.shape[0], 1), jnp.int32)
-        x = self.token_embedder(tokens[:, None])
+        x = self.token_embedder(jnp.asarray(tokens)[:, None])
         logits, cache_after = self.decoder(
             x,
             cache.encoded,
@@ -294,17 +302,17 @@ class T5(nn.Module):
 
     def __call__(
         self,
-        encoder_input_tokens: Array,
-        decoder_input_tokens: Array,
-        decoder_target_tokens: Array,
-        encoder_segment_ids: Array | None = None,
-        decoder_segment_ids: Array | None = None,
-        encoder_positions: Array | None = None,
-        decoder_positions: Array | None = None,
-        tasks: Array | None = None,
+        encoder_input_tokens: Int[ArrayLike, "batch inputs"],
+        decoder_input_tokens: Int[ArrayLike, "batch targets"],
+        decoder_target_tokens: Int[ArrayLike, "batch targets"],
+        encoder_segment_ids: Int[ArrayLike, "batch inputs"] | None = None,
+        decoder_segment_ids: Int[ArrayLike, "batch targets"] | None = None,
+        encoder_positions: Int[ArrayLike, "batch inputs"] | None = None,
+        decoder_positions: Int[ArrayLike, "batch targets"] | None = None,
+        tasks: Int[ArrayLike, " batch"] | None = None,
         *,
         enable_dropout: bool = False,
-    ) -> Array:
+    ) -> Float[Array, "batch targets vocab"]:
         """Computes teacher-forced logits; the call signature is T5X's.
 
         Args:
@@ -338,6 +346,10 @@ class T5(nn.Module):
             decoder_positions,
             enable_dropout=enable_dropout,
         )
+
+
+def _arrays(*values: ArrayLike | None) -> Any:
+    return tuple(None if value is None else jnp.asarray(value) for value in values)
 
 
 @functools.cache

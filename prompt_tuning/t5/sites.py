@@ -11,10 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.t5.config import T5Config
 
 Attend = Callable[[Array, Array, Array, Array | None], Array]
+# What `Sites.embedded` returns, for a length with the added positions.
+Embedded = tuple[
+    Float[Array, "batch longer embed"],
+    Int[Array, "batch longer"],
+    Int[Array, "batch longer"] | None,
+]
 BLOCKS = {
     "encoder": ("attention", "mlp"),
     "decoder": ("self_attention", "encoder_decoder_attention", "mlp"),
@@ -54,7 +61,7 @@ class Sites:
         """
         return None
 
-    def penalty(self, leaves: Mapping[str, Array]) -> Array | float:
+    def penalty(self, leaves: Mapping[str, Any]) -> Array | float:
         """A term added to the loss, computed from the leaves of the whole model, by path."""
         return 0.0
 
@@ -64,12 +71,12 @@ class Sites:
 
     def embedded(
         self,
-        x: Array,
-        segments: Array,
-        positions: Array | None,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
         stack: str,
-        tasks: Array | None = None,
-    ) -> tuple[Array, Array, Array | None]:
+        tasks: Int[Array, " batch"] | None = None,
+    ) -> Embedded:
         """Acts on a stack's embedded input, before its dropout.
 
         Cached decoding calls it for the first token only.
@@ -90,14 +97,22 @@ class Sites:
         return x, segments, positions
 
     def layer_input(
-        self, x: Array, segments: Array, positions: Array | None, place: Place
-    ) -> Array:
+        self,
+        x: Float[Array, "batch length embed"],
+        segments: Int[Array, "batch length"],
+        positions: Int[Array, "batch length"] | None,
+        place: Place,
+    ) -> Float[Array, "batch length embed"]:
         """Acts on the input [B, T', D] of an encoder layer; the other arrays are `embedded`'s."""
         return x
 
     def linear(
-        self, call: Callable[[Array], Array], x: Array, place: Place, projection: str
-    ) -> Array:
+        self,
+        call: Callable[[Array], Array],
+        x: Float[Array, "*batch inputs"],
+        place: Place,
+        projection: str,
+    ) -> Float[Array, "*batch outputs"]:
         """Acts around a projection, x [..., in] to [..., out].
 
         Args:
@@ -111,13 +126,13 @@ class Sites:
     def attention(
         self,
         call: Attend,
-        query: Array,
-        key: Array,
-        value: Array,
-        bias: Array | None,
+        query: Float[Array, "batch queries heads head_dim"],
+        key: Float[Array, "batch keys heads head_dim"],
+        value: Float[Array, "batch keys heads head_dim"],
+        bias: Float[Array, "#batch #heads queries keys"] | None,
         place: Place,
         shared: Any,
-    ) -> Array:
+    ) -> Float[Array, "batch queries heads head_dim"]:
         """Acts around attention; keys and values added here are not cached.
 
         Args:
@@ -130,10 +145,16 @@ class Sites:
         """
         return call(query, key, value, bias)
 
-    def sublayer(self, y: Array, place: Place) -> Array:
+    def sublayer(
+        self, y: Float[Array, "batch length embed"], place: Place
+    ) -> Float[Array, "batch length embed"]:
         """Acts on a block's output [B, T', D], before its dropout and the residual sum."""
         return y
 
-    def logits(self, logits: Array, hidden: Array) -> Array:
+    def logits(
+        self,
+        logits: Float[Array, "batch length vocab"],
+        hidden: Float[Array, "batch length embed"],
+    ) -> Float[Array, "batch length vocab"]:
         """Acts on logits [B, L, V] float32; `hidden` [B, L, D] are the normed states below."""
         return logits

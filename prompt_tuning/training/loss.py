@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, Shaped
 
 NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE")
 
@@ -42,8 +43,12 @@ class Loss:
             raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: must be above 0")
 
     def __call__(
-        self, logits: Array, targets: Array, weights: Array | None, scale: Array | None = None
-    ) -> tuple[Array, dict[str, Array]]:
+        self,
+        logits: Float[Array, "batch length vocab"],
+        targets: Int[Array, "batch length"],
+        weights: Shaped[Array, "batch length"] | None,
+        scale: Float[Array, "batch length"] | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Computes the loss of a batch.
 
         Args:
