@@ -14,7 +14,7 @@ from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.layers import ArrayLike, partitioned_param
 from prompt_tuning.t5.sites import Embedded
 
 _LEAVES = "encoder/prompt/"
@@ -124,7 +124,7 @@ class TaskPrompts(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch length embed"], tasks: Int[Array, " batch"] | None
-    ) -> Float[Array, "*rows prompt embed"]:
+    ) -> Float[ArrayLike, "*rows prompt embed"]:
         length, width, rank = self.length, x.shape[-1], self.rank
 
         def leaf(name: str, mean: float, *shape: int) -> Array:

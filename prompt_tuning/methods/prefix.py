@@ -13,7 +13,7 @@ from jaxtyping import Float
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.t5.layers import ArrayLike, partitioned_param
 from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.t5.sites import BLOCKS, Attend, Place
 
@@ -109,7 +109,9 @@ class Prefix(nn.Module):
     @nn.compact
     def __call__(
         self,
-    ) -> tuple[Float[Array, "layers 2 prefix heads head_dim"], Float[Array, "layers heads"] | None]:
+    ) -> tuple[
+        Float[ArrayLike, "layers 2 prefix heads head_dim"], Float[ArrayLike, "layers heads"] | None
+    ]:
         layers, _, length, heads, head_dim = self.shape
         axes = (None, None, "prompt", "heads", "kv")
         if self.hidden:

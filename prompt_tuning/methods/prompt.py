@@ -104,7 +104,7 @@ class Prompt(nn.Module):
     length: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "prompt embed"]:
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[ArrayLike, "prompt embed"]:
         axes, shape = ("prompt", "prompt_embed"), (self.length, x.shape[-1])
         prompt = partitioned_param(self, "prompt", _uniform, axes, shape)
         return prompt.astype(x.dtype)
@@ -116,7 +116,7 @@ class PromptModule(nn.Module):
     length: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[Array, "prompt embed"]:
+    def __call__(self, x: Float[Array, "batch length embed"]) -> Float[ArrayLike, "prompt embed"]:
         return Prompt(self.length, name="prompt")(x)
 
 
@@ -128,7 +128,7 @@ def add(
     x: Float[Array, "batch length embed"],
     segments: Int[Array, "batch length"],
     positions: Int[Array, "batch length"] | None,
-    prompt: Float[Array, "*rows prompt embed"],
+    prompt: Float[ArrayLike, "*rows prompt embed"],
     placement: str | int,
 ) -> Embedded:
     """Adds a prompt [P, D] or [B, P, D] to embedded input and returns what `Sites.embedded` does.
@@ -148,7 +148,7 @@ def fill(
     x: Float[Array, "batch length embed"],
     segments: Int[Array, "batch length"],
     positions: Int[Array, "batch length"],
-    prompt: Float[Array, "prompt embed"],
+    prompt: Float[ArrayLike, "prompt embed"],
 ) -> Float[Array, "batch length embed"]:
     """Writes a prompt [P, D] over the first P positions of each packed example of x [B, T, D]."""
     rows = jnp.take(prompt, jnp.minimum(positions, prompt.shape[0] - 1), axis=0)

@@ -22,7 +22,7 @@ from prompt_tuning.t5.sites import Place, Sites
 
 NEG_INF = -1e10
 
-ArrayLike = Array | np.ndarray
+ArrayLike = Array | np.ndarray  # parameters may be NumPy's where nothing is compiled
 Axes = tuple[str | None, ...]
 Shape = tuple[int, ...]
 
@@ -42,7 +42,7 @@ def partitioned_param(
 
 
 def over_last(
-    vector: Float[Array, " embed"], x: Float[Array, "*batch embed"]
+    vector: Float[ArrayLike, " embed"], x: Float[Array, "*batch embed"]
 ) -> Float[Array, "*ones embed"]:
     """Reshapes a vector [D] so that it broadcasts over x [..., D]."""
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))

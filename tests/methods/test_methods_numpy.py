@@ -25,6 +25,7 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5
 from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import rounding
+from prompt_tuning.testing.methods import logits
 
 P, LAYERS = 4, CONFIG.num_encoder_layers
 LENGTHS = P + 11, 3 + 6  # positions of both stacks, those of prompts too
@@ -252,7 +253,7 @@ def test_logits(name):
     leaves = random_leaves(method)
     expected = reference(leaves).logits(BATCH)
     assert np.abs(expected).max() > 1
-    ours = T5(CONFIG, method).apply({"params": unflatten(leaves)}, **BATCH)
+    ours = logits(T5(CONFIG, method), unflatten(leaves), BATCH)
     atol = rounding.forward(CONFIG, *LENGTHS) * np.abs(expected).max()
     np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
     # Each of the method's leaves counts for far more than what is tolerated.

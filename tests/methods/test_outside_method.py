@@ -42,9 +42,20 @@ def run(command: str, folder: Path, *settings: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_tests_its_method(tmp_path, monkeypatch):
+    """With the page's own test, in this process."""
+    method, check = blocks("python")
+    (tmp_path / "steering.py").write_text(method)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = {}
+    exec(check, module)
+    module["test_contract"]()
+    monkeypatch.delitem(sys.modules, "steering")
+
+
 @pytest.mark.slow
 def test_files_and_commands_of_the_page(tmp_path):
-    [method], [settings] = blocks("python"), blocks("gin")
+    (method, _), [settings] = blocks("python"), blocks("gin")
     assert len((method + settings).splitlines()) < 60
     (tmp_path / "steering.py").write_text(method)
     (tmp_path / "steering.gin").write_text(settings)
