@@ -9,7 +9,7 @@ from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.sites import Place
 
 
-def positive(setting: str, value: int) -> None:
+def positive(setting: str, value: Any) -> None:
     """Checks that a setting is an integer of at least 1; raises ValueError otherwise."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{setting} = {value}: must be a positive whole number")

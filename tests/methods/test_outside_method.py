@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -47,9 +48,10 @@ def test_the_page_tests_its_method(tmp_path, monkeypatch):
     method, check = blocks("python")
     (tmp_path / "steering.py").write_text(method)
     monkeypatch.syspath_prepend(tmp_path)
-    module = {}
+    module: dict = {}
     exec(check, module)
-    module["test_contract"]()
+    with jax.numpy_rank_promotion("allow"):  # a method of yours may add [D] to [B, T, D]
+        module["test_contract"]()
     monkeypatch.delitem(sys.modules, "steering")
 
 
