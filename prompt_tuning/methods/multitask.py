@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ class TaskPrompts(nn.Module):
     ) -> Float[ArrayLike, "*rows prompt embed"]:
         length, width, rank = self.length, x.shape[-1], self.rank
 
-        def leaf(name: str, mean: float, *shape: int) -> Array:
+        def leaf(name: str, mean: float, *shape: int) -> Any:
             def near(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
                 return mean + nn.initializers.normal(0.01)(key, shape, dtype)
 

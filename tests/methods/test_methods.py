@@ -135,7 +135,11 @@ def steps(model: TunedModel, count: int, optimizer: optax.GradientTransformation
 
 @pytest.mark.parametrize("name", SHARDED)
 def test_eight_devices_give_what_one_gives(name):
-    """Two steps of gradient descent: what differs is the order of additions in each gradient."""
+    """To a thousandth of what two steps of gradient descent change.
+
+    The order of additions differs by much less. Rows that count twice or not at all, or a sum over
+    some of the devices, would change a step by far more.
+    """
     before, one, eight = (
         flatten(trained)
         for trained in (
@@ -144,9 +148,8 @@ def test_eight_devices_give_what_one_gives(name):
             steps(tiny_model(METHODS[name], layout=sharding.layout(2)), 2, optax.sgd(0.05)).trained,
         )
     )
-    bound = 2 * rounding.backward(CONFIG, 3 + 7, 2 + 4)
     for path, leaf in one.items():
-        off = bound * np.abs(np.asarray(leaf) - before[path]).max()
+        off = 1e-3 * np.abs(np.asarray(leaf) - before[path]).max()
         off += 4 * rounding.UNIT * np.abs(leaf).max()
         np.testing.assert_allclose(eight[path], leaf, rtol=0, atol=off, err_msg=path)
 
