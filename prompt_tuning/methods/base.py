@@ -79,7 +79,7 @@ class Method(Sites):
         """
         return {}
 
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns arrays, by file name, that are usable without the method's other leaves.
 
         Args:
@@ -95,11 +95,11 @@ class Method(Sites):
         """Returns the method that predicts the same without what only training needs."""
         return self
 
-    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
         """Converts the leaves of this method's model, by path, to those of `folded()`'s model."""
         return dict(leaves)
 
-    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def merge(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         """Converts this method's leaves to those of a plain backbone that predicts the same.
 
         Raises:

@@ -68,16 +68,16 @@ class Combined(Method):
     def said(self, setting: str) -> str:
         return ", ".join(filter(None, (method.said(setting) for method in self.methods)))
 
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._union(method.exports(trained) for method in self.methods)
 
     def folded(self) -> Method:
         return Combined([method.folded() for method in self.methods])
 
-    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
         return functools.reduce(lambda rest, m: m.fold(rest, config), self.methods, dict(leaves))
 
-    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def merge(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         return functools.reduce(lambda rest, m: m.merge(rest), self.methods, dict(leaves))
 
     def shared(self, stack: str, config: T5Config) -> Any:
@@ -148,5 +148,5 @@ class Combined(Method):
         return logits
 
     @staticmethod
-    def _union(parts) -> dict[str, np.ndarray]:
+    def _union(parts) -> dict[str, Any]:
         return {name: array for part in parts for name, array in part.items()}

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -34,7 +34,7 @@ class IA3(Method):
             return call(Scale(name="ia3_wo")(x))
         return call(x)
 
-    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def merge(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         choices.floats(leaves)
         merged = {path: leaf for path, leaf in leaves.items() if "/ia3_" not in path}
         for path, scale in leaves.items():

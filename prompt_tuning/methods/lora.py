@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -54,7 +54,7 @@ class LoRA(Method):
         update = LowRank(self.rank, y.shape[-1], name=f"lora_{projection}")(x)
         return y + update * (self.alpha / self.rank)
 
-    def merge(self, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def merge(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         choices.floats(leaves)
         merged = {path: leaf for path, leaf in leaves.items() if "/lora_" not in path}
         for path, a in leaves.items():

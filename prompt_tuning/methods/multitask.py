@@ -90,13 +90,13 @@ class MultitaskPrompt(Method):
         rng = np.random.default_rng(seed)
         return {f"{_LEAVES}shared": self.initializer(self.length, backbone, rng)}
 
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
         prompts = self.prompts(trained)
         if self.count == 1:
             return {"prompt": prompts[0]}
         return {f"prompt_{task}": p for task, p in zip(self.tasks, prompts, strict=True)}
 
-    def prompts(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+    def prompts(self, leaves: Mapping[str, Any]) -> np.ndarray:
         """Computes each task's prompt, [K, P, D]."""
         shared, rows, columns = (
             leaves[f"{_LEAVES}{name}"] for name in ("shared", "rows", "columns")
@@ -106,7 +106,7 @@ class MultitaskPrompt(Method):
     def folded(self) -> Method:
         return PromptTuning(self.length)
 
-    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
         if self.count > 1:
             raise ValueError(
                 f"{self.count} tasks do not fold into one prompt; use the exported prompts"

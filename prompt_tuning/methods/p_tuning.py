@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -70,17 +70,17 @@ class PTuning(Method):
         rng = np.random.default_rng(seed)
         return {f"{_LEAVES}embedding": self.initializer(self.length, backbone, rng)}
 
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"prompt": self._prompt(trained)}
 
     def folded(self) -> Method:
         return PromptTuning(self.length)
 
-    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
         others = {path: leaf for path, leaf in leaves.items() if not path.startswith(_LEAVES)}
         return others | {PROMPT_PATH: self._prompt(leaves)}
 
-    def _prompt(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _prompt(self, leaves: Mapping[str, Any]) -> np.ndarray:
         own = {p.removeprefix(_LEAVES): leaf for p, leaf in leaves.items() if p.startswith(_LEAVES)}
         network = self._network(own["embedding"].shape[1])
         return np.asarray(network.apply({"params": unflatten(own)}), np.float32)

@@ -75,7 +75,7 @@ class PrefixTuning(Method):
     def folded(self) -> Method:
         return dataclasses.replace(self, hidden=0)
 
-    def fold(self, leaves: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
         folded = {path: leaf for path, leaf in leaves.items() if "/prefix_" not in path}
         for stack, blocks in BLOCKS.items():
             for block in blocks[:-1]:

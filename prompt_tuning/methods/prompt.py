@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -88,11 +89,11 @@ class InputPrompt(Method):
 class PromptTuning(InputPrompt):
     """Prompt tuning: P x D parameters, one vector per added encoder position."""
 
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
         return prompt_files(trained)
 
 
-def prompt_files(trained: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def prompt_files(trained: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the prompts among trained leaves (by path); the keys are file names."""
     names = {PROMPT_PATH: "prompt", DECODER_PROMPT_PATH: "decoder_prompt"}
     return {name: trained[path] for path, name in names.items() if path in trained}

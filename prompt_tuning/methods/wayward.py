@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from prompt_tuning.methods.base import Method
@@ -50,7 +49,7 @@ class Wayward(InputPrompt):
         ids = encode(self.text)[: self.length]
         return dataclasses.replace(self, token_ids=ids, initializer=Text(self.text))
 
-    def exports(self, trained: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
         return prompt_files(trained)
 
     def penalty(self, leaves: Mapping[str, Any]) -> Array | float:
