@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.data import label_words
 from prompt_tuning.data.batching.bucketing import pad_ids
 from prompt_tuning.data.batching.packing import Example
 from prompt_tuning.data.batching.settings import FEATURES, Batching, check_lengths
@@ -26,7 +27,7 @@ from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
-from prompt_tuning.data.tasks import RowSource, decode, hidden_splits, labels_of, text_of
+from prompt_tuning.data.tasks import RowSource, decode, hidden_splits, labels_of, parts, text_of
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import EvalSet, MetricFn
 
@@ -77,6 +78,14 @@ class TaskData:
         if self.module:
             _import(self.module)
         _check_name(self.task)
+        for task in parts(self.task):
+            vocabulary = task.output_features["targets"].vocabulary
+            label_words.check_ids(
+                labels_of(task.name),
+                vocabulary.encode,
+                functools.partial(decode, vocabulary),
+                "CLASS_LABELS" if task.name == "files" else f"{task.name}, label words",
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """Reads a user's own files and saved data sets; checks every row before training starts."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.data import label_words
 from prompt_tuning.data.readers import records, saved_datasets
-from prompt_tuning.data.readers.records import BadRows, shown
+from prompt_tuning.data.readers.records import BadRows, shortened, shown
 from prompt_tuning.errors import UserError
 
 # The macro that names the file of each split.
@@ -29,8 +31,9 @@ class TextFiles:
     A file is `.jsonl`, `.csv` or `.tsv` (with a header), plain, `.gz` or `.xz`; or a folder written
     by `Dataset.save_to_disk` of Hugging Face's `datasets`.
 
-    With `labels` the task is classification: a row's label is one of the words or its index, and
-    the target is the word. Without, it is text to text: the label field contains the target.
+    With `labels` the task is classification: a row's label is one of the words or its index (see
+    `label_words.word_of`), and the target is the word. Without, it is text to text: the label field
+    contains the target.
 
     Attributes:
       train, validation, test: Path of the split's file; "" for none.
@@ -52,9 +55,7 @@ class TextFiles:
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
 
     def __post_init__(self) -> None:
-        words = [label for label in self.labels if isinstance(label, str) and label.strip()]
-        if isinstance(self.labels, str) or len(set(words)) != len(self.labels):
-            raise UserError(f"CLASS_LABELS = {self.labels!r}: must be a list of distinct words")
+        object.__setattr__(self, "labels", label_words.checked(self.labels, "CLASS_LABELS"))
         if not self.text_field:
             raise UserError("TEXT_FIELD is empty: name the field of the text, or several")
 
@@ -75,16 +76,16 @@ class TextFiles:
             hint = f"set {macro}" if macro else f"available: {', '.join(MACROS)}"
             raise UserError(f"no file for the split {split!r}: {hint}")
         path = Path(getattr(self, split)).expanduser()
-        if path.is_dir() and self.labels:
-            saved_datasets.check_order(path, self.label_field, self.labels)
-        return records.read(path, self.row, self.bad_rows)
+        numbered = path.is_dir() and saved_datasets.check_order(path, self.label_field, self.labels)
+        return records.read(path, functools.partial(self.row, numbered=numbered), self.bad_rows)
 
-    def row(self, fields: dict[str, Any], where: str) -> Row:
+    def row(self, fields: dict[str, Any], where: str, *, numbered: bool = False) -> Row:
         """Makes a row of its fields.
 
         Args:
           fields: Values by field name.
           where: Name of the row in an error, such as "FILE, line 3".
+          numbered: Whether numbers in the label field are always indices into `labels`.
 
         Raises:
           UserError: If a field is missing or not as it must be.
@@ -96,7 +97,9 @@ class TextFiles:
         if not self.label_field:
             return Row(inputs, "")
         if self.labels:
-            return Row(inputs, self._label(records.field(fields, self.label_field, where), where))
+            value = records.field(fields, self.label_field, where)
+            word = label_words.word_of(value, self.labels, numbered=numbered)
+            return Row(inputs, self._known(word, value, where))
         if isinstance(records.field(fields, self.label_field, where), int):
             raise UserError(
                 f"{where}: {self.label_field!r} is a number, not the target text; "
@@ -104,17 +107,14 @@ class TextFiles:
             )
         return Row(inputs, _text(fields, self.label_field, where))
 
-    def _label(self, value: Any, where: str) -> str:
-        if isinstance(value, str) and value in self.labels:
-            return value
-        # Columns contain indices as digits.
-        digits = isinstance(value, str) and value.strip().isdecimal() and len(value) < 10
-        index = int(value) if digits else value
-        if type(index) is int and 0 <= index < len(self.labels):
-            return self.labels[index]
+    def _known(self, word: str | None, value: Any, where: str) -> str:
+        if word is not None:
+            return word
+        numbers = any(label_words.number(label) is not None for label in self.labels)
+        index = "" if numbers else f" nor an index from 0 to {len(self.labels) - 1}"
         raise UserError(
             f"{where}: {self.label_field!r} is {shown(value)}, not one of CLASS_LABELS "
-            f"({', '.join(self.labels)}) nor an index from 0 to {len(self.labels) - 1}"
+            f"({shortened(', '.join(map(repr, self.labels)))}){index}"
         )
 
 

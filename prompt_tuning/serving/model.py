@@ -19,7 +19,7 @@ from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
-from prompt_tuning.serving.task_set import Tasks, TaskSet, label_words
+from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.paths import Params, flatten
@@ -128,7 +128,7 @@ class Model:
         """
         parts = prompt if isinstance(prompt, list | tuple) else [prompt]
         arrays = {name: [self._prompt_array(part) for part in parts]}
-        self._add(arrays, {name: label_words(name, labels)}, replace=replace)
+        self._add(arrays, {name: checked_labels(name, labels, self._vocabulary)}, replace=replace)
 
     def add_tasks(self, folder: epath.PathLike) -> tuple[str, ...]:
         """Adds all tasks of a folder of prompts, or none if one is refused; returns their names.
@@ -137,7 +137,9 @@ class Model:
         `prompt_folder.labels`.
         """
         files, labels = prompt_folder.files(folder), prompt_folder.labels(folder)
-        words = {task: label_words(task, labels.get(task, ())) for task in files}
+        words = {
+            task: checked_labels(task, labels.get(task, ()), self._vocabulary) for task in files
+        }
         arrays = {
             task: [self._prompt_array(path) for path in paths] for task, paths in files.items()
         }

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.data import label_words
 from prompt_tuning.errors import UserError
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
 from prompt_tuning.t5.paths import Params, join
+from prompt_tuning.t5.vocabulary import Vocabulary
 
 Tasks = str | Sequence[str]
 
@@ -105,14 +107,9 @@ class TaskSet:
         return TaskSet(self.config, self.backbone, bank, labels)
 
 
-def label_words(task: str, labels: Any) -> tuple[str, ...]:
-    """Checks the label words of a task.
-
-    Raises:
-      UserError: if they are not a list of different words.
-    """
-    is_list = isinstance(labels, Sequence) and not isinstance(labels, str)
-    words = {word for word in labels if isinstance(word, str) and word.strip()} if is_list else ()
-    if not is_list or len(words) != len(labels):
-        raise UserError(f"task {task!r}: labels = {labels!r}: must be a list of different words")
-    return tuple(labels)
+def checked_labels(task: str, labels: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Checks the label words of a task; raises as `data.label_words`."""
+    setting = f"task {task!r}: labels"
+    words = label_words.checked(labels, setting)
+    label_words.check_ids(words, vocabulary.encode, vocabulary.decode, setting)
+    return words

@@ -133,7 +133,7 @@ TABLE = "text,label\nfine,positive\n"
         (
             "a.jsonl",
             GOOD + jsonl({"text": "t", "label": "good"}),
-            r"line 2: .*'good'.*negative, pos",
+            r"line 2: .*'good'.*'negative', 'pos",
         ),
         ("a.jsonl", jsonl({"text": "t", "label": 2}), r"line 1: 'label' is 2.*from 0 to 1"),
         ("a.jsonl", jsonl({"text": "t", "label": -1}), r"line 1: 'label' is -1"),

@@ -49,15 +49,20 @@ def rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{folder}: cannot be read ({error})") from error
 
 
-def check_order(folder: Path, field: str, labels: Sequence[str]) -> None:
-    """Raises UserError if the data set numbers the same label words in another order."""
+def check_order(folder: Path, field: str, labels: Sequence[str]) -> bool:
+    """Whether a field is a `ClassLabel`, whose numbers are indices.
+
+    Raises:
+      UserError: If it numbers the words `labels` in another order.
+    """
     info = folder / "dataset_info.json"
     features = (_json(info).get("features") or {}) if info.is_file() else {}
     names = (features.get(field) or {}).get("names")
-    if names and set(names) == set(labels) and list(names) != list(labels):
+    if names and labels and set(names) == set(labels) and list(names) != list(labels):
         raise UserError(
             f"{folder}: its {field!r} numbers {', '.join(names)} from 0, not {', '.join(labels)}"
         )
+    return bool(names)
 
 
 def _json(path: Path) -> dict[str, Any]:

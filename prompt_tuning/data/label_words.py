@@ -1,0 +1,137 @@
+"""Label words: checks of a list of them, and the word that a value of a file stands for."""
+
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prompt_tuning.errors import UserError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_UNKNOWN = 2  # id of the unknown piece in T5's vocabularies
+
+
+def checked(words: Any, setting: str) -> tuple[str, ...]:
+    """Returns a list of label words as a tuple.
+
+    Args:
+      words: A sequence of strings, of any type.
+      setting: Name of the list in an error.
+
+    Raises:
+      UserError: Unless `words` is a sequence of distinct words.
+    """
+    try:
+        if isinstance(words, str | bytes | dict | set) or getattr(words, "ndim", 1) != 1:
+            raise TypeError
+        words = list(words)
+    except TypeError:
+        raise UserError(f"{setting} = {words!r}: must be a list of words") from None
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(
+                f"{setting} = {words!r}: {word!r} is of type {type(word).__name__}; write it as a "
+                "string"
+            )
+        if not word.strip():
+            raise UserError(f"{setting} = {words!r}: {word!r} is empty; write a word")
+    normal: dict[str, str] = {}
+    for word in map(str, words):
+        if other := normal.get(_normal(word)):
+            raise UserError(
+                f"{setting} = {words!r}: must be distinct words, but {_both(other, word)} are the "
+                "same"
+            )
+        normal[_normal(word)] = word
+    return tuple(map(str, words))
+
+
+def check_ids(
+    words: Sequence[str],
+    encode: Callable[[str], Sequence[int]],
+    decode: Callable[[Sequence[int]], str],
+    setting: str,
+) -> None:
+    """Checks that a vocabulary can tell label words apart; warns of pieces that it does not know.
+
+    Args:
+      words: Label words.
+      encode: Function from text to token ids, without an end token.
+      decode: Function from token ids to text.
+      setting: Name of the list of words in an error.
+
+    Raises:
+      UserError: If two words have the same tokens or the same text in the vocabulary, or one has no
+        tokens.
+    """
+    by_text: dict[str, str] = {}
+    for word in words:
+        ids = [int(i) for i in encode(word)]
+        text = decode(ids).strip()
+        if not ids or not text:
+            raise UserError(f"{setting}: the vocabulary has no pieces for {word!r}; rename it")
+        if other := by_text.get(text):
+            raise UserError(
+                f"{setting}: {_both(other, word)} both become {text!r} in the vocabulary, so no "
+                "model can tell them apart; rename one"
+            )
+        by_text[text] = word
+        if _UNKNOWN in ids:
+            warnings.warn(
+                f"{setting}: {word!r} contains pieces that the vocabulary does not know; it "
+                f"becomes {text!r}",
+                stacklevel=3,
+            )
+
+
+def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str | None:
+    """The label word that the value of a file's field stands for; None if it stands for none.
+
+    A value that is written as a word is that word, in any Unicode form and with spaces around it;
+    so is a number that equals only one of the words, and JSON's true if one word is "true" or
+    "True". An integer is an index into `words` if none of them is a number.
+
+    Args:
+      value: A string, number or boolean.
+      words: Distinct label words.
+      numbered: Whether a number is always an index, as in a column of `datasets.ClassLabel`.
+    """
+    is_integer = type(value) is int
+    if numbered and is_integer:
+        return words[value] if 0 <= value < len(words) else None
+    if isinstance(value, bool):
+        spellings = [str(value), str(value).lower()]
+    elif isinstance(value, str | int | float):
+        spellings = [str(value)]
+    else:
+        return None
+    for equal in (str, _normal):
+        for word in words:
+            if equal(word) in map(equal, spellings):
+                return word
+    numbers = [number(word) for word in words]
+    wanted = None if isinstance(value, bool) else number(str(value))
+    if wanted is None:
+        return None
+    if any(each is not None for each in numbers):
+        return words[numbers.index(wanted)] if numbers.count(wanted) == 1 else None
+    digits = isinstance(value, str) and value.strip().isdecimal() and len(value) < 10
+    index = int(value) if is_integer or digits else -1
+    return words[index] if 0 <= index < len(words) else None
+
+
+def number(text: str) -> float | None:
+    """The number that a text is, with spaces around it; None if it is not a decimal number."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def _normal(word: str) -> str:
+    return unicodedata.normalize("NFC", word.strip())
+
+
+def _both(one: str, other: str) -> str:
+    """Two words; with escapes if they could look alike."""
+    if unicodedata.normalize("NFKC", one).split() == unicodedata.normalize("NFKC", other).split():
+        return f"{one!a} and {other!a}"
+    return f"{one!r} and {other!r}"

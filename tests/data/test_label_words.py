@@ -1,0 +1,220 @@
+"""Label words that a vocabulary cannot tell apart, and the words that a file's values stand for."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from prompt_tuning import embedded, serving
+from prompt_tuning.data import tasks
+from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.files import Row, TextFiles, of_folder
+from prompt_tuning.data.source import task_data
+from prompt_tuning.data.variants import few_shot, sentinel
+from prompt_tuning.errors import UserError
+from prompt_tuning.t5.vocabulary import SentencePiece
+from prompt_tuning.testing import tiny_model
+
+LENGTHS = {"inputs": 16, "targets": 8}
+ALIKE = [
+    (["负面", "正面"], "'负面' and '正面' both become"),
+    (["{", "}"], "'{' and '}' both become"),
+    (["CO2", "CO₂"], r"'CO2' and 'CO\\u2082' both become 'CO2'"),
+    (["positive", "negative", "\uff50ositive"], r"'positive' and '\\uff50ositive' both become"),
+    (["😀", "😞"], "both become"),
+    (["TM", "™"], r"'TM' and '\\u2122' both become 'TM'"),
+    (["good day", "good  day"], "both become 'good day'"),
+]
+
+
+def files_of(labels, tmp_path) -> TextFiles:
+    lines = [json.dumps({"text": "t", "label": label}) + "\n" for label in labels]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    path = str(tmp_path / "train.jsonl")
+    return TextFiles(train=path, validation=path, labels=labels)
+
+
+def of_files(labels, vocabulary, tmp_path):
+    task_data(
+        task=None,
+        files=files_of(labels, tmp_path),
+        vocabulary=vocabulary,
+        lengths=LENGTHS,
+        batch_size=2,
+    )
+
+
+def of_file_tasks(labels, vocabulary, tmp_path):
+    files_of(labels, tmp_path)
+    task_data(
+        task="mine",
+        file_tasks={"mine": lambda: of_folder(".", str(tmp_path), labels=labels)},
+        files=TextFiles(),
+        vocabulary=vocabulary,
+        lengths=LENGTHS,
+        batch_size=2,
+    )
+
+
+def of_a_registered_task(labels, vocabulary, _):
+    rows = {"train": lambda: [Row("t", label) for label in labels]}
+    tasks.register("test_label_words", rows, vocabulary, labels=labels)
+    TaskData("test_label_words", LENGTHS, 2)
+
+
+def of_a_mixture(labels, vocabulary, _):
+    of_a_registered_task(("yes", "no"), vocabulary, _)
+    tasks.register("test_label_words_2", {"train": list}, vocabulary, labels=labels)
+    tasks.add_mixture("test_label_words_mix", {"test_label_words": 1, "test_label_words_2": 1})
+    TaskData("test_label_words_mix", LENGTHS, 2)
+
+
+def of_few_shot_and_a_sentinel(labels, vocabulary, _):
+    rows = {"train": lambda: [Row("t", label) for label in labels]}
+    tasks.register("test_label_words", rows, vocabulary, labels=labels)
+    name = sentinel.register("test_label_words")
+    TaskData(few_shot.register(name, few_shot.FewShot(1), LENGTHS, False), LENGTHS, 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> serving.Model:
+    tuned = tiny_model()
+    vocabulary = SentencePiece(embedded.vocabulary())
+    return serving.Model(tuned.model.config, tuned.frozen, vocabulary, tuned.layout)
+
+
+WAYS_IN = [of_files, of_file_tasks, of_a_registered_task, of_a_mixture, of_few_shot_and_a_sentinel]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not know")
+@pytest.mark.parametrize("way_in", WAYS_IN)
+@pytest.mark.parametrize(("labels", "message"), ALIKE)
+def test_words_that_the_vocabulary_cannot_tell_apart(way_in, labels, message, vocabulary, tmp_path):
+    with pytest.raises(UserError) as caught:
+        way_in(labels, vocabulary, tmp_path)
+    assert re.search(message, str(caught.value).replace(f"{sentinel.SENTINEL} ", ""))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not know")
+@pytest.mark.parametrize(("labels", "message"), ALIKE)
+def test_served_words_that_the_vocabulary_cannot_tell_apart(model, labels, message, tmp_path):
+    np.save(tmp_path / "mood.npy", np.zeros((1, model.config.d_model), np.float32))
+    (tmp_path / "labels.json").write_text(json.dumps({"mood": labels}))
+    with pytest.raises(UserError, match=message):
+        model.add_task("mood", None, labels=labels)
+    with pytest.raises(UserError, match=message):
+        model.add_tasks(tmp_path)
+    assert model.tasks == ()
+
+
+@pytest.mark.parametrize("word", ["", " ", "\u200b"])
+def test_words_without_pieces(word, vocabulary):
+    with pytest.raises(UserError, match=r"is empty|no pieces"):
+        of_a_registered_task(TextFiles(labels=["good", word]).labels, vocabulary, None)
+
+
+@pytest.mark.parametrize("word", ["a}", "映画", "naïve 😀"])
+def test_a_warning_of_unknown_pieces(word, vocabulary, model):
+    with pytest.warns(UserWarning, match=f"{word!r} contains pieces .* does not know"):
+        of_a_registered_task(["good", word], vocabulary, None)
+    with pytest.warns(UserWarning, match=f"task 'x': labels: {word!r} contains pieces"):
+        model.add_task("x", None, labels=["good", word], replace=True)
+    model.remove_task("x")
+
+
+STARS = ("1", "2", "3", "4", "5")
+VALUES = [
+    (("1", "0"), [1, 0, "1", "0", " 1", "1 ", 1.0, "1.0"], list("10101111")),
+    (STARS, [1, 2, 3, 4, "4"], list("12344")),
+    (("0", "1"), [0, 1, "0"], list("010")),
+    (("False", "True"), [True, False, "True", " False"], ["True", "False", "True", "False"]),
+    (("true", "false"), [True, False], ["true", "false"]),
+    (("1.0", "2.0"), [1, 2.0, "1", "2.00"], ["1.0", "2.0", "1.0", "2.0"]),
+    (("-1", "1"), [-1, "1", "-1"], ["-1", "1", "-1"]),
+    (("1", "01"), ["1", "01"], ["1", "01"]),
+    (("no", "yes"), [1, "0", " 1", "yes "], ["yes", "no", "yes", "yes"]),
+    (("cafe\u0301", "bar"), ["caf\u00e9", "bar"], ["cafe\u0301", "bar"]),
+]
+
+
+@pytest.mark.parametrize(("labels", "values", "words"), VALUES)
+def test_a_number_that_is_a_word_is_that_word(labels, values, words, tmp_path):
+    def read(name: str, text: str) -> list[str]:
+        (tmp_path / name).write_text(text)
+        files = TextFiles(test=str(tmp_path / name), labels=labels)
+        return [row.targets for row in files.rows("test")]
+
+    lines = "".join(json.dumps({"text": "t", "label": value}) + "\n" for value in values)
+    assert read("a.jsonl", lines) == words
+    written = [(value, word) for value, word in zip(values, words, strict=True)]
+    cells = [(value, word) for value, word in written if not isinstance(value, bool)]
+    for delimiter, ending in ((",", "csv"), ("\t", "tsv")):
+        table = "".join(f"t{delimiter}{value}\n" for value, _ in [*cells, (labels[0], "")])
+        assert read(f"a.{ending}", f"text{delimiter}label\n{table}") == [
+            *(word for _, word in cells),
+            labels[0],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "message"),
+    [
+        (("1", "0"), 2, r"is 2, not one of CLASS_LABELS \('1', '0'\)$"),
+        (STARS, 0, r"is 0, not one of .*'5'\)$"),
+        (("0", "1"), True, "is True, not one of"),
+        (("False", "True"), "true", r"is 'true', not one of CLASS_LABELS \('False', 'True'\) nor"),
+        (("1", "many"), 0, r"is 0, not one of CLASS_LABELS \('1', 'many'\)$"),
+        (("1", "01"), 1.0, "is 1.0, not one of"),
+        (("no", "yes"), 1.0, "is 1.0, not one of"),
+        (("no", "yes"), "1_0", "is '1_0', not one of"),
+        (("no", "yes"), float("nan"), "is nan, not one of"),
+    ],
+)
+def test_a_number_that_is_no_word(labels, value, message, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "t", "label": value}))
+    with pytest.raises(UserError, match=message):
+        TextFiles(test=str(tmp_path / "a.jsonl"), labels=labels).rows("test")
+
+
+def test_numbers_of_a_class_label_are_indices(tmp_path: Path):
+    types = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(STARS))}
+    )
+    rows = [{"text": "t", "label": label} for label in (0, 3)]
+    datasets.Dataset.from_list(rows, features=types).save_to_disk(tmp_path / "named")
+    named = TextFiles(test=str(tmp_path / "named"), labels=STARS)
+    assert [row.targets for row in named.rows("test")] == ["1", "4"]
+
+    rows = [{"text": "t", "label": label} for label in (1, 4)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "plain")
+    plain = TextFiles(test=str(tmp_path / "plain"), labels=STARS)
+    assert [row.targets for row in plain.rows("test")] == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, 2], "1 is of type int; write it as a string"),
+        ([True, False], "True is of type bool"),
+        (["yes", None], "None is of type NoneType"),
+        ("yes", "must be a list of words"),
+        ({"yes": 0}, "must be a list of words"),
+        (["yes", "yes"], "'yes' and 'yes' are the same"),
+        (["caf\u00e9", "cafe\u0301"], r"'caf\\xe9' and 'cafe\\u0301' are the same"),
+        (["yes", "yes "], "'yes' and 'yes ' are the same"),
+    ],
+)
+def test_lists_that_are_no_list_of_words(labels, message, model):
+    with pytest.raises(UserError, match=f"CLASS_LABELS = .*{message}"):
+        TextFiles(labels=labels)
+    with pytest.raises(UserError, match=f"task 'x': labels = .*{message}"):
+        model.add_task("x", None, labels=labels)
+
+
+def test_arrays_are_lists_of_words(model):
+    model.add_task("x", None, labels=np.array(["no", "yes"]))
+    assert model.labels("x") == TextFiles(labels=np.array(["no", "yes"])).labels == ("no", "yes")
+    model.remove_task("x")
