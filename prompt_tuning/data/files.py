@@ -40,6 +40,7 @@ class TextFiles:
       text_field: Field of the input text; several are joined as T5 does, "a: ... b: ...".
       label_field: Field of the label or target; "" for texts without targets, to predict on.
       labels: Label words; empty for text to text.
+      quoted_cells: Whether cells of CSV and TSV may be quoted; None for CSV alone.
       bad_rows: Counter of the malformed rows that are skipped.
 
     Raises:
@@ -52,6 +53,7 @@ class TextFiles:
     text_field: str | Sequence[str] = "text"
     label_field: str = "label"
     labels: Sequence[str] = ()
+    quoted_cells: bool | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,8 @@ class TextFiles:
             raise UserError(f"no file for the split {split!r}: {hint}")
         path = Path(getattr(self, split)).expanduser()
         numbered = path.is_dir() and saved_datasets.check_order(path, self.label_field, self.labels)
-        return records.read(path, functools.partial(self.row, numbered=numbered), self.bad_rows)
+        row = functools.partial(self.row, numbered=numbered)
+        return records.read(path, row, self.bad_rows, self.quoted_cells)
 
     def row(self, fields: dict[str, Any], where: str, *, numbered: bool = False) -> Row:
         """Makes a row of its fields.
@@ -124,13 +127,14 @@ def of_folder(
     text_field: str | Sequence[str] = "text",
     label_field: str = "label",
     labels: Sequence[str] = (),
+    quoted_cells: bool | None = None,
 ) -> TextFiles:
     """A task of the files `train.*`, `validation.*` and `test.*` of the folder `data_dir/name`.
 
     Args:
       name: Name of the folder.
       data_dir: Folder that contains it.
-      text_field, label_field, labels: See `TextFiles`.
+      text_field, label_field, labels, quoted_cells: See `TextFiles`.
 
     Raises:
       UserError: If none of the files exists, or two exist for one split.
@@ -142,9 +146,8 @@ def of_folder(
     if double := [paths for paths in candidates.values() if len(paths) > 1]:
         raise UserError(f"{double[0][0]} and {double[0][1].name}: two files for one split")
     first = {split: str(paths[0]) if paths else "" for split, paths in candidates.items()}
-    return TextFiles(
-        first["train"], first["validation"], first["test"], text_field, label_field, labels
-    )
+    paths = first["train"], first["validation"], first["test"]
+    return TextFiles(*paths, text_field, label_field, labels, quoted_cells)
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:

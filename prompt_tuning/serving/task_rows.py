@@ -26,6 +26,7 @@ class TaskRows:
       input_length: Number of tokens, including the end token, to which an input is cut.
       target_length: Maximum number of tokens to generate.
       skip_bad_rows: Maximum number of malformed rows to skip.
+      quoted_cells: Whether cells of CSV and TSV may be quoted; None for CSV alone.
     """
 
     file: str
@@ -37,6 +38,7 @@ class TaskRows:
     input_length: int = 128
     target_length: int = 16
     skip_bad_rows: int = 0
+    quoted_cells: bool | None = None
 
     def rows(self, tasks: Collection[str]) -> list[tuple[str, str]]:
         """Reads the text and task of each row, in the file's order.
@@ -59,4 +61,5 @@ class TaskRows:
                 )
             return texts.row(fields, where).inputs, task
 
-        return records.read(Path(self.file).expanduser(), row, BadRows(self.skip_bad_rows))
+        path, bad_rows = Path(self.file).expanduser(), BadRows(self.skip_bad_rows)
+        return records.read(path, row, bad_rows, self.quoted_cells)

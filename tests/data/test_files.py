@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning.data.files import Row, TextFiles
+from prompt_tuning.data.files import Row, TextFiles, of_folder
 from prompt_tuning.errors import UserError
+from prompt_tuning.serving.task_rows import TaskRows
+from prompt_tuning.testing import Numbers
 
 LABELS = ("negative", "positive")
 ROWS = [
@@ -51,8 +53,8 @@ def test_formats_hold_the_same_rows(tmp_path, kind, packed):
         file = write(path, jsonl(*({"text": t, "label": label} for t, label in ROWS)))
     else:
         file = write_table(path, "," if kind == "csv" else "\t")
-    assert TextFiles(train=file, labels=LABELS).rows("train") == EXPECTED
-    assert TextFiles(train=file).rows("train") == EXPECTED
+    assert TextFiles(train=file, labels=LABELS, quoted_cells=True).rows("train") == EXPECTED
+    assert TextFiles(train=file, quoted_cells=True).rows("train") == EXPECTED
 
 
 def test_splits_are_apart(tmp_path):
@@ -98,6 +100,64 @@ def test_line_breaks_inside_a_quoted_cell(tmp_path):
         TextFiles(train=file).rows("train")
     file = write(tmp_path / "b.csv", 'text,label\n"one\ntwo",x\n')
     assert TextFiles(train=file).rows("train") == [Row("one\ntwo", "x")]
+
+
+TSV = "text\tlabel\n"
+UNQUOTED = [
+    (
+        '"Great film, he said\tpositive\nDull film\tnegative\nand left"\tpositive\n',
+        ['"Great film, he said', "Dull film", 'and left"'],
+    ),
+    ('5" screen\tpositive\nA 3" one\tnegative\n', ['5" screen', 'A 3" one']),
+    ('"\tpositive\n"\tnegative\n', ['"', '"']),
+    ('"Yes" he said\tpositive\r\n\r\n"No"\tnegative\r\n', ['"Yes" he said', '"No"']),
+    ("a, b\tpositive", ["a, b"]),
+]
+
+
+@pytest.mark.parametrize(("content", "texts"), UNQUOTED)
+def test_quotes_are_text_where_cells_are_not_quoted(tmp_path, content, texts):
+    write(tmp_path / "train.tsv", TSV + content)
+    write(tmp_path / "mixed.tsv", (TSV + content).replace("label", "task"))
+    write(tmp_path / "b.csv", (TSV + content).replace(",", ";").replace("\t", ","))
+    path = str(tmp_path / "train.tsv")
+    rows_of = [
+        TextFiles(test=path, labels=LABELS).rows("test"),
+        TextFiles(test=path, label_field="").rows("test"),
+        TextFiles(test=path, labels=LABELS, quoted_cells=False).rows("test"),
+        of_folder(".", str(tmp_path), labels=LABELS).rows("train"),
+        TextFiles(test=str(tmp_path / "b.csv"), quoted_cells=False).rows("test"),
+    ]
+    for rows in rows_of:
+        assert [row.inputs.replace(";", ",") for row in rows] == texts
+    mixed = TaskRows(str(tmp_path / "mixed.tsv"), "", Numbers())
+    assert [text for text, _ in mixed.rows(LABELS)] == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "quoted", "message"),
+    [
+        ('"Great film, he said\tpositive\nand left"\tpositive\n', True, "line 2: a line break"),
+        ('"two\nlines"\tpositive\n', True, "line 2: a line break inside a cell"),
+        ('"two\nlines"\tpositive\n', None, "line 2: 1 columns, but 2 .*; quotes are text here"),
+        ('"a\tb"\tpositive\n', None, "line 2: 3 columns, but 2 .* see QUOTED_CELLS"),
+        ("two\rlines\tpositive\n", None, "line 2: a line break inside a cell"),
+        ('"a" b\tpositive\n', True, "line 2: malformed row"),
+    ],
+)
+def test_a_cell_of_several_lines_or_columns(tmp_path, content, quoted, message):
+    file = write(tmp_path / "a.tsv", TSV + content)
+    with pytest.raises(UserError, match=message):
+        TextFiles(test=file, quoted_cells=quoted).rows("test")
+
+
+def test_a_warning_of_cells_that_seem_to_be_quoted(tmp_path):
+    file = write(tmp_path / "a.tsv", TSV + '"He said ""no""."\tpositive\n')
+    with pytest.warns(UserWarning, match="line 2: a cell seems to be quoted"):
+        [row] = TextFiles(test=file).rows("test")
+    assert row.inputs == '"He said ""no""."'
+    [row] = TextFiles(test=file, quoted_cells=True).rows("test")
+    assert row.inputs == 'He said "no".'
 
 
 GOOD = jsonl({"text": "fine", "label": "positive"})

@@ -5,6 +5,8 @@ import csv
 import dataclasses
 import json
 import lzma
+import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,11 @@ from prompt_tuning.data.readers.compressed import open_text
 from prompt_tuning.errors import UserError
 
 LONGEST = 2**20  # bytes of a line, characters of a cell; far beyond what a T5 can use
+
+_JSON_LINES = ".jsonl"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_BREAK = "a line break inside a cell"
+_LOOKS_QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')
 
 T = TypeVar("T")
 
@@ -66,26 +73,37 @@ class BadRows:
         return f" (skipped before it: {skipped}, as --skip_bad_rows allows)" if skipped else ""
 
 
-def read(path: Path, row: Callable[[dict[str, Any], str], T], bad_rows: BadRows) -> list[T]:
+def read(
+    path: Path,
+    row: Callable[[dict[str, Any], str], T],
+    bad_rows: BadRows,
+    quoted_cells: bool | None = None,
+) -> list[T]:
     """Reads all rows of a file or saved data set, in order.
 
     Args:
       path: File, or folder of a saved data set.
       row: Makes a row from its fields and the name to use for it in errors.
       bad_rows: Counter of the malformed rows that are skipped.
+      quoted_cells: Whether cells of a table may be quoted; None for CSV alone.
 
     Raises:
       UserError: For a row that is malformed or that `row` refuses, unless `bad_rows` skips it; the
         message names file and line. Also if the file cannot be read or has no good row.
     """
-    if not (rows := list(stream(path, row, bad_rows))):
+    if not (rows := list(stream(path, row, bad_rows, quoted_cells))):
         raise UserError(f"{path}: no rows; {bad_rows.summary()}".removesuffix("; "))
     return rows
 
 
-def stream(path: Path, row: Callable[[dict[str, Any], str], T], bad_rows: BadRows) -> Iterator[T]:
+def stream(
+    path: Path,
+    row: Callable[[dict[str, Any], str], T],
+    bad_rows: BadRows,
+    quoted_cells: bool | None = None,
+) -> Iterator[T]:
     """Yields what `read` returns, for files that do not fit in memory or may be empty."""
-    for place, fields in _records(path):
+    for place, fields in _records(path, quoted_cells):
         where = f"{path}, {place}"
         try:
             if isinstance(fields, Bad):
@@ -126,17 +144,21 @@ def shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _records(path: Path) -> Records:
+def _records(path: Path, quoted_cells: bool | None) -> Records:
     if path.is_dir():
         return ((f"row {n}", fields) for n, fields in saved_datasets.rows(path))
     plain = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
-    if plain.suffix not in _PARSERS:
-        formats = ", ".join(_PARSERS)
+    if plain.suffix not in (_JSON_LINES, *_DELIMITERS):
+        formats = ", ".join((_JSON_LINES, *_DELIMITERS))
         raise UserError(
             f"{path}: unknown format; must end in {formats}, or these with .gz or .xz, or be a "
             "folder of Dataset.save_to_disk"
         )
-    return _PARSERS[plain.suffix](path, _lines(path))
+    if plain.suffix == _JSON_LINES:
+        return _json_records(_lines(path))
+    delimiter = _DELIMITERS[plain.suffix]
+    quoted = delimiter == "," if quoted_cells is None else quoted_cells
+    return _table_records(path, _lines(path), delimiter, quoted)
 
 
 def _lines(path: Path) -> Lines:
@@ -170,7 +192,7 @@ def _decoded(file: IO[bytes]) -> Iterator[str | Bad]:
         encoding = "utf-8"
 
 
-def _json_records(path: Path, lines: Lines) -> Records:
+def _json_records(lines: Lines) -> Records:
     for number, line in lines:
         if isinstance(line, Bad) or line.strip():
             yield f"line {number}", line if isinstance(line, Bad) else _json_object(line)
@@ -188,10 +210,21 @@ def _json_object(line: str) -> dict[str, Any] | Bad:
     return fields
 
 
-def _csv_records(path: Path, lines: Lines, delimiter: str = ",") -> Records:
+def _table_records(path: Path, lines: Lines, delimiter: str, quoted: bool) -> Records:
     header: list[str] | None = None
-    for number, cells in _csv_cells(lines, delimiter):
+    for number, cells in (_quoted_cells if quoted else _plain_cells)(lines, delimiter):
         place = f"line {number}"
+        if (
+            not quoted
+            and header
+            and isinstance(cells, list)
+            and any(map(_LOOKS_QUOTED.fullmatch, cells))
+        ):
+            warnings.warn(
+                f"{path}, {place}: a cell seems to be quoted, but quotes are read as text; set "
+                "QUOTED_CELLS = True if cells are quoted",
+                stacklevel=2,
+            )
         if isinstance(cells, Bad):
             if header is None:  # no row can be read without it
                 raise UserError(f"{path}, {place}: {cells.reason}")
@@ -203,14 +236,21 @@ def _csv_records(path: Path, lines: Lines, delimiter: str = ",") -> Records:
         elif len(cells) == len(header):
             yield place, dict(zip(header, cells, strict=True))
         else:
-            yield place, Bad(f"{len(cells)} columns, but {len(header)} in the header")
+            hint = "" if quoted else "; quotes are text here, see QUOTED_CELLS"
+            hint = hint if any('"' in cell for cell in cells) else ""
+            yield place, Bad(f"{len(cells)} columns, but {len(header)} in the header{hint}")
 
 
-def _tsv_records(path: Path, lines: Lines) -> Records:
-    return _csv_records(path, lines, "\t")
+def _plain_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+    """Yields the number and the cells of each row, a line whose quotes are text."""
+    for number, line in lines:
+        if isinstance(line, Bad):
+            yield number, line
+        elif text := line.removesuffix("\n").removesuffix("\r"):
+            yield number, Bad(_BREAK) if "\r" in text else text.split(delimiter)
 
 
-def _csv_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+def _quoted_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
     """Yields the number of each row's first line, and its cells.
 
     After a malformed row, reading resumes at the next line: a quote that is never closed swallows
@@ -241,12 +281,6 @@ def _csv_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | 
             pending.extendleft(reversed(rest))
             reader = csv.reader(texts(), delimiter=delimiter, strict=True)
         else:
+            broken = delimiter == "\t" and any("\n" in cell or "\r" in cell for cell in cells)
             if cells:
-                yield taken[0][0], cells
-
-
-_PARSERS: dict[str, Callable[[Path, Lines], Records]] = {
-    ".jsonl": _json_records,
-    ".csv": _csv_records,
-    ".tsv": _tsv_records,
-}
+                yield taken[0][0], Bad(_BREAK) if broken else cells
