@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from prompt_tuning.t5 import int8
+from prompt_tuning.t5 import int8, narrow
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.sites import Place, Sites
 
@@ -78,7 +78,8 @@ def matmul(
 ) -> Float[Array, "*batch outputs"]:
     """Multiplies x [..., in] by a kernel [in, out], which may be int8; the result is in `dtype`.
 
-    Operands are cast to `dtype`, but not up if both have the same narrower dtype: products of
+    Within `narrow.narrow_products`, float32 products round their operands to bfloat16. Otherwise
+    operands are cast to `dtype`, but not up if both have the same narrower dtype: products of
     bfloat16 are exact in float32. Accelerators accumulate in float32 whatever the result's dtype;
     asking for float32 sums would make the backward pass's operands float32 as well.
     """
@@ -87,6 +88,8 @@ def matmul(
         return int8.matmul(x, kernel, x.dtype).astype(dtype)
     if x.dtype != kernel.dtype or not _holds(dtype, x.dtype):
         x, kernel = x.astype(dtype), kernel.astype(dtype)
+    if narrow.enabled() and dtype == jnp.float32:
+        return narrow.matmul(x, kernel)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(x, kernel, contract, preferred_element_type=dtype)
 
