@@ -126,7 +126,7 @@ def read_supervised(folder: Path) -> Iterator[tuple[str, list[Pair]]]:
             rows = [json.loads(line) for line in lines]
         if "text" not in rows[0]:
             raise UserError(
-                f"SUPERVISED = {str(folder)!r}: {about['name']} has no field 'text'; link the sets "
+                f"LABELLED = {str(folder)!r}: {about['name']} has no field 'text'; link the sets "
                 "of docs/backbone.md into a folder of their own"
             )
         words = [label.replace("_", " ") for label in about["labels"]]
