@@ -1,4 +1,4 @@
-"""The pre-training mixture of the embedded backbone: T5's objectives and short steered tasks.
+"""The pre-training mixture: choices by a teacher, pairs, cloze questions, T5's objectives.
 
 A batch is a pure function of (seed, step), so a run resumes at any step with no state of its own.
 """
@@ -7,98 +7,168 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from prompt_tuning.pretraining.steered_tasks import OTHER_TASKS, VERDICT_TASKS, Corpus
+from prompt_tuning.pretraining import cloze
+from prompt_tuning.pretraining.choices import Choices, written
+from prompt_tuning.pretraining.pairs import Pairs
+from prompt_tuning.pretraining.sentences import Documents, choose
+from prompt_tuning.pretraining.steered_tasks import OTHER_TASKS, VERDICT_TASKS
+from prompt_tuning.pretraining.table import Table
 from prompt_tuning.t5.vocabulary import EOS
 
 Example = tuple[list[int], list[int]]  # input ids, target ids; no end tokens
 SENTINELS = 100
 
+KINDS = ("choices", "pairs", "cloze", "span_corruption", "prefix_lm", "steered")
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Weights of the kinds of batch in one phase of pre-training.
+    """Relative shares of the kinds of batch in one phase of pre-training.
 
     Attributes:
-      until: the phase lasts while step < until.
-      span_corruption, prefix_lm, short: relative frequency of each kind of batch.
+      until: First step after the phase.
+      choices: Share of options in front of a text; see `pretraining.choices`.
+      pairs: Share of pairs of sentences; see `pretraining.pairs`.
+      cloze: Share of questions on a paragraph; see `pretraining.cloze`.
+      span_corruption, prefix_lm: Shares of T5's objectives.
+      steered: Share of the short tasks of `steered_tasks`.
     """
 
     until: int
+    choices: float = 0.0
+    pairs: float = 0.0
+    cloze: float = 0.0
     span_corruption: float = 0.0
     prefix_lm: float = 0.0
-    short: float = 0.0
+    steered: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Pre-training batches, `mixture(step)`; all randomness comes from (seed, step).
+    """Pre-training batches: `mixture(step)` is a pure function of seed and step.
+
+    Every batch is of one kind, and all have about the same number of tokens.
 
     Attributes:
-      corpus: folder of the corpus.
-      supervised: folder of labelled sets, see `steered_tasks.read_supervised`; "" for none.
-      vocabulary: SentencePiece model.
-      phases: in order.
-      batch_size: examples in a batch of the long objectives; short tasks take twice as many.
-      input_length, target_length: of the long objectives.
-      short_input_length, short_target_length: of the short tasks.
-      verdict_share: share of the short examples that ask for a verdict or an opposite.
+      corpus: Folder of the corpus.
+      labelled: Folder of the labelled sets.
+      table: Folder of the teacher's table.
+      vocabulary: Path of the SentencePiece model.
+      phases: Phases in order; the last one has no end.
+      batch_size: Number of choices, or of steered tasks, in a batch.
+      choice_length: Input tokens of a choice; a pair has 8/5 of them, and a batch 5/8 as many.
+      answer_length: Target tokens of choices, pairs and steered tasks.
+      input_length, target_length: Tokens of cloze questions and of T5's objectives.
+      seed: Seed of all batches.
     """
 
     corpus: str
+    labelled: str
+    table: str
     vocabulary: str
-    supervised: str = ""
-    phases: Sequence[Phase] = (Phase(1, span_corruption=1.0),)
-    batch_size: int = 32
+    phases: Sequence[Phase]
+    batch_size: int = 128
+    choice_length: int = 40
+    answer_length: int = 8
     input_length: int = 128
     target_length: int = 32
-    short_input_length: int = 64
-    short_target_length: int = 8
-    verdict_share: float = 0.5
     seed: int = 0
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step: arrays [B, T] and [B, L] int32 under T5X's feature names."""
         rng = np.random.default_rng([self.seed, step])
         phase = next((p for p in self.phases if step < p.until), self.phases[-1])
-        weights = np.array([phase.span_corruption, phase.prefix_lm, phase.short])
-        match rng.choice(3, p=weights / weights.sum()):
-            case 0:
-                make, lengths = self._span_corruption, (self.input_length, self.target_length)
-            case 1:
-                make, lengths = self._prefix_lm, (self.input_length, self.target_length)
+        shares = np.array([getattr(phase, kind) for kind in KINDS])
+        kind = KINDS[int(rng.choice(len(KINDS), p=shares / shares.sum()))]
+        long = max(1, self.batch_size * self.choice_length // self.input_length)
+        match kind:
+            case "choices":
+                return self._short(self.choice_pairs(rng, self.batch_size), self.choice_length)
+            case "pairs":
+                length = self.choice_length * 8 // 5
+                size = max(1, self.batch_size * 5 // 8)
+                return self._short(self._pairs.draw(rng, size), length)
+            case "steered":
+                texts = [self._steered(rng) for _ in range(self.batch_size)]
+                return self._short(texts, self.choice_length)
+            case "cloze":
+                examples = self._encoded([self._cloze(rng) for _ in range(long)])
+            case "span_corruption":
+                examples = [self._span_corruption(rng) for _ in range(long)]
             case _:
-                make, lengths = self._short, (self.short_input_length, self.short_target_length)
-        size = self.batch_size * (2 if make == self._short else 1)
-        return pad([make(rng) for _ in range(size)], *lengths)
+                examples = [self._prefix_lm(rng) for _ in range(long)]
+        return pad(examples, self.input_length, self.target_length)
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         """The batches from a step on, without end."""
         return map(self, itertools.count(start))
+
+    def choice_pairs(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        """Draws `count` choices of all kinds, each as its input and its answer."""
+        return [(written(rng, c), c.answer) for c in self.choices().draw(rng, count)]
+
+    def choices(self, measuring: bool = False) -> Choices:
+        """Returns the source of choices; for `measuring`, one of texts that training leaves out."""
+        return self._measured_choices if measuring else self._trained_choices
+
+    def pairs(self, measuring: bool = False) -> Pairs:
+        """Returns the source of pairs; for `measuring`, one of pairs that training leaves out."""
+        return Pairs(self.teacher.pairs, measuring)
+
+    @functools.cached_property
+    def documents(self) -> Documents:
+        """Corpus and labelled sets, without the texts that the table holds back."""
+        return Documents.load(self.corpus, self.labelled).without(self.teacher.held_back)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, without an end token."""
+        return self._pieces.encode(list(texts))
+
+    def _short(self, texts: Sequence[tuple[str, str]], length: int) -> dict[str, np.ndarray]:
+        return pad(self._encoded(texts), length, self.answer_length)
+
+    def _encoded(self, texts: Sequence[tuple[str, str]]) -> list[Example]:
+        sources = self.encode([source for source, _ in texts])
+        return list(zip(sources, self.encode([target for _, target in texts]), strict=True))
 
     @functools.cached_property
     def _pieces(self) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(model_file=self.vocabulary)
 
     @functools.cached_property
-    def _corpus(self) -> "Corpus":
-        return Corpus.load(Path(self.corpus), Path(self.supervised) if self.supervised else None)
+    def teacher(self) -> Table:
+        """The teacher's table."""
+        table = Table.open(self.table)
+        table.check_vocabulary(self.vocabulary)
+        return table
 
-    def _encode(self, text: str) -> list[int]:
-        return self._pieces.encode(text)
+    @functools.cached_property
+    def _trained_choices(self) -> Choices:
+        documents = self.documents  # first, so that a corpus that is missing is named first
+        ids = self.encode(self.teacher.options)
+        single = np.array([i for i, pieces in enumerate(ids) if len(pieces) == 1])
+        return Choices(documents, self.teacher, single)
+
+    @functools.cached_property
+    def _measured_choices(self) -> Choices:
+        return dataclasses.replace(self._trained_choices, measuring=True)
+
+    @functools.cached_property
+    def _pairs(self) -> Pairs:
+        return self.pairs()
 
     def _window(self, rng: np.random.Generator, length: int) -> list[int]:
         """`length` consecutive tokens of a random place of the corpus, or a whole short text."""
-        _, text = self._corpus.pick(rng)
+        _, text = self.documents.corpus.pick(rng)
         characters = 6 * length
         start = int(rng.integers(max(1, len(text) - characters // 2)))
         if start:
             start = text.find(" ", start) + 1
-        return self._encode(text[start : start + characters])[:length]
+        return self._pieces.encode(text[start : start + characters])[:length]
 
     def _span_corruption(self, rng: np.random.Generator) -> Example:
         # 15 % of `raw` tokens leave and one sentinel a span of 3 comes back.
@@ -113,12 +183,16 @@ class Mixture:
         split = min(split, self.input_length - 1)
         return ids[:split], ids[split : split + self.target_length - 1]
 
-    def _short(self, rng: np.random.Generator) -> Example:
-        tasks = VERDICT_TASKS if rng.random() < self.verdict_share else OTHER_TASKS
+    def _steered(self, rng: np.random.Generator) -> tuple[str, str]:
         while True:
-            task = tasks[int(rng.integers(len(tasks)))]
-            if pair := task(self._corpus, rng):
-                return self._encode(pair[0]), self._encode(pair[1])
+            tasks = VERDICT_TASKS if rng.random() < 0.5 else OTHER_TASKS
+            if pair := choose(rng, tasks)(self.documents.corpus, rng):
+                return pair
+
+    def _cloze(self, rng: np.random.Generator) -> tuple[str, str]:
+        while True:
+            if pair := cloze.draw(rng, self.documents):
+                return pair
 
 
 def pad(

@@ -1,4 +1,4 @@
-"""Pre-training of a backbone: trains all of its leaves on the unsupervised mixture."""
+"""Pre-training of a backbone: trains all of its leaves on the mixture."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,13 @@ from etils import epath
 from prompt_tuning import sharding
 from prompt_tuning.methods.full import ModelTuning
 from prompt_tuning.model.tuned import TunedModel, initialize
+from prompt_tuning.pretraining import start
 from prompt_tuning.pretraining.mixture import Mixture
 from prompt_tuning.runs import checks
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.narrow import narrow_products
 from prompt_tuning.training.loop import Fit
 
 
@@ -23,6 +25,7 @@ def pretrain(
     mixture: Mixture,
     fit: Fit,
     initial_checkpoint: str = "",
+    narrow: bool = False,
     seed: int = 0,
     on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> TunedModel:
@@ -34,7 +37,9 @@ def pretrain(
       layout: Layout of the arrays on the devices.
       mixture: Batches of the pre-training tasks.
       fit: Settings of training.
-      initial_checkpoint: Path of the weights to start from; "" for random weights.
+      initial_checkpoint: Path of the weights to start from; "" for random weights with the
+        teacher's vectors in the token embedding and the output layer.
+      narrow: Whether to compute products of weights in bfloat16, summed in float32.
       seed: Seed of the initialisation.
       on_start: Function called with the folder before anything is written.
 
@@ -44,10 +49,12 @@ def pretrain(
     folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(mixture.batch_size, layout)
     checks.fit_settings(fit)
-    mixture(0)  # reads corpus and vocabulary before anything is written
+    mixture(0)  # reads corpus, table and vocabulary before anything is written
     tuned = initialize(
         config, ModelTuning(), layout=layout, seed=seed, checkpoint=initial_checkpoint or None
     )
-    with only_run(folder):
+    if not initial_checkpoint:
+        tuned = start.from_teacher(tuned, mixture.teacher)
+    with only_run(folder), narrow_products(narrow):
         on_start(folder)
         return fit(tuned, model_dir=folder, batches=mixture.batches)

@@ -207,6 +207,7 @@ def suites(*more: str):
 
 def pretraining(*more: str):
     files = ["--gin_file=runs/pretrain.gin", "--gin.MODEL_DIR=new", "--gin.CORPUS=no_data"]
+    files += ["--gin.LABELLED=none", "--gin.TABLE=none"]
     return pretrain, [*NANO, *files, *more]
 
 
