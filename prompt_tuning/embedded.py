@@ -13,14 +13,14 @@ def backbone() -> str:
     return str(_FOLDER / "backbone.safetensors")
 
 
-def ladder(size: str, stage: str = "lm100", folder: str = "") -> str:
+def ladder(size: str, stage: str = "final", folder: str = "") -> str:
     """Path of the weights of a size of the ladder, bfloat16, for the preset of that name.
 
     Args:
       size: "ladder_xs", "ladder_s", "ladder_m" or "ladder_l".
-      stage: "span", before LM adaptation, or "lm10", "lm50" or "lm100", after that percentage of
-        its steps.
-      folder: output folder of `scripts/make_ladder.py`; "" for the weights in the package.
+      stage: "final"; or, of the shorter run of stages, "span", before LM adaptation, or "lm10",
+        "lm50" or "lm100", after that percentage of its steps.
+      folder: output folder of `scripts/make_backbones.py`; "" for the weights in the package.
 
     Raises:
       UserError: if the weights do not exist.
@@ -29,7 +29,7 @@ def ladder(size: str, stage: str = "lm100", folder: str = "") -> str:
     if not path.exists():
         raise UserError(
             f"LADDER_DIR = {folder!r}, LADDER_STAGE = {stage!r}: {path} does not exist; "
-            "make the ladder with python scripts/make_ladder.py"
+            "make the ladder with python scripts/make_backbones.py"
         )
     return str(path)
 
