@@ -23,11 +23,21 @@ from prompt_tuning.data.batching.tokens import (
     is_longer,
     mixed,
 )
+from prompt_tuning.data.catalogue.postprocess import Grouped
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
-from prompt_tuning.data.tasks import RowSource, decode, hidden_splits, labels_of, parts, text_of
+from prompt_tuning.data.tasks import (
+    Provider,
+    RowSource,
+    decode,
+    hidden_splits,
+    labels_of,
+    parts,
+    target_prefix,
+    text_of,
+)
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import EvalSet, MetricFn
 
@@ -50,6 +60,8 @@ class TaskData:
       eval_examples: Most examples of a split to evaluate, the same ones each time; None for all.
       bad_rows: Counter of the malformed rows of the task's files that are skipped.
       transform: Applied to each evaluation set; None for no change.
+      provider: The task or mixture itself; None to look `task` up. What is registered under its
+        name later does not change this object.
 
     Raises:
       UserError: For an unknown task, a module that cannot be imported, or an impossible size.
@@ -67,6 +79,7 @@ class TaskData:
     eval_examples: int | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
     transform: Callable[["TaskData", EvalSet], EvalSet] | None = None
+    provider: Provider = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_lengths("TASK_FEATURE_LENGTHS", self.lengths)
@@ -77,11 +90,13 @@ class TaskData:
             raise UserError(f"EVAL_EXAMPLES = {self.eval_examples}: must be positive, or None")
         if self.module:
             _import(self.module)
-        _check_name(self.task)
-        for task in parts(self.task):
+        if self.provider is None or self.provider.name != self.task:
+            _check_name(self.task)
+            object.__setattr__(self, "provider", seqio.get_mixture_or_task(self.task))
+        for task in parts(self.provider):
             vocabulary = task.output_features["targets"].vocabulary
             label_words.check_ids(
-                labels_of(task.name),
+                labels_of(task),
                 vocabulary.encode,
                 functools.partial(decode, vocabulary),
                 "CLASS_LABELS" if task.name == "files" else f"{task.name}, label words",
@@ -90,19 +105,19 @@ class TaskData:
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits with public targets that the task, or any task of the mixture, has."""
-        tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
+        tasks = seqio.get_subtasks(self.provider)
         names = {name for task in tasks for name in task.splits if name not in hidden_splits(task)}
         return tuple(sorted(names))
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Label words of the task, or of all tasks of the mixture; empty for text to text."""
-        return labels_of(self.task)
+        return labels_of(self.provider)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks with a split "train"; a mixed batch's `tasks` are indices into them."""
-        subtasks = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
+        subtasks = seqio.get_subtasks(self.provider)
         return tuple(task.name for task in subtasks if "train" in task.splits)
 
     def train_notes(self) -> list[str]:
@@ -132,7 +147,7 @@ class TaskData:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end token."""
-        features = seqio.get_mixture_or_task(self.task).output_features
+        features = self.provider.output_features
         return features["inputs"].vocabulary.encode(text)
 
     def train_batches(
@@ -192,7 +207,7 @@ class TaskData:
         """Shuffled, endless training examples of all processes, from the `first` on."""
         if self._training_tokens:
             yield from mixed(self._training_tokens, self._rates(), self.seed, first)
-        dataset = seqio.get_mixture_or_task(self.task).get_dataset(
+        dataset = self.provider.get_dataset(
             dict(self.lengths),
             split="train",
             use_cached=self.use_cached,
@@ -205,7 +220,7 @@ class TaskData:
 
     def _rates(self) -> list[float]:
         """Mixing rate of each training task of a mixture."""
-        provider = seqio.get_mixture_or_task(self.task)
+        provider = self.provider
         if isinstance(provider, seqio.Task):
             return [1.0]
         return [provider.get_rate(task) for task in self.tasks_with("train")]
@@ -217,13 +232,16 @@ class TaskData:
           UserError: If there is none, and as `eval_set`.
         """
         measured = [
-            task.name
+            task
             for task in self.tasks_with(split)
             if task.predict_metric_fns and split not in hidden_splits(task)
         ]
         if not measured:
             raise UserError(f"{self.task}: no task with metrics has the split {split!r}")
-        return [dataclasses.replace(self, task=name).eval_set(split) for name in measured]
+        return [
+            dataclasses.replace(self, task=task.name, provider=task).eval_set(split)
+            for task in measured
+        ]
 
     def eval_set(self, split: str) -> EvalSet:
         """A split, or `eval_examples` drawn from it, in the source's order.
@@ -233,15 +251,17 @@ class TaskData:
             `task` is a mixture, whose tasks have metrics of their own.
         """
         tasks = self.tasks_with(split)
-        if isinstance(seqio.get_mixture_or_task(self.task), seqio.Mixture):
+        if isinstance(self.provider, seqio.Mixture):
             names = ", ".join(task.name for task in tasks)
             raise UserError(f"{self.task} is a mixture; evaluate its tasks: {names}")
         [task] = tasks
         examples = self._examples(task, split)
         feature = task.output_features["targets"]
         targets = [text_of(task, example, "targets") for example in examples]
-        labels = labels_of(task.name)
-        self._check_targets(task, [*labels, *targets])
+        labels = labels_of(task)
+        words = [label.removeprefix(target_prefix(task)).strip() for label in labels]
+        self._check_targets(task, words + targets)
+        compare = _Comparison(task, examples, targets)
         label_ids = [
             [*feature.vocabulary.encode(label), feature.vocabulary.eos_id] for label in labels
         ]
@@ -254,9 +274,12 @@ class TaskData:
             labels=labels,
             label_tokens=pad_ids(label_ids, self.lengths["targets"]),
             target_length=self.lengths["targets"],
-            metric_fns=tuple(_over_texts(fn, task, examples) for fn in task.predict_metric_fns),
+            metric_fns=tuple(map(compare.by, task.predict_metric_fns)),
             decode=functools.partial(decode, feature.vocabulary),
-            notes=self._eval_notes(task, split, examples),
+            notes=(
+                *self._eval_notes(task, split, examples),
+                *compare.notes(f"{task.name}, {split} split"),
+            ),
         )
         return self.transform(self, eval_set) if self.transform else eval_set
 
@@ -266,7 +289,7 @@ class TaskData:
         Raises:
           UserError: If there is none, or its data are neither prepared nor cached as asked.
         """
-        subtasks = seqio.get_subtasks(seqio.get_mixture_or_task(self.task))
+        subtasks = seqio.get_subtasks(self.provider)
         tasks = [task for task in subtasks if split in task.splits]
         if not tasks:
             available = ", ".join(self.splits)
@@ -305,10 +328,12 @@ class TaskData:
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]
+        prefix = target_prefix(task)
         for text in dict.fromkeys(texts):
-            length = len(feature.vocabulary.encode(text)) + feature.add_eos
+            whole = f"{prefix} {text}" if prefix else text
+            length = len(feature.vocabulary.encode(whole)) + feature.add_eos
             if length > most:
-                shown = text if len(text) <= 60 else text[:57] + "..."
+                shown = whole if len(whole) <= 60 else whole[:57] + "..."
                 raise UserError(
                     f"{task.name}: the target {shown!r} has {length} tokens with its end token, "
                     f'more than the {most} of TASK_FEATURE_LENGTHS["targets"]'
@@ -348,21 +373,81 @@ def _empty(task: str, split: str) -> UserError:
     return UserError(f"{task}: the split {split!r} is empty")
 
 
-def _over_texts(
-    metric: MetricFn, task: seqio.Task, examples: Sequence[Mapping[str, Any]]
-) -> MetricFn:
-    """Makes a metric apply the task's postprocessor, if it has one, to texts first."""
-    if task.postprocessor is None:
-        return metric
+class _Comparison:
+    """Metrics of a task's texts, with targets as the vocabulary writes them.
 
-    @functools.wraps(metric)
-    def scored(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-        def processed(texts: Sequence[str], is_target: bool) -> list[Any]:
-            return [
-                task.postprocess_fn(text, example=example, is_target=is_target)
-                for text, example in zip(texts, examples, strict=True)
+    No output can equal a target that the vocabulary writes differently ("CO\u2082" as "CO2", a line
+    break as a space), so an output that is a target's writing counts as the target.
+
+    Args:
+      task: A SeqIO task.
+      examples: N examples of one of its splits.
+      targets: Their N texts.
+    """
+
+    def __init__(
+        self, task: seqio.Task, examples: Sequence[Mapping[str, Any]], targets: Sequence[str]
+    ) -> None:
+        self._task, self._examples, self._targets = task, examples, targets
+        self._vocabulary = task.output_features["targets"].vocabulary
+        self._written: dict[str, str] = {}
+        self._words = {self.written(label): label for label in labels_of(task)}
+
+    def written(self, text: str) -> str:
+        """A text as the vocabulary writes it, without spaces around it."""
+        if text not in self._written:
+            self._written[text] = decode(self._vocabulary, self._vocabulary.encode(text)).strip()
+        return self._written[text]
+
+    def by(self, metric: MetricFn) -> MetricFn:
+        """A metric of texts: it applies the task's postprocessor first, if there is one."""
+
+        @functools.wraps(metric)
+        def scored(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+            words = [
+                self._words.get(
+                    text.strip(), target if text.strip() == self.written(target) else text
+                )
+                for target, text in zip(targets, predictions, strict=True)
             ]
+            values = [
+                _strings(self.written, value) for value in self._values(targets, is_target=True)
+            ]
+            known = self._written
+            answers = [
+                _strings(lambda text: known.get(text, text), value)
+                for value in self._values(words, is_target=False)
+            ]
+            return metric(values, answers)
 
-        return metric(processed(targets, True), processed(predictions, False))
+        return scored
 
-    return scored
+    def notes(self, where: str) -> list[str]:
+        """A line on the targets that the vocabulary writes differently; none if there are none."""
+        changed = [text for text in self._targets if self.written(text) != text.strip()]
+        if not changed:
+            return []
+        return [
+            f"{where}: {len(changed)} of {len(self._targets)} targets are compared as the "
+            f"vocabulary writes them, such as {changed[0][:50]!r} as "
+            f"{self.written(changed[0])[:50]!r}"
+        ]
+
+    def _values(self, texts: Sequence[str], *, is_target: bool) -> Sequence[Any]:
+        if self._task.postprocessor is None:
+            return texts
+        return [
+            self._task.postprocess_fn(text, example=example, is_target=is_target)
+            for text, example in zip(texts, self._examples, strict=True)
+        ]
+
+
+def _strings(function: Callable[[str], str], value: Any) -> Any:
+    """Applies a function to a text, to the texts of a list, or to those of a group's value."""
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, Grouped):
+        return value._replace(value=_strings(function, value.value))
+    if type(value) in (list, tuple):
+        return type(value)(_strings(function, part) for part in value)
+    return value

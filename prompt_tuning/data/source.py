@@ -97,7 +97,7 @@ def task_data(
         eval_examples=eval_examples,
         bad_rows=bad_rows,
     )
-    _check_vocabulary(data.task, vocabulary)
+    _check_vocabulary(data, vocabulary)
     if sentinel_targets:
         data = dataclasses.replace(data, task=sentinel.register(data.task))
     if few_shot is None:
@@ -108,11 +108,10 @@ def task_data(
     )
 
 
-def _check_vocabulary(task: str, vocabulary: seqio.Vocabulary) -> None:
-    features = seqio.get_mixture_or_task(task).output_features
-    for name, feature in features.items():
+def _check_vocabulary(data: TaskData, vocabulary: seqio.Vocabulary) -> None:
+    for name, feature in data.provider.output_features.items():
         if feature.vocabulary != vocabulary:
             raise UserError(
-                f"MIXTURE_OR_TASK_NAME = {task!r}: the vocabulary of its {name} is not "
+                f"MIXTURE_OR_TASK_NAME = {data.task!r}: the vocabulary of its {name} is not "
                 "the model's; register the task with the model's vocabulary"
             )

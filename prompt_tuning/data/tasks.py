@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from prompt_tuning import embedded
 from prompt_tuning.data.files import MACROS, Row, TextFiles
@@ -14,6 +14,7 @@ from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import MetricFn
 
+Provider: TypeAlias = Any  # a seqio.Task or seqio.Mixture
 TfExample = dict[str, tf.Tensor]  # an example inside a SeqIO preprocessor, by feature
 
 DEMO_LABELS = {
@@ -27,11 +28,17 @@ class Task(seqio.Task):
     """A SeqIO task with label words, some of whose splits may lack public targets."""
 
     def __init__(
-        self, *args: Any, labels: Sequence[str], hidden_splits: Sequence[str], **options: Any
+        self,
+        *args: Any,
+        labels: Sequence[str],
+        hidden_splits: Sequence[str],
+        target_prefix: str,
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.labels = tuple(labels)
         self.hidden_splits = tuple(hidden_splits)
+        self.target_prefix = target_prefix
 
 
 def add(
@@ -44,6 +51,7 @@ def add(
     postprocess_fn: Callable[..., Any] | None = None,
     labels: Sequence[str] = (),
     hidden_splits: Sequence[str] = (),
+    target_prefix: str = "",
 ) -> Task:
     """Registers a SeqIO task, replacing any of the same name.
 
@@ -52,6 +60,7 @@ def add(
       source, preprocessors, output_features, metric_fns, postprocess_fn: See `seqio.Task`.
       labels: Label words in the order of the labels' numbers; empty for text to text.
       hidden_splits: Splits without public targets, which can be predicted on but not scored.
+      target_prefix: Text that a preprocessor puts before the tokens of every target.
     """
     # SeqIO's shuffle buffer would mix the epochs of a small task.
     shuffling = {"shuffle_buffer_size": None} if source.performs_internal_shuffling else {}
@@ -66,6 +75,7 @@ def add(
         task_cls=Task,
         labels=labels,
         hidden_splits=hidden_splits,
+        target_prefix=target_prefix,
         **shuffling,
     )
 
@@ -81,27 +91,37 @@ def add_mixture(name: str, rates: Mapping[str, Any]) -> seqio.Mixture:
     return seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
-def parts(name: str) -> list[seqio.Task]:
-    """The tasks of a registered mixture in the order in which it lists them, or the task itself."""
-    provider = seqio.get_mixture_or_task(name)
+def parts(provider: str | Provider) -> list[seqio.Task]:
+    """The tasks of a mixture in the order in which it lists them, or the task itself.
+
+    Args:
+      provider: A task or mixture, or the name of a registered one.
+    """
+    if isinstance(provider, str):
+        provider = seqio.get_mixture_or_task(provider)
     if isinstance(provider, seqio.Task):
         return [provider]
     place = {part: i for i, part in enumerate(provider.rate_per_task_name)}
     return sorted(provider.tasks, key=lambda task: place.get(task.name, len(place)))
 
 
-def labels_of(name: str) -> tuple[str, ...]:
-    """Label words of a registered task, or of all tasks of a mixture.
+def labels_of(provider: str | Provider) -> tuple[str, ...]:
+    """Label words of a task, or of all tasks of a mixture; the argument is that of `parts`.
 
     Empty for text to text and for tasks registered with plain SeqIO.
     """
-    words = (word for task in parts(name) if isinstance(task, Task) for word in task.labels)
+    words = (word for task in parts(provider) if isinstance(task, Task) for word in task.labels)
     return tuple(dict.fromkeys(words))
 
 
 def hidden_splits(task: seqio.Task) -> tuple[str, ...]:
     """Splits of a task that can be predicted on but not scored."""
     return task.hidden_splits if isinstance(task, Task) else ()
+
+
+def target_prefix(task: seqio.Task) -> str:
+    """Text that a preprocessor puts before the tokens of every target; "" for none."""
+    return task.target_prefix if isinstance(task, Task) else ""
 
 
 class RowSource(MemorySource):

@@ -41,7 +41,7 @@ class FewShot:
         if self.seed < 0:
             raise UserError(f"FEW_SHOT_SEED = {self.seed}: must be 0 or more")
 
-    def choose(self, task: str, targets: Sequence[str]) -> list[int]:
+    def choose(self, task: seqio.Task, targets: Sequence[str]) -> list[int]:
         """Indices of the chosen examples of a task, in their order.
 
         Raises:
@@ -53,7 +53,7 @@ class FewShot:
             if len(group) < self.examples:
                 which = f" of the class {label!r}" if label else ""
                 raise UserError(
-                    f"FEW_SHOT = {self.examples}: {task} has only {len(group)} training "
+                    f"FEW_SHOT = {self.examples}: {task.name} has only {len(group)} training "
                     f"examples{which}"
                 )
         return sorted(i for group in groups for i in group[: self.examples])
@@ -136,7 +136,7 @@ class FewShotSource(MemorySource):
     def _train(self) -> dict[str, Any]:
         examples = list(_examples(self._task, "train", self._lengths, self._use_cached))
         rows = [_row(self._task, example) for example in examples]
-        chosen = self._few_shot.choose(self._task.name, [row.targets for row in rows])
+        chosen = self._few_shot.choose(self._task, [row.targets for row in rows])
         ids = {
             name: tf.ragged.constant([examples[i][name].tolist() for i in chosen], tf.int32)
             for name in ("inputs", "targets")
@@ -184,14 +184,15 @@ def _register_task(
         output_features=task.output_features,
         postprocess_fn=task.postprocessor,
         metric_fns=task.metric_fns,
-        labels=tasks.labels_of(task.name),
+        labels=tasks.labels_of(task),
         hidden_splits=tasks.hidden_splits(task),
+        target_prefix=tasks.target_prefix(task),
     )
 
 
 def _chosen_rows(task: seqio.Task, few_shot: FewShot) -> list[Row]:
     rows = task.source.rows("train")
-    return [rows[i] for i in few_shot.choose(task.name, [row.targets for row in rows])]
+    return [rows[i] for i in few_shot.choose(task, [row.targets for row in rows])]
 
 
 def _examples(

@@ -20,7 +20,6 @@ import numpy as np
 
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row
-from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.variants import few_shot
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import EvalSet
@@ -77,7 +76,7 @@ class Design:
           UserError: If an input with the instruction is too long, or the task has fewer training
             examples than demonstrations.
         """
-        feature = seqio.get_mixture_or_task(data.task).output_features["inputs"]
+        feature = data.provider.output_features["inputs"]
         encode, most = feature.vocabulary.encode, data.lengths["inputs"] - feature.add_eos
         end = [feature.vocabulary.eos_id] if feature.add_eos else []
         heads = self._heads(data)

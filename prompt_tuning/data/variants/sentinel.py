@@ -45,8 +45,9 @@ def register(name: str) -> str:
         postprocess_fn=functools.partial(_without_sentinel, task=task),
         metric_fns=task.metric_fns,
         output_features=task.output_features,
-        labels=[f"{SENTINEL} {label}" for label in tasks.labels_of(name)],
+        labels=[f"{SENTINEL} {label}" for label in tasks.labels_of(task)],
         hidden_splits=tasks.hidden_splits(task),
+        target_prefix=SENTINEL,
     )
     return new_name
 
