@@ -261,7 +261,7 @@ CASES = {
         ("prompt_tuning.convert", ["--from=hf_huge", "--to=new_hf", "--format=huggingface"]),
         "does not fit the model",
     ),
-    "config that is no JSON": (
+    "config that is not JSON": (
         ("prompt_tuning.convert", ["--from=hf_text", "--to=new_hf", "--format=huggingface"]),
         "config.json: not valid JSON",
     ),
