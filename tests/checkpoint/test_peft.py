@@ -151,7 +151,8 @@ def test_example_gives_peft_logits(tmp_path, stored):
     found = huggingface.tensors_at(EXAMPLE / "backbone.safetensors")
     leaves = huggingface.leaves_of("", found, shapes(wanted))
     backbone = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    prompt = FromFile(str(path))(5, Backbone(backbone["token_embedder/embedding"]), np.random.default_rng(0))
+    table = Backbone(backbone["token_embedder/embedding"])
+    prompt = FromFile(str(path))(5, table, np.random.default_rng(0))
     params = {"params": unflatten(backbone | {PROMPT_PATH: prompt})}
     outputs = forward(config, PromptTuning(length=5))(params, *tokens)
     np.testing.assert_allclose(outputs[real], expected[real], rtol=0, atol=1e-5)

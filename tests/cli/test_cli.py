@@ -115,7 +115,7 @@ MISTAKES = {
         on_files("--gin.TOKENS_PER_BATCH=63", "--gin.BATCHING=bucketed"),
         "TOKENS_PER_BATCH = 63: too few for 8 rows",
     ),
-    "prompt length 0": (on_files("--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH = 0, DECODER_PROMPT_LENGTH = 0: must not"),
+    "prompt length 0": (on_files("--gin.PROMPT_LENGTH=0"), "PROMPT_LENGTH = 0, DECODER_"),
     "long target": (on_files("--gin.CLASS_LABELS=('y', 'n', 'maybe')"), "'maybe' has 6 tokens"),
     "long target in training alone": (
         nano(
