@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from prompt_tuning import decoding
+from prompt_tuning import decoding, sharding
 from prompt_tuning.decoding import batches
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
@@ -75,6 +75,7 @@ def _map(
     argument: np.ndarray | int,
 ) -> np.ndarray:
     """Applies a jitted function to all inputs, in batches of `batch_size` rows."""
+    sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
     tokens, task = data.encoder_input_tokens, tuned.model.sites.task_index(data.task)
     tasks = None if task is None else np.full(len(tokens), task, np.int32)
     lengths = tokens.shape[1] - np.argmax(tokens[:, ::-1] != 0, axis=1)

@@ -1,20 +1,56 @@
 """Scores of predictions by the metrics of their task, and the no-information baseline."""
 
 import collections
+import contextlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
 
 
 def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
-    """Computes the task's metrics of predictions."""
+    """Computes the task's metrics of predictions, as Python's floats.
+
+    Raises:
+      UserError: If a metric is not a number, two have the same name, or there is none.
+    """
     metrics: dict[str, float] = {}
     for metric_fn in data.metric_fns:
-        metrics |= metric_fn(data.targets, predictions.texts)
+        values = metric_fn(data.targets, predictions.texts)
+        function = getattr(metric_fn, "__name__", "")
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"{data.task}: the metric {function} returned {_shown(values)}; must return a dict "
+                "of numbers by name"
+            )
+        for name, value in values.items():
+            if name in metrics:
+                raise UserError(f"{data.task}: two metrics are called {name!r}; rename one")
+            metrics[str(name)] = _number(value, f"{data.task}: the metric {name!r} of {function}")
+    if not metrics:
+        raise UserError(f"{data.task}: its metrics returned no number; there is nothing to compare")
     return metrics
+
+
+def _number(value: Any, where: str) -> float:
+    """A number, an array of no dimensions or SeqIO's `Scalar` as a float."""
+    scalar = getattr(value, "value", value)
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        array = np.asarray(scalar)
+        if array.ndim == 0 and array.dtype.kind not in "cSUmM":
+            return float(scalar)
+    raise UserError(f"{where} is {_shown(value)}; must be one number")
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '...'} (type {type(value).__name__})"
 
 
 def predict(

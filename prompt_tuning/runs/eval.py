@@ -80,8 +80,8 @@ def _measured(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
 ) -> Metrics:
     """Writes a task's predictions and metrics, and prints the metrics."""
+    base = majority(data, methods)  # first: it shows metrics that are not numbers
     metrics = predictions.write(folder, data, predict(tuned, data, methods, batch_size))
-    base = majority(data, methods)
     print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
     print(table.table({most_frequent_name(data): base, "this model": metrics}))
     return metrics

@@ -85,6 +85,8 @@ def train(
     test_sets = data.eval_sets("test") if "test" in data.splits else ()
     measured_sets = list({s.task: s for s in (*validation_sets, *test_sets)}.values())
     checks.eval_methods(eval_methods, measured_sets, "EVAL_METHODS")
+    # Now, since it raises for metrics that are not numbers.
+    majorities = {s.task: majority(s, eval_methods) for s in measured_sets}
     rows_multiple = layout.row_shards * fit.num_microbatches
     batches = functools.partial(
         data.train_batches, positions=method.positions, multiple=rows_multiple
@@ -150,7 +152,7 @@ def train(
             splits={s.task: s.split for s in measured_sets},
             scores={
                 s.task: {
-                    MAJORITY: majority(s, eval_methods),
+                    MAJORITY: majorities[s.task],
                     FROZEN: measure_each(s, frozen_answers[s.task]),
                     TRAINED: measure_each(s, best_answers[s.task]),
                 }

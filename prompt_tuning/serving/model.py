@@ -19,7 +19,7 @@ from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
-from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels
+from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels, checked_texts
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.paths import Params, flatten
@@ -159,7 +159,8 @@ class Model:
         """Answers each text with a label if its task has labels, otherwise with generated text.
 
         Args:
-          texts: Any number of texts.
+          texts: Any number of texts: a list, an array, a `pandas.Series` or another sequence, whose
+            texts are taken by position.
           task: One task for all texts, or one for each.
 
         >>> import prompt_tuning
@@ -217,11 +218,17 @@ class Model:
           UserError: if a task is unknown or a setting is out of its range.
         """
         task_set, texts, names = self._snapshot(texts, task)
-        samplings = list(sampling) if isinstance(sampling, Sequence) else [sampling] * len(texts)
+        samplings = _for_each(sampling, len(texts))
         if len(samplings) != len(texts):
             raise UserError(f"{len(texts)} texts, but {len(samplings)} settings of sampling")
-        if beams < 1 or (beams > 1 and any(x is not None for x in samplings)):
-            raise UserError(f"beams = {beams}: must be at least 1, and exactly 1 with sampling")
+        if (
+            not isinstance(beams, int)
+            or beams < 1
+            or (beams > 1 and any(x is not None for x in samplings))
+        ):
+            raise UserError(
+                f"beams = {beams!r}: must be an integer of at least 1, and exactly 1 with sampling"
+            )
         return self._generate(
             task_set, texts, names, max_tokens, stop, samplings, seed, beams, alpha
         )
@@ -239,7 +246,7 @@ class Model:
         self, texts: Sequence[str], task: Tasks
     ) -> tuple[TaskSet, Sequence[str], list[str]]:
         """The tasks served now, the texts, and the task of each."""
-        task_set = self.task_set
+        task_set, texts = self.task_set, checked_texts(texts)
         return task_set, texts, task_set.task_of_each(texts, task)
 
     def _classify(
@@ -270,9 +277,7 @@ class Model:
         beams: int = 1,
         alpha: float = 0.6,
     ) -> list[Generation]:
-        limits: list[Any] = [max_tokens] * len(texts)
-        if isinstance(max_tokens, Sequence | np.ndarray):
-            limits = list(max_tokens)
+        limits = _for_each(max_tokens, len(texts))
         positive = all(isinstance(limit, int | np.integer) and limit > 0 for limit in limits)
         if len(limits) != len(texts) or not positive:
             raise UserError(
@@ -354,13 +359,20 @@ class Model:
             self._task_set = self._task_set.add(prompts, labels, replace=replace)
 
 
+def _is_sequence(setting: Any) -> bool:
+    """Whether a setting is a list, an array, a `pandas.Series` or the like: a value per text."""
+    return getattr(setting, "ndim", int(isinstance(setting, Sequence))) == 1
+
+
+def _for_each(setting: Any, count: int) -> list[Any]:
+    """The values of a setting, by position; of a single value `count` times the same."""
+    return list(setting) if _is_sequence(setting) else [setting] * count
+
+
 def _seeds_and_numbers(seed: int | Sequence[int], count: int) -> np.ndarray:
     """Seed and number [count, 2] uint32 of each text, from which its key is made."""
-    pairs: list[tuple[Any, int]]
-    if isinstance(seed, Sequence | np.ndarray):
-        pairs = [(text_seed, 0) for text_seed in seed]
-    else:
-        pairs = [(seed, i) for i in range(count)]
+    seeds = _for_each(seed, count)
+    pairs = [(text_seed, 0 if _is_sequence(seed) else i) for i, text_seed in enumerate(seeds)]
     valid = all(isinstance(x, int | np.integer) and 0 <= x < 2**32 for x, _ in pairs)
     if len(pairs) != count or not valid:
         raise UserError(f"seed = {seed}: must be a number from 0 to 2^32 - 1, or one for each text")

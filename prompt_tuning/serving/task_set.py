@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -90,13 +90,9 @@ class TaskSet:
         """The task of each text, from one name for all or a name for each.
 
         Raises:
-          UserError: if `texts` is not a list of texts, the numbers differ, or a task is unknown.
+          UserError: if the numbers differ, or a task is unknown.
         """
-        if isinstance(texts, str):
-            raise UserError("texts is one string: give a list of texts")
-        if others := [text for text in texts if not isinstance(text, str)]:
-            raise UserError(f"texts contains {others[0]!r}: give a list of texts")
-        names = [task] * len(texts) if isinstance(task, str) else list(task)
+        names = [task] * len(texts) if isinstance(task, str) else checked_texts(task, "task")
         if len(names) != len(texts):
             raise UserError(f"{len(texts)} texts, but {len(names)} tasks: name one for each text")
         for name in dict.fromkeys(names):
@@ -105,6 +101,33 @@ class TaskSet:
 
     def _with(self, bank: PromptBank, labels: Mapping[str, tuple[str, ...]]) -> "TaskSet":
         return TaskSet(self.config, self.backbone, bank, labels)
+
+
+def checked_texts(texts: Any, name: str = "texts") -> list[str]:
+    """The strings of any sequence, such as a `pandas.Series`, by position.
+
+    Raises:
+      UserError: if `texts` is not a sequence of strings.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"{name} is one string: give a list of texts")
+    try:
+        if isinstance(texts, bytes | Mapping | Set) or getattr(texts, "ndim", 1) != 1:
+            raise TypeError
+        values = list(texts)
+    except TypeError:
+        raise UserError(f"{name} is of type {type(texts).__name__}: give a list of texts") from None
+    for i, text in enumerate(values):
+        if not isinstance(text, str):
+            shown = " ".join(repr(text).split())[:60]
+            raise UserError(
+                f"{name}[{i}] is {shown}, of type {type(text).__name__}: give a list of texts"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{name}[{i}] contains half a surrogate pair") from None
+    return [str(text) for text in values]
 
 
 def checked_labels(task: str, labels: Any, vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -359,7 +359,7 @@ def ask(name: str, *arguments, **options):
     ("call", "message"),
     [
         (ask("classify", "one text", "a"), "texts is one string"),
-        (ask("classify", ["4", 4], "a"), "texts contains 4"),
+        (ask("classify", ["4", 4], "a"), r"texts\[1\] is 4, of type int"),
         (ask("classify", ["4"], ["a", "b"]), "1 texts, but 2 tasks"),
         (ask("classify", ["4"], "x"), "no task 'x'; available: a, b, c, d"),
         (ask("classify", ["4"], "d"), "task 'd': has no labels"),

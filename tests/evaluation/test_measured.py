@@ -1,0 +1,66 @@
+"""Metrics as users' functions return them."""
+
+from decimal import Decimal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation.scores import majority, measure
+from prompt_tuning.evaluation.sets import EvalSet, Predictions
+
+
+def of_metrics(*metric_fns) -> EvalSet:
+    ids = np.ones((2, 1), np.int32)
+    return EvalSet("mine", "test", ["a", "b"], ["x", "y"], ids, (), ids[:0], 1, metric_fns, str)
+
+
+def returns(value):
+    def metric(targets, predictions):
+        return value
+
+    return metric
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0.5,
+        np.float32(0.5),
+        np.array(0.5),
+        jnp.asarray(0.5, "bfloat16"),
+        seqio.metrics.Scalar(np.float64(0.5)),
+        Decimal("0.5"),
+        True,
+        np.int64(3),
+        np.bool_(0),
+    ],
+)
+def test_a_metric_is_a_float(value):
+    measured = measure(of_metrics(returns({"m": value})), Predictions(["x", "y"]))
+    assert type(measured["m"]) is float
+    assert measured["m"] == float(getattr(value, "value", value))
+    assert majority(of_metrics(returns({"m": value})), ["generate"]) == {
+        "generate/m": measured["m"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([{"m": seqio.metrics.Text("an answer")}], "'m' of metric is Text.*must be one number"),
+        ([{"m": "0.5"}], r"'m' of metric is '0.5' \(type str\); must be one number"),
+        ([{"m": np.zeros(2)}], "'m' of metric is array.*must be one number"),
+        ([{"m": None}], r"'m' of metric is None \(type NoneType\)"),
+        ([{"m": 1j}], "'m' of metric is 1j"),
+        ([{}], "mine: its metrics returned no number"),
+        ([0.5], r"the metric metric returned 0.5 \(type float\); must return a dict"),
+        ([{"m": 1}, {"m": 2}], "two metrics are called 'm'"),
+    ],
+)
+def test_a_metric_that_is_no_number(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        measure(of_metrics(*map(returns, values)), Predictions(["x", "y"]))
+    assert "\n" not in str(caught.value)
