@@ -65,7 +65,7 @@ class Table:
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path}: is no JSON ({error}); {remedy}") from None
+            raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
         found = about.get("format") if isinstance(about, dict) else None
         if found != FORMAT:
             raise UserError(f"{path}: has format {found!r}, this version reads {FORMAT}; {remedy}")
