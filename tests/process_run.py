@@ -84,6 +84,10 @@ class Rows:
     def eval_sets(self, split: str) -> list[EvalSet]:
         return [self.eval_set(split)]
 
+    @property
+    def settings(self) -> dict:
+        return {"BATCH_SIZE": self.batch_size}
+
     def train_notes(self) -> list[str]:
         return []
 

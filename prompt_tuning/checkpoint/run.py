@@ -63,12 +63,19 @@ class RunCheckpoints:
         """What `save` was given beside the newest state."""
         return {} if self.latest is None or self._newest is None else self._newest[1]["log"]
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `save` was told about the run; empty for checkpoints of an earlier version."""
+        latest = self.latest
+        return {} if latest is None or self._newest is None else self._newest[1].get("about", {})
+
     def save(
         self,
         step: int,
         state: Any,
         log: Mapping[str, Any] | None = None,
         also: Collection[int] = (),
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Saves in the background; the next save waits for this one.
 
@@ -77,6 +84,7 @@ class RunCheckpoints:
           state: tree of arrays, which may be donated as soon as this returns.
           log: JSON to store with the state.
           also: steps to keep besides the newest ones.
+          about: JSON that describes the run, which `about` returns.
         """
         self.wait()
         folder = self._folder(step)
@@ -89,7 +97,12 @@ class RunCheckpoints:
         with _lean():
             writing = ocp.save_async(staging, {_NAME: state}, overwrite=True)
         backbone = None if self.backbone is None else dataclasses.asdict(self.backbone)
-        content = {"step": step, "backbone": backbone, "log": dict(log or {})}
+        content = {
+            "step": step,
+            "backbone": backbone,
+            "log": dict(log or {}),
+            "about": dict(about or {}),
+        }
         self._newest = None
         self._saving = self._thread.submit(self._commit, writing, staging, content, {*also})
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,6 +120,23 @@ class TaskData:
         """Tasks with a split "train"; a mixed batch's `tasks` are indices into them."""
         subtasks = seqio.get_subtasks(self.provider)
         return tuple(task.name for task in subtasks if "train" in task.splits)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the training batches, as JSON values by setting."""
+        tokens = hashlib.sha256()
+        for part in self._training_tokens:
+            for array in (part.inputs, part.input_ends, part.targets, part.target_ends):
+                tokens.update(array.tobytes())
+        return {
+            "MIXTURE_OR_TASK_NAME": self.task,
+            "BATCH_SIZE": self.batch_size,
+            "TASK_FEATURE_LENGTHS": dict(self.lengths),
+            "BATCHING": repr(self.batching),
+            "CLASS_LABELS": list(self.labels),
+            "RANDOM_SEED (data)": self.seed,
+            "training examples": tokens.hexdigest()[:16] if self._training_tokens else "a stream",
+        }
 
     def train_notes(self) -> list[str]:
         """Lines for the start of a run: the share of training examples that `lengths` cut.

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -102,6 +103,14 @@ class Mixture:
             case _:
                 examples = [self._prefix_lm(rng) for _ in range(long)]
         return pad(examples, self.input_length, self.target_length)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the batches, by setting."""
+        fields = {
+            f"Mixture.{f.name}": repr(getattr(self, f.name)) for f in dataclasses.fields(self)
+        }
+        return {"BATCH_SIZE": self.batch_size, **fields}
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         """The batches from a step on, without end."""

@@ -1,7 +1,7 @@
 """The interface of a task's data; `prompt_tuning.data.batches.TaskData` implements it."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.training.loop import HostBatch
@@ -21,6 +21,9 @@ class Data(Protocol):
 
     @property
     def tasks(self) -> tuple[str, ...]: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     def encode(self, text: str) -> list[int]: ...
 

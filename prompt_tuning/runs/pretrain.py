@@ -5,6 +5,7 @@ from collections.abc import Callable
 from etils import epath
 
 from prompt_tuning import sharding
+from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.methods.full import ModelTuning
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.pretraining import start
@@ -56,5 +57,14 @@ def pretrain(
     if not initial_checkpoint:
         tuned = start.from_teacher(tuned, mixture.teacher)
     with only_run(folder), narrow_products(narrow):
+        identity = fingerprint.identity(initial_checkpoint, tuned.backbone, tuned.sums)
+        settings = {"RANDOM_SEED (initialisation)": seed, **mixture.settings}
+        fit.resumes_from(tuned, folder, identity, settings)
         on_start(folder)
-        return fit(tuned, model_dir=folder, batches=mixture.batches)
+        return fit.in_locked_folder(
+            tuned,
+            model_dir=folder,
+            batches=mixture.batches,
+            identity=identity,
+            settings=settings,
+        )

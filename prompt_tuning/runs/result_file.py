@@ -73,6 +73,11 @@ class Result:
         """Writes `result.json` to a run's folder."""
         files.write_json(folder / NAME, self.content)
 
+    @staticmethod
+    def exists(folder: epath.PathLike) -> bool:
+        """Whether a run's folder has a `result.json`."""
+        return (epath.Path(folder) / NAME).exists()
+
     @classmethod
     def read(cls, folder: epath.PathLike) -> "Result":
         """Reads the `result.json` in a run's folder, in its present or its former form.

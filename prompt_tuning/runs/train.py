@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from etils import epath
 
 from prompt_tuning.analysis import learning_curve
+from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table
 from prompt_tuning.evaluation.scores import (
@@ -104,11 +106,15 @@ def train(
     # Lock.
     with only_run(folder):
         identity = fingerprint.identity(initial_checkpoint, tuned.backbone, tuned.sums)
-        start = fit.resumes_from(tuned, folder, identity)
+        described = {**data.settings, "RANDOM_SEED (initialisation)": seed}
+        start, changes = fit.resumes_from(tuned, folder, identity, described)
         check_resumes(folder, validation_sets, eval_methods, tuned.trained, start)
         if start > fit.total_steps:
             raise UserError(f"TRAIN_STEPS = {fit.total_steps}: {folder} is already at step {start}")
-        settings = on_start(folder) or ""
+        finished = _card_of_finished(folder) if start == fit.total_steps else None
+        if finished:
+            print(f"{folder}: finished, all {start} steps; measuring again", flush=True)
+        settings = finished.config if finished else _with_changes(on_start(folder) or "", changes)
         print(summary.parameters(tuned.split), flush=True)
         _announce(data, validation_sets, measured_sets)
 
@@ -121,12 +127,13 @@ def train(
         # Fit.
         validation = Validation(folder, validation_sets, eval_methods, eval_batch_size, start)
         with validation:
-            last = fit(
+            last = fit.in_locked_folder(
                 tuned,
                 model_dir=folder,
                 batches=batches,
                 evaluators=[validation],
                 identity=identity,
+                settings=described,
             )
             best_step, best_leaves = validation.best(last.trained)
         best_answers = answers(dataclasses.replace(last, trained=best_leaves))
@@ -180,6 +187,16 @@ def train(
     for line in data.remarks():
         print(line, flush=True)
     return result
+
+
+def _card_of_finished(folder: epath.Path) -> Card | None:
+    """The card of a run that has written its results; None for any other run."""
+    return cards.read(folder / "trained_last.safetensors") if Result.exists(folder) else None
+
+
+def _with_changes(settings: str, changes: Sequence[str]) -> str:
+    """The configuration of a run, which begins with the changes of settings on its way."""
+    return "".join(f"# {change}\n" for change in changes) + settings
 
 
 def _announce(

@@ -1,8 +1,10 @@
 """The training loop: from a model, its batches and settings to trained leaves on disk."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -14,9 +16,12 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.errors import CheckpointError
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.runtime.preemption import Preempted, Watch
+from prompt_tuning.training import run_settings
 from prompt_tuning.training.log import TrainLog
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.metrics_writer import MetricsWriter
@@ -54,6 +59,8 @@ class Fit:
       log_period: Number of steps between log lines.
       keep: Number of newest checkpoints to keep.
       seed: Seed of the dropout masks.
+      resume_with_changes: Whether a run may resume with other settings than those it was trained
+        with so far.
     """
 
     total_steps: int
@@ -66,6 +73,7 @@ class Fit:
     log_period: int = 50
     keep: int = 1
     seed: int = 0
+    resume_with_changes: bool = False
 
     def __call__(
         self,
@@ -75,6 +83,7 @@ class Fit:
         batches: Batches,
         evaluators: Sequence[Evaluator] = (),
         identity: Identity | None = None,
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> TunedModel:
         """Trains `tuned`, resuming from the newest complete checkpoint in `model_dir`.
 
@@ -89,35 +98,93 @@ class Fit:
           evaluators: Evaluators to call before the first step, every `eval_period` steps, and after
             the last step.
           identity: Identity of the backbone; computed from its leaves if None.
+          settings: Further settings by name, JSON values that must be the same when the run
+            resumes, such as those of the data.
 
         Returns:
           The model with its trained leaves.
 
         Raises:
+          UserError: If another run uses `model_dir`.
           CheckpointError: If the run cannot resume from the checkpoint in `model_dir`.
           FloatingPointError: If the loss is not finite.
           Preempted: On SIGTERM, once the current step is finished and saved.
         """
+        with only_run(epath.Path(model_dir)):
+            return self.in_locked_folder(
+                tuned,
+                model_dir=model_dir,
+                batches=batches,
+                evaluators=evaluators,
+                identity=identity,
+                settings=settings,
+            )
+
+    def in_locked_folder(
+        self,
+        tuned: TunedModel,
+        *,
+        model_dir: epath.PathLike,
+        batches: Batches,
+        evaluators: Sequence[Evaluator] = (),
+        identity: Identity | None = None,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> TunedModel:
+        """Trains as a call does, in a folder that the caller has locked."""
         identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
-        return _Loop(self, tuned, epath.Path(model_dir), batches, evaluators, identity).run()
+        folder = epath.Path(model_dir)
+        return _Loop(self, tuned, folder, batches, evaluators, identity, settings).run()
 
     def transformation(self, split: ParamSplit) -> optax.GradientTransformation:
         """The optimizer of the trained leaves."""
         return only_trained(self.optimizer(self.learning_rate), split)
 
-    def resumes_from(self, tuned: TunedModel, model_dir: epath.Path, identity: Identity) -> int:
-        """Returns the step that a run in `model_dir` resumes from; 0 if it starts afresh.
+    def resumes_from(
+        self,
+        tuned: TunedModel,
+        model_dir: epath.Path,
+        identity: Identity,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[int, list[str]]:
+        """Returns the step that a run in `model_dir` resumes from, 0 if it starts afresh, and its
+        changes of settings, those at this step included.
 
         Raises:
           CheckpointError: If the checkpoint does not fit these settings.
         """
         checkpoints = RunCheckpoints(model_dir, backbone=identity)
         if checkpoints.latest is None:
-            return 0
+            return 0, []
+        history = self.history(checkpoints, {**self.described(tuned), **settings})
         optimizer = self.transformation(tuned.split)
-        return checkpoints.check(
+        step = checkpoints.check(
             jax.eval_shape(lambda trained: TrainState.create(trained, optimizer), tuned.trained)
         )
+        return step, history
+
+    def described(self, tuned: TunedModel) -> dict[str, Any]:
+        """The settings that must be the same when a run resumes, by name."""
+        return run_settings.of_training(
+            tuned, self.learning_rate, self.optimizer, self.loss, self.seed
+        )
+
+    def history(self, checkpoints: RunCheckpoints, settings: Mapping[str, Any]) -> list[str]:
+        """The changes of settings in a run, one line for each step at which it resumed with some.
+
+        Raises:
+          CheckpointError: If the newest checkpoint has other settings, and `resume_with_changes` is
+            False.
+        """
+        about = checkpoints.about
+        changes = "; ".join(run_settings.changes(about.get("settings", {}), settings))
+        if not changes:
+            return about.get("changes", [])
+        if not self.resume_with_changes:
+            raise CheckpointError(
+                f"{checkpoints.directory}: this run was trained with {changes}; resume with the "
+                "original settings, set RESUME_WITH_CHANGES = True, or set another MODEL_DIR"
+            )
+        return [*about.get("changes", []), f"from step {checkpoints.latest}: {changes}"]
 
 
 def fit(
@@ -127,20 +194,26 @@ def fit(
     batches: Batches,
     evaluators: Sequence[Evaluator] = (),
     identity: Identity | None = None,
-    **settings: Any,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    **fields: Any,
 ) -> TunedModel:
-    """Trains a model: `Fit(**settings)(tuned, ...)` in one call.
+    """Trains a model: `Fit(**fields)(tuned, ...)` in one call.
 
     Args:
-      tuned, model_dir, batches, evaluators, identity: See `Fit.__call__`.
-      **settings: Fields of `Fit`; `total_steps` is required.
+      tuned, model_dir, batches, evaluators, identity, settings: See `Fit.__call__`.
+      **fields: Fields of `Fit`; `total_steps` is required.
 
     Returns:
       The model with its trained leaves.
     """
-    train = Fit(**settings)
+    train = Fit(**fields)
     return train(
-        tuned, model_dir=model_dir, batches=batches, evaluators=evaluators, identity=identity
+        tuned,
+        model_dir=model_dir,
+        batches=batches,
+        evaluators=evaluators,
+        identity=identity,
+        settings=settings,
     )
 
 
@@ -154,6 +227,23 @@ def create_state(tuned: TunedModel, optimizer: optax.GradientTransformation) -> 
     return TrainState(step, tuned.trained, opt_state)
 
 
+def _from_example(batches: Batches, count: int) -> Iterator[HostBatch]:
+    """The batches after the first `count` examples, which take whole batches."""
+    passed = 0
+    for batch in batches(0):
+        if passed >= count:
+            yield batch
+        passed += _examples_in(batch)
+
+
+def _examples_in(batch: HostBatch) -> int:
+    """The number of examples of a batch; several share a packed row."""
+    segments = batch.get("decoder_segment_ids")
+    if segments is None:
+        return len(batch["encoder_input_tokens"])
+    return int(segments.max(axis=1).sum())
+
+
 class _Loop:
     """One run of `Fit`: its state, and what happens before, in and after each step."""
 
@@ -165,14 +255,28 @@ class _Loop:
         batches: Batches,
         evaluators: Sequence[Evaluator],
         identity: Identity,
+        further: Mapping[str, Any],
     ) -> None:
         self._settings, self._initial, self._evaluators = settings, tuned, evaluators
         optimizer = settings.transformation(tuned.split)
         self._state = create_state(tuned, optimizer)
         self._checkpoints = RunCheckpoints(model_dir, settings.keep, identity)
+        self._start = self._checkpoints.latest or 0
+        about = self._checkpoints.about
+        self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
+        self._described = {**settings.described(tuned), **further}
+        host_batches = batches(self._start)
+        now = dict(self._described)
+        is_missing = "BATCH_SIZE" in about.get("settings", {}).keys() - now.keys()
+        if is_missing and (first := next(host_batches, None)) is not None:
+            host_batches = itertools.chain([first], host_batches)
+            now["BATCH_SIZE"] = len(first["encoder_input_tokens"])
+        self._changes = settings.history(self._checkpoints, now)
         if self._checkpoints.latest is not None:
             _, self._state = self._checkpoints.restore(self._state)
-        self._start = int(self._state.step)
+        of_data = {name: now[name] for name in now.keys() & {*further, "BATCH_SIZE"}}
+        if run_settings.changes(about.get("settings", {}), of_data):
+            host_batches = _from_example(batches, self._examples)
         self._watch = Watch(self._start)
         self._progress = Progress(self._start, settings.total_steps)
         self._writer = MetricsWriter(model_dir / "train", self._start)
@@ -183,7 +287,7 @@ class _Loop:
         )
         # Batches are placed ahead of the step; the log counts the tokens of the host's copies.
         self._batches = prefetch(
-            (batch, sharding.put_batch(batch, tuned.layout)) for batch in batches(self._start)
+            (batch, sharding.put_batch(batch, tuned.layout)) for batch in host_batches
         )
 
     def run(self) -> TunedModel:
@@ -222,6 +326,8 @@ class _Loop:
         frozen = self._initial.frozen
         self._state, metrics = self._step(self._state, frozen, placed, self._dropout_key)
         self._log.add(metrics, batch)
+        self._rows.add(len(batch["encoder_input_tokens"]))
+        self._examples += _examples_in(batch)
         if step == self._start + 1:  # which includes compilation
             jax.block_until_ready(self._state)
             self._log.restart_clock()
@@ -252,7 +358,17 @@ class _Loop:
             self._evaluate(step, is_saved=saves)
 
     def _save(self, step: int) -> None:
-        self._checkpoints.save(step, self._state, self._log.pending(step))
+        pending = self._log.pending(step)
+        settings = dict(self._described)
+        if len(self._rows) == 1:
+            settings.setdefault("BATCH_SIZE", *self._rows)
+        about = {
+            "settings": settings,
+            "changes": self._changes,
+            "examples": self._examples,
+            "rows": sorted(self._rows),
+        }
+        self._checkpoints.save(step, self._state, pending, about=about)
 
     def _evaluate(self, step: int, is_saved: bool) -> None:
         """Calls the evaluators. SIGTERM interrupts them, and the step is saved if it is not yet."""

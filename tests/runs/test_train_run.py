@@ -20,7 +20,7 @@ from prompt_tuning.checkpoint.run import load_trained
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row, TextFiles
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.evaluation import validation as validation
 from prompt_tuning.evaluation.validation import Validation
 from prompt_tuning.methods.prompt import PROMPT_PATH
@@ -93,6 +93,7 @@ def run(
     method=PROMPT,
     eval_methods=("rank",),
     on_start=lambda folder: None,
+    init_seed=0,
     **settings,
 ) -> Result:
     """Trains with dropout, so that a resumed run has to find its random key again."""
@@ -106,6 +107,7 @@ def run(
         fit=Fit(total_steps=steps, log_period=1, **{"eval_period": 2, **settings}),
         eval_methods=eval_methods,
         eval_batch_size=64,
+        seed=init_seed,
         on_start=on_start,
     )
 
@@ -250,6 +252,54 @@ def test_a_finished_run_writes_its_results_again(data, backbone_file, finished):
     assert (folder / "prompt_last.npy").read_bytes() == last
 
 
+def test_a_finished_run_keeps_its_card_and_says_that_it_is_finished(
+    data, backbone_file, finished, capsys
+):
+    def never(path) -> str:
+        raise AssertionError("config.gin would be written")
+
+    run(data, finished[0], 4, backbone=backbone_file, on_start=never)
+    assert "finished, all 4 steps" in capsys.readouterr().out
+    assert card.read(finished[0] / "prompt_last.npy").config == "PROMPT_LENGTH = 4"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.1}, "LEARNING_RATE = 0.3, now 0.1"),
+        ({"init_seed": 1}, "RANDOM_SEED (initialisation) = 0, now 1"),
+        ({"method": methods.PromptTuning(4, initializer=methods.Uniform())}, ".initializer = "),
+        ({"batch_size": 8}, "BATCH_SIZE = 16, now 8"),
+        ({"data_seed": 3}, "RANDOM_SEED (data) = 0, now 3"),
+        ({"lengths": {"inputs": 4, "targets": 4}}, "TASK_FEATURE_LENGTHS = "),
+        ({"file": "a\tb\n"}, "training examples = "),
+        ({"labels": ("positive", "negative")}, "CLASS_LABELS = "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("steps", [4, 6], ids=["finished", "more steps"])
+def test_a_second_start_with_other_settings_is_refused(
+    change, message, steps, data, backbone_file, finished, monkeypatch
+):
+    """Before anything is written, so that the card and `config.gin` stay those of the training."""
+    change = dict(change)
+    replaced = {name: change.pop(name) for name in ("batch_size", "lengths") if name in change}
+    if "data_seed" in change:
+        replaced["seed"] = change.pop("data_seed")
+    data = dataclasses.replace(data, **replaced)
+    if change.pop("file", ""):
+        rows = [dataclasses.replace(part, inputs=part.inputs + 1) for part in data._training_tokens]
+        data.__dict__["_training_tokens"] = rows
+    if labels := change.pop("labels", ()):
+        monkeypatch.setattr(TaskData, "labels", labels)
+    before = {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError) as error:
+        run(data, finished[0], steps, backbone=backbone_file, on_start=lambda _: 1 / 0, **change)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    after = {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_a_run_refuses_fewer_steps_than_it_has(data, backbone_file, finished):
     with pytest.raises(UserError, match=r"TRAIN_STEPS = 2: .* is already at step 4"):
         run(data, finished[0], 2, backbone=backbone_file)
@@ -257,7 +307,8 @@ def test_a_run_refuses_fewer_steps_than_it_has(data, backbone_file, finished):
 
 def test_a_run_refuses_another_task(data, backbone_file, finished):
     other = dataclasses.replace(data, task="demo_topics")
-    with pytest.raises(UserError, match="contains a run on the task demo_reviews"):
+    names = "MIXTURE_OR_TASK_NAME = demo_reviews, now demo_topics"
+    with pytest.raises(CheckpointError, match=names):
         run(other, finished[0], 4, backbone=backbone_file)
 
 
@@ -350,7 +401,9 @@ def test_a_mixture(mixture, data, backbone_file, tmp_path, capsys):
     assert "majority class" in out and "most frequent answer" in out
     assert "demo_reviews, test split, step" in out and "numbers, validation split, step" in out
     for other in (data, dataclasses.replace(data, task="numbers")):
-        with pytest.raises(UserError, match="contains a run on the task demo_reviews, numbers"):
+        with pytest.raises(
+            CheckpointError, match="MIXTURE_OR_TASK_NAME = reviews_and_numbers, now"
+        ):
             run(other, folder, 2, backbone=backbone_file, eval_methods=("auto",))
     # `eval` on the same leaves: a file of metrics and one of predictions for each task.
     found = measured(

@@ -1,0 +1,101 @@
+"""What a run records of its settings, so that it never resumes with other ones in silence."""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.t5.paths import Params
+from prompt_tuning.training.log import rate_at
+from prompt_tuning.training.loss import Loss
+
+_STEPS = (1, 10, 100, 1_000, 10_000, 100_000)  # at which schedules are compared
+_TOLERANCE = 1e-4  # float32 arithmetic of one device against another's
+
+
+def of_training(
+    tuned: TunedModel,
+    learning_rate: optax.ScalarOrSchedule,
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation],
+    loss: Loss,
+    seed: int,
+) -> dict[str, Any]:
+    """Describes what determines the steps of a training as JSON values, by setting.
+
+    What may change freely is left out: the number of steps, the periods, the number of parts of a
+    batch and of devices. Schedules and optimizers are functions, and are described by their values.
+    """
+    return {
+        "METHOD": type(tuned.model.sites).__name__,
+        **_fields(tuned.model.sites),
+        "LEARNING_RATE": _rates(learning_rate),
+        "OPTIMIZER": [getattr(optimizer, "__name__", ""), *_response(optimizer, tuned.trained)],
+        **_fields(loss),
+        "DROPOUT_RATE": tuned.model.config.dropout_rate,
+        "RANDOM_SEED (dropout)": seed,
+    }
+
+
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Lists the settings that both have and that differ, as "NAME = VALUE, now VALUE"."""
+    current = json.loads(json.dumps(current))
+    return [
+        f"{name} = {_shown(saved[name])}, now {_shown(value)}"
+        for name, value in current.items()
+        if name in saved and not _equal(saved[name], value)
+    ]
+
+
+def _fields(settings: Any) -> dict[str, str]:
+    """The fields of a dataclass by name, without the addresses of functions."""
+    kind = type(settings).__name__
+    fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
+    values = {field.name: repr(getattr(settings, field.name)) for field in fields}
+    return {f"{kind}.{name}": re.sub(r" at 0x\w+", "", text) for name, text in values.items()}
+
+
+def _rates(learning_rate: optax.ScalarOrSchedule) -> float | list[float]:
+    rates = [rate_at(learning_rate, step) for step in _STEPS]
+    return rates if len(set(rates)) > 1 else rates[0]
+
+
+def _response(
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation], trained: Params
+) -> list[float]:
+    """Two updates of a matrix with a fixed gradient, at the learning rate 1."""
+    path = jax.tree_util.tree_flatten_with_path(trained)[0][0][0]
+    leaf: Any = np.linspace(0.5, 1.5, 128 * 128, dtype=np.float32).reshape(128, 128)
+    for key in reversed(path):
+        leaf = {getattr(key, "key", str(key)): leaf}
+    transform = optimizer(1.0)
+
+    @jax.jit
+    def updates(tree: Any) -> list[jax.Array]:
+        state, gradient, found = transform.init(tree), jax.tree.map(lambda x: 2 - x, tree), []
+        for _ in range(2):
+            update, state = transform.update(gradient, state, tree)
+            found += [matrix[[0, 5], [0, 7]] for matrix in jax.tree.leaves(update)]
+            gradient = jax.tree.map(lambda x: 0.5 * x * x, tree)
+        return found
+
+    return [float(x) for x in np.concatenate(jax.device_get(updates(leaf)))]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, float) and isinstance(b, float | int):
+        return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=1e-30)
+    return a == b
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,170 @@
+"""A run does not resume with other settings, and is not shared, in silence."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from prompt_tuning import methods
+from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.runtime.lock import only_run
+from prompt_tuning.testing import random_batch, tiny_config, tiny_model
+from prompt_tuning.training import loop, run_settings
+from prompt_tuning.training.loss import Loss
+from prompt_tuning.training.optim import adafactor
+
+METHOD = methods.PromptTuning(2)
+
+
+def batches_of(size: int, packed: bool = False):
+    """Batches whose first token says which example a row is."""
+
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+        for step in range(start, 100):
+            batch = random_batch(step, batch=size)
+            batch["encoder_input_tokens"][:, 0] = 3 + np.arange(step * size, (step + 1) * size) % 60
+            yield batch
+
+    return batches
+
+
+def fit(folder, steps: int = 2, size: int = 4, method=METHOD, config=None, **settings):
+    tuned = tiny_model(method, config)
+    batches = settings.pop("batches", batches_of(size))
+    return loop.fit(tuned, model_dir=folder, total_steps=steps, batches=batches, **settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    fit(folder, settings={"RANDOM_SEED (data)": 0, "CLASS_LABELS": ["a", "b"]})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.1}, "LEARNING_RATE = 0.3, now 0.1"),
+        ({"learning_rate": optax.linear_schedule(0.3, 0.0, 50)}, "LEARNING_RATE = 0.3, now [0.3"),
+        ({"size": 8}, "BATCH_SIZE = 4, now 8"),
+        ({"seed": 1}, "RANDOM_SEED (dropout) = 0, now 1"),
+        ({"settings": {"RANDOM_SEED (data)": 3}}, "RANDOM_SEED (data) = 0, now 3"),
+        ({"settings": {"CLASS_LABELS": ["b", "a"]}}, 'CLASS_LABELS = ["a", "b"], now ["b", "a"]'),
+        ({"optimizer": optax.sgd}, 'OPTIMIZER = ["adafactor", '),
+        ({"optimizer": lambda rate: adafactor(rate, weight_decay_rate=0.1)}, "OPTIMIZER = "),
+        ({"loss": Loss(z_loss=0.1)}, "Loss.z_loss = 0.0001, now 0.1"),
+        ({"config": tiny_config(dropout_rate=0.2)}, "DROPOUT_RATE = 0.0, now 0.2"),
+        (
+            {"method": methods.PromptTuning(2, initializer=methods.Uniform())},
+            "PromptTuning.initializer = ",
+        ),
+        (
+            {"learning_rate": 0.1, "size": 2},
+            "LEARNING_RATE = 0.3, now 0.1; BATCH_SIZE = 4, now 2; resume",
+        ),
+    ],
+)
+@pytest.mark.parametrize("steps", [2, 4], ids=["finished", "unfinished"])
+def test_changed_settings_are_listed_and_refused(change, message, steps, folder):
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(CheckpointError) as error:
+        fit(folder, steps, **change)
+    assert f"this run was trained with {message}" in str(error.value)
+    assert "RESUME_WITH_CHANGES" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"log_period": 1}, {"checkpoint_period": 1}, {"eval_period": 3}, {"num_microbatches": 2}],
+)
+def test_what_does_not_change_a_result_may_change(change, folder, tmp_path):
+    fit(tmp_path)
+    fit(tmp_path, 3, **change)
+
+
+def test_settings_are_the_same_in_another_process():
+    """Functions by their values, not their addresses; numbers within the arithmetic's error."""
+    tuned = tiny_model(METHOD)
+
+    def described(scale: float = 1.0) -> dict:
+        rate = optax.linear_schedule(0.3 * scale, 0.0, 50)
+        return run_settings.of_training(tuned, rate, lambda rate: adafactor(rate), Loss(), 0)
+
+    assert run_settings.changes(described(), described(1 + 1e-6)) == []
+    assert len(run_settings.changes(described(), described(1.01))) == 1
+    assert not any(" at 0x" in str(value) for value in described().values())
+
+
+@pytest.mark.parametrize(("size", "first"), [(8, 8), (2, 8), (3, 9), (5, 10)])
+def test_the_place_in_the_data_is_kept_in_examples(size, first, tmp_path):
+    """Two batches of four are passed; the next one begins at the first whole batch after them."""
+    fit(tmp_path)
+    seen = []
+
+    def recorded(start: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches_of(size)(start):
+            seen.append(int(batch["encoder_input_tokens"][0, 0]) - 3)
+            yield batch
+
+    trained = []
+
+    class Watched(loop._Loop):
+        def _take_step(self, step: int) -> None:
+            self._batches = (pair for pair in [next(self._batches)])
+            pair = next(self._batches)
+            trained.append(int(pair[0]["encoder_input_tokens"][0, 0]) - 3)
+            self._batches = (pair for pair in [pair])
+            super()._take_step(step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_Loop", Watched)
+        fit(tmp_path, 3, batches=recorded, resume_with_changes=True)
+    assert trained == [first]
+
+
+def test_changes_that_were_asked_for_are_kept(tmp_path):
+    fit(tmp_path)
+    fit(tmp_path, 3, learning_rate=0.1, resume_with_changes=True)
+    fit(tmp_path, 4, learning_rate=0.1)
+    found = loop.RunCheckpoints(tmp_path).about
+    assert found["changes"] == ["from step 2: LEARNING_RATE = 0.3, now 0.1"]
+    assert found["examples"] == 16
+    with pytest.raises(CheckpointError, match=r"LEARNING_RATE = 0\.1, now 0\.3"):
+        fit(tmp_path, 5)
+
+
+def test_a_packed_row_holds_several_examples():
+    segments = np.array([[1, 1, 2, 0], [1, 2, 3, 3], [0, 0, 0, 0]])
+    batch = {"encoder_input_tokens": segments, "decoder_segment_ids": segments}
+    assert loop._examples_in(batch) == 5
+    assert loop._examples_in({"encoder_input_tokens": segments}) == 3
+
+
+@pytest.mark.parametrize("kind", ["threads", "a lock that is held"])
+def test_fit_is_alone_in_its_folder(kind, tmp_path):
+    folder = tmp_path / "run"
+    inside, may_end = threading.Event(), threading.Event()
+
+    def waits(tuned, step: int) -> None:
+        inside.set()
+        assert may_end.wait(60)
+
+    def second() -> None:
+        with pytest.raises(UserError, match="another run is using it"):
+            fit(folder)
+
+    if kind == "threads":
+        first = threading.Thread(target=fit, args=(folder,), kwargs={"evaluators": [waits]})
+        first.start()
+        assert inside.wait(60)
+        second()
+        may_end.set()
+        first.join()
+    else:
+        with only_run(epath.Path(folder)):
+            second()
+    fit(folder, 3)  # the lock is free again
