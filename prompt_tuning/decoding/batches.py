@@ -13,10 +13,11 @@ import numpy as np
 from jax import Array
 
 from prompt_tuning import decoding, sharding
+from prompt_tuning.errors import UserError
 from prompt_tuning.runtime.distributed import to_host
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import Params
+from prompt_tuning.t5.paths import Params, flatten
 
 SHORTEST = 16  # tokens of the shortest batch
 
@@ -121,6 +122,28 @@ def map_rows(
     return jax.tree.map(ordered, *results)
 
 
+def check_finite(results: Any, model: T5, params: Params) -> None:
+    """Raises UserError, naming the cause, if a result of a model has a NaN or an infinity."""
+    arrays = [
+        array for array in jax.tree.leaves(results) if np.issubdtype(array.dtype, np.floating)
+    ]
+    if all(np.isfinite(array).all() for array in arrays):
+        return
+    for path, leaf in flatten(params).items():
+        parts = [part for part in jax.tree.leaves(leaf) if jnp.issubdtype(part.dtype, jnp.floating)]
+        if not all(to_host(jnp.isfinite(part).all()) for part in parts):
+            raise UserError(
+                f"the model's scores are not finite numbers: its leaf {path} has a NaN or an "
+                "infinity; use another checkpoint"
+            )
+    dtype = model.config.dtype
+    advice = "overflow; use bfloat16" if dtype == "float16" else "overflow; use float32"
+    raise UserError(
+        f"ACTIVATION_DTYPE = {dtype!r}: the model's scores are not finite numbers although its "
+        f"leaves are: its activations {advice}"
+    )
+
+
 def power(count: int, smallest: int = 1) -> int:
     """The first of `smallest` times 1, 2, 4, ... that is at least `count`."""
     while smallest < count:
@@ -189,7 +212,9 @@ class Programs:
         def run(tokens: Array, placed: tuple[Array, ...]) -> tuple[Array, ...]:
             return self._run(function, model, settings, params, tokens, placed)
 
-        return map_rows(run, ids, arrays, layout=self._layout, batch_size=self._batch_size)
+        results = map_rows(run, ids, arrays, layout=self._layout, batch_size=self._batch_size)
+        check_finite(results, model, params)
+        return results
 
 
 def classify(

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from jax import Array
 
 from prompt_tuning import decoding, sharding
 from prompt_tuning.decoding import batches
+from prompt_tuning.decoding.step import Decoded
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.t5.network import T5
@@ -29,7 +31,7 @@ def rank_labels(tuned: TunedModel, data: EvalSet, batch_size: int) -> Prediction
 
 def generate(tuned: TunedModel, data: EvalSet, batch_size: int) -> Predictions:
     """Predicts the greedily decoded text."""
-    tokens = _map(_generate, tuned, data, batch_size, data.target_length)
+    tokens = _map(_generate, tuned, data, batch_size, data.target_length).tokens
     return Predictions([data.decode(row.tolist()) for row in tokens])
 
 
@@ -63,18 +65,23 @@ def _rank(
 @functools.partial(jax.jit, static_argnames=("model", "length"))
 def _generate(
     model: T5, trained: Params, frozen: Params, tokens: Array, tasks: Array | None, length: int
-) -> Array:
-    return decoding.greedy(model, join(trained, frozen), tokens, length, tasks)
+) -> Decoded:
+    step_fn, cache = decoding.start(model, join(trained, frozen), tokens, length, tasks)
+    return decoding.decode(step_fn, cache, batch=tokens.shape[0], length=length)
 
 
 def _map(
-    function: Callable[..., Array],
+    function: Callable[..., Any],
     tuned: TunedModel,
     data: EvalSet,
     batch_size: int,
     argument: np.ndarray | int,
-) -> np.ndarray:
-    """Applies a jitted function to all inputs, in batches of `batch_size` rows."""
+) -> Any:
+    """Applies a jitted function to all inputs, in batches of `batch_size` rows.
+
+    Raises:
+      UserError: If its results are not finite numbers.
+    """
     sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
     tokens, task = data.encoder_input_tokens, tuned.model.sites.task_index(data.task)
     tasks = None if task is None else np.full(len(tokens), task, np.int32)
@@ -83,7 +90,7 @@ def _map(
     def run(tokens: Array, tasks: Array | None) -> Array:
         return function(tuned.model, tuned.trained, tuned.frozen, tokens, tasks, argument)
 
-    return batches.map_rows(
+    results = batches.map_rows(
         run,
         [row[:length] for row, length in zip(tokens, lengths, strict=True)],
         tasks,
@@ -92,3 +99,5 @@ def _map(
         fewest_rows=batch_size,
         longest=tokens.shape[1],
     )
+    batches.check_finite(results, tuned.model, tuned.params)
+    return results

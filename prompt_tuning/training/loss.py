@@ -1,6 +1,7 @@
 """T5X's loss: cross entropy with z-loss, label smoothing and T5X's five normalisations."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -21,7 +22,8 @@ class Loss:
       label_smoothing: Probability taken from the target and spread over the other V-1 tokens. The
         entropy of that distribution is subtracted, so that the lowest loss is 0.
       normalizing_factor: None for a sum over tokens, as in the original code; or a number to divide
-        by, or one of `NORMALIZERS`.
+        by, or one of `NORMALIZERS`. "AVERAGE_PER_SEQUENCE" is the mean over examples, those that
+        share a packed row included, of each one's mean over its targets.
     """
 
     z_loss: float = 1e-4
@@ -48,6 +50,7 @@ class Loss:
         targets: Int[Array, "batch length"],
         weights: Shaped[Array, "batch length"] | None,
         scale: Float[Array, "batch length"] | None = None,
+        segments: Int[Array, "batch length"] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Computes the loss of a batch.
 
@@ -59,6 +62,8 @@ class Loss:
             normaliser.
           scale: [B, L] float32, this microbatch's rows of the `scale` of the whole batch; None if
             the batch is whole.
+          segments: [B, L] int32, the number of each position's example in a packed row, from 1, or
+            0 for padding; None if every row is one example.
 
         Returns:
           The scalar loss, and sums over the batch: `cross_ent_loss` and `z_loss` (the parts of the
@@ -66,7 +71,7 @@ class Loss:
           targets), `weight_sum`.
         """
         if scale is None:
-            scale = self.scale(targets, weights)
+            scale = self.scale(targets, weights, segments)
         weights = self._weights(targets, weights)
         cross_entropy, z_term = self.per_token(logits, targets)
         total = jnp.sum((cross_entropy + z_term) * weights * scale)
@@ -92,10 +97,10 @@ class Loss:
             cross_entropy = (1 - e) * cross_entropy + low * others - entropy
         return cross_entropy, self.z_loss * jnp.square(log_z)
 
-    def scale(self, targets: Array, weights: Array | None) -> Array:
+    def scale(self, targets: Array, weights: Array | None, segments: Array | None = None) -> Array:
         """Returns the factor of each position's loss, [B, L] float32; it depends on all rows."""
         weights = self._weights(targets, weights)
-        return jnp.broadcast_to(jnp.float32(self._factor(weights)), weights.shape)
+        return jnp.broadcast_to(jnp.float32(self._factor(weights, segments)), weights.shape)
 
     def _weights(self, targets: Array, weights: Array | None) -> Array:
         if weights is None:
@@ -103,7 +108,7 @@ class Loss:
             weights = targets > 0 if named else jnp.ones_like(targets)
         return weights.astype(jnp.float32)
 
-    def _factor(self, weights: Array) -> Array | float:
+    def _factor(self, weights: Array, segments: Array | None) -> Array | float:
         match self.normalizing_factor:
             case None:
                 return 1.0
@@ -112,7 +117,13 @@ class Loss:
             case "NUM_TOTAL_TARGET_TOKENS":
                 return 1.0 / weights.size
             case "AVERAGE_PER_SEQUENCE":
-                real = jnp.sum(weights, axis=-1, keepdims=True)
-                return 1.0 / (jnp.maximum(real, 1.0) * jnp.sum(real > 0, dtype=real.dtype))
+                if segments is None:
+                    segments = jnp.ones(weights.shape, jnp.int32)
+                # An example has at least one position, so there are at most as many examples.
+                add_up = functools.partial(jax.ops.segment_sum, num_segments=weights.shape[1] + 1)
+                real = jax.vmap(add_up)(weights, segments)
+                sequences = jnp.sum(real > 0, dtype=real.dtype)
+                own = jnp.take_along_axis(real, segments, axis=1)
+                return 1.0 / (jnp.maximum(own, 1.0) * sequences)
             case number:
                 return 1.0 / float(number)

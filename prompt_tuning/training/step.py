@@ -58,7 +58,8 @@ def loss_fn(
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
     targets, weights = batch["decoder_target_tokens"], batch.get("decoder_loss_weights")
-    return loss(logits, targets, weights, batch.get("loss_scale"))
+    segments = batch.get("decoder_segment_ids")
+    return loss(logits, targets, weights, batch.get("loss_scale"), segments)
 
 
 def make_train_step(
@@ -98,7 +99,11 @@ def make_train_step(
     def accumulated(
         trained: Params, frozen: Params, batch: Batch, dropout_key: Array | None
     ) -> tuple[Params, dict[str, Array]]:
-        scale = loss.scale(batch["decoder_target_tokens"], batch.get("decoder_loss_weights"))
+        scale = loss.scale(
+            batch["decoder_target_tokens"],
+            batch.get("decoder_loss_weights"),
+            batch.get("decoder_segment_ids"),
+        )
         # Part i takes rows i, i + num_microbatches, ..., so that every device has a share of it.
         parts = {
             name: jnp.swapaxes(rows.reshape(-1, num_microbatches, *rows.shape[1:]), 0, 1)

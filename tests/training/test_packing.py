@@ -121,3 +121,57 @@ def test_packing_takes_a_prefix_only(weights):
     batch = pack([[([5, 1], [6, 1])]], prompt_length=P, input_length=T, target_length=L)
     with pytest.raises(ValueError, match="prefix only"):
         loss_fn(model, Loss(), unflatten(weights), batch, None)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [
+        ([7, 1, 3], [[0, 1], [2]]),
+        ([6, 1, 3], [[0, 2, 1]]),
+        ([2, 2, 2], [[0], [1, 2]]),
+        ([9, 1, 1, 5], [[0, 1], [2, 3]]),
+        ([1, 4], [[0, 1], []]),
+        ([5, 3], [[0], [1]]),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_average_per_sequence_takes_each_packed_example_as_one(lengths, rows, parts):
+    """Loss and gradient are those of NumPy's mean over examples of their means over targets; sums
+    of ten terms of size 5 in float32 are exact to 10 x 5 x 2^-24.
+    """
+    rng = np.random.default_rng(0)
+    rows = [*rows, []] if len(rows) % parts else rows
+    examples = [([3, 1], rng.integers(3, 16, n).tolist()) for n in lengths]
+    shared = [[examples[i] for i in row] for row in rows]
+    batch = pack(shared, prompt_length=0, input_length=T, target_length=L)
+    targets, segments = batch["decoder_target_tokens"], batch["decoder_segment_ids"]
+    weights = batch["decoder_loss_weights"]
+    logits = rng.normal(size=(len(rows), L, 16)).astype(np.float32)
+    loss = Loss(z_loss=0.0, normalizing_factor="AVERAGE_PER_SEQUENCE")
+
+    def total(logits):
+        scale = loss.scale(targets, weights, segments)
+        values = [
+            loss(logits[i::parts], targets[i::parts], weights[i::parts], scale[i::parts])[0]
+            for i in range(parts)
+        ]
+        return sum(values)
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    cross_entropy = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(
+        logits, targets[..., None], -1
+    ).squeeze(-1)
+    places = [segments[i] == n + 1 for i, row in enumerate(rows) for n in range(len(row))]
+    row_of = [i for i, row in enumerate(rows) for _ in row]
+    means = [cross_entropy[i][place].mean() for i, place in zip(row_of, places, strict=True)]
+    np.testing.assert_allclose(value, np.mean(means), atol=10 * 5 * 2**-24)
+    share = np.zeros(segments.shape)
+    for i, place in zip(row_of, places, strict=True):
+        share[i][place] = 1 / place.sum() / len(lengths)
+    one_hot = np.eye(16)[targets]
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = (probability - one_hot) * share[..., None]
+    np.testing.assert_allclose(gradient, expected, atol=10 * 5 * 2**-24)
+    if parts == 1:
+        whole = loss(logits, targets, weights, segments=segments)[0]
+        np.testing.assert_allclose(whole, value, atol=10 * 5 * 2**-24)
