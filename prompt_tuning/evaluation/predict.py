@@ -87,7 +87,7 @@ def _map(
     tasks = None if task is None else np.full(len(tokens), task, np.int32)
     lengths = tokens.shape[1] - np.argmax(tokens[:, ::-1] != 0, axis=1)
 
-    def run(tokens: Array, tasks: Array | None) -> Array:
+    def run(tokens: Array, tasks: Array | None) -> Any:
         return function(tuned.model, tuned.trained, tuned.frozen, tokens, tasks, argument)
 
     results = batches.map_rows(
