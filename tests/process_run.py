@@ -45,6 +45,7 @@ class Rows:
     splits = ("train", "validation")
     labels = ("a", "b", "c")
     tasks = ("remainders",)
+    vocabulary_size = 0  # that of no file
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]

@@ -138,6 +138,21 @@ class TaskData:
             "training examples": tokens.hexdigest()[:16] if self._training_tokens else "a stream",
         }
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of a SentencePiece vocabulary's pieces; 0 for bytes.
+
+        Sentinels count if targets begin with one.
+        """
+        with_sentinels = any(map(target_prefix, parts(self.provider)))
+        vocabularies = [feature.vocabulary for feature in self.provider.output_features.values()]
+        return max(
+            each.vocab_size - (0 if with_sentinels else each.extra_ids)
+            if isinstance(each, seqio.SentencePieceVocabulary)
+            else 0
+            for each in vocabularies
+        )
+
     def train_notes(self) -> list[str]:
         """Lines for the start of a run: the share of training examples that `lengths` cut.
 

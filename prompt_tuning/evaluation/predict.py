@@ -15,6 +15,7 @@ from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.t5.network import T5
 from prompt_tuning.t5.paths import Params, join
+from prompt_tuning.t5.vocabulary import check_ids
 
 
 def rank_labels(tuned: TunedModel, data: EvalSet, batch_size: int) -> Predictions:
@@ -83,6 +84,8 @@ def _map(
       UserError: If its results are not finite numbers.
     """
     sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
+    for ids in (data.encoder_input_tokens, data.label_tokens):
+        check_ids(ids.max(initial=0), tuned.model.config.vocab_size)
     tokens, task = data.encoder_input_tokens, tuned.model.sites.task_index(data.task)
     tasks = None if task is None else np.full(len(tokens), task, np.int32)
     lengths = tokens.shape[1] - np.argmax(tokens[:, ::-1] != 0, axis=1)

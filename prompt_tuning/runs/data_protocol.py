@@ -25,6 +25,9 @@ class Data(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...
 
+    @property
+    def vocabulary_size(self) -> int: ...
+
     def encode(self, text: str) -> list[int]: ...
 
     def train_batches(

@@ -5,6 +5,7 @@ from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.vocabulary import check_size
 
 
 def load(
@@ -39,4 +40,5 @@ def load(
         encode=data.encode,
         labels=data.labels,
     )
+    check_size(data.vocabulary_size, config.vocab_size)
     return with_trained(tuned, trained_file, allow_other_backbone) if trained_file else tuned

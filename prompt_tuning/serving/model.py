@@ -23,7 +23,13 @@ from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels, check
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.paths import Params, flatten
-from prompt_tuning.t5.vocabulary import EOS, Vocabulary
+from prompt_tuning.t5.vocabulary import (
+    EOS,
+    SentencePiece,
+    Vocabulary,
+    check_ids,
+    check_size,
+)
 from prompt_tuning.t5.vocabulary import read as read_vocabulary
 
 MAX_TOKENS = 32
@@ -62,6 +68,8 @@ class Model:
           prompts: Bank to start with; None for an empty one.
           sums: Checksums of leaves whose stored values are not in memory, see `TunedModel`.
         """
+        if isinstance(vocabulary, SentencePiece):
+            check_size(vocabulary.size, config.vocab_size)
         self.config, self.input_length = config, input_length
         self._sums, self._vocabulary = sums or {}, vocabulary
         self._allow_other_backbone = allow_other_backbone
@@ -259,6 +267,7 @@ class Model:
             )
         targets = _label_targets(labels, self._vocabulary.encode)
         rows = np.array([targets[name] for name in names])
+        check_ids(rows.max(initial=0), self.config.vocab_size)
         scores = self._map(task_set, texts, names, batches.classify, None, rows)
         return [
             Classification.of(labels[name], by_prompt[:, : len(labels[name])])
@@ -328,6 +337,7 @@ class Model:
         text_of_row = np.repeat(np.arange(len(texts)), counts)
         encode = self._vocabulary.encode
         ids = [[*encode(text)[: self.input_length - 1], EOS] for text in texts]
+        check_ids(max(map(max, ids)), self.config.vocab_size)
         results = self._programs.map(
             function,
             settings,

@@ -56,6 +56,11 @@ class SentencePiece:
         return [self._pieces.IdToPiece(i) for i in range(self._pieces.GetPieceSize())]
 
     @property
+    def size(self) -> int:
+        """Number of pieces, without the sentinels."""
+        return self._pieces.GetPieceSize() - self._extra_ids
+
+    @property
     def words(self) -> list[int]:
         """Ids of the pieces of text: no sentinels, special tokens or single bytes."""
         sentinels = self._pieces.GetPieceSize() - self._extra_ids
@@ -93,6 +98,24 @@ def read(path: epath.PathLike, extra_ids: int = 100) -> Vocabulary:
       UserError: as `SentencePiece`.
     """
     return Bytes() if str(path) == BYTES else SentencePiece(path, extra_ids)
+
+
+def check_size(pieces: int, rows: int) -> None:
+    """Raises UserError if a vocabulary has more pieces than the backbone's embedding has rows."""
+    if pieces > rows:
+        raise UserError(
+            f"the vocabulary has {pieces:,} pieces, but the backbone's embedding has {rows:,} "
+            "rows; use the vocabulary of the backbone"
+        )
+
+
+def check_ids(largest: int, rows: int) -> None:
+    """Raises UserError if the largest of some token ids has no row in the backbone's embedding."""
+    if largest >= rows:
+        raise UserError(
+            f"a text has the token id {largest:,}, but the backbone's embedding has {rows:,} rows; "
+            "use the vocabulary of the backbone"
+        )
 
 
 def _to_end(ids: Sequence[int]) -> list[int]:
