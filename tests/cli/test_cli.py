@@ -468,8 +468,8 @@ def test_run_resume_and_mistakes_of_resuming(command, tmp_path):
     assert "eval_period = 2" in config
     before = files_of(model)
     for argument, part in (
-        ("--gin.PROMPT_LENGTH=5", "checkpoint_2: its leaves are not those of this run"),
-        ("--gin.OPTIMIZER=@optax.sgd", "checkpoint_2: its leaves are not those of this run"),
+        ("--gin.PROMPT_LENGTH=5", "was trained with PromptTuning.length = 4, now 5"),
+        ("--gin.OPTIMIZER=@optax.sgd", "was trained with OPTIMIZER = "),
         ("--gin.EVAL_METHODS=('generate',)", "chooses its best step by 'rank'"),
     ):
         assert_mistake(command(train, *arguments, argument, "--gin.TRAIN_STEPS=4"), part)

@@ -16,7 +16,7 @@ from prompt_tuning.data.source import task_data
 from prompt_tuning.data.variants import few_shot, sentinel
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.vocabulary import SentencePiece
-from prompt_tuning.testing import tiny_model
+from prompt_tuning.testing import tiny_config, tiny_model
 
 LENGTHS = {"inputs": 16, "targets": 8}
 ALIKE = [
@@ -81,7 +81,7 @@ def of_few_shot_and_a_sentinel(labels, vocabulary, _):
 
 @pytest.fixture(scope="module")
 def model() -> serving.Model:
-    tuned = tiny_model()
+    tuned = tiny_model(config=tiny_config(vocab_size=8_192))
     vocabulary = SentencePiece(embedded.vocabulary())
     return serving.Model(tuned.model.config, tuned.frozen, vocabulary, tuned.layout)
 

@@ -210,13 +210,13 @@ def test_benchmarks_without_the_suites_folder(tmp_path, vocabulary):
 def test_a_bad_row_of_a_benchmark(tmp_path, vocabulary):
     save_benchmark(tmp_path, "super_glue/rte", {"label": 1}, {"label": -1}, {"premise": None})
     all_tasks.register(vocabulary, tmp_path)
-    data = TaskData("taskless_super_glue_rte_v102_examples", {"inputs": 64, "targets": 16}, 1)
+    settings = ("taskless_super_glue_rte_v102_examples", {"inputs": 64, "targets": 16}, 1)
     folder = tmp_path / "super_glue" / "rte" / "train"
     with pytest.raises(UserError, match=rf"{folder}, row 2: 'label' is -1, not a number from 0"):
-        data.train_batches(0)
+        TaskData(*settings).train_batches(0)
     bad_rows = BadRows(4)
     all_tasks.register(vocabulary, tmp_path, bad_rows)
-    assert len(data.eval_set("train").inputs) == 1
+    assert len(TaskData(*settings).eval_set("train").inputs) == 1
     assert bad_rows.summary() == f"bad rows skipped: 2 ({folder} 2)"
 
 

@@ -33,7 +33,7 @@ def test_no_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [("{", "no JSON"), ("[]", "format None"), ('{"format": 99}', "99")]
+    ("content", "named"), [("{", "not valid JSON"), ("[]", "format None"), ('{"format": 99}', "99")]
 )
 def test_manifest_of_another_kind(tmp_path, content, named):
     (tmp_path / MANIFEST).write_text(content)
