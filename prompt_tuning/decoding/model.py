@@ -7,9 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.decoding.sample import decode
 from prompt_tuning.decoding.step import StepFn
+from prompt_tuning.t5.layers import ArrayLike
 from prompt_tuning.t5.network import T5, Cache
 from prompt_tuning.t5.paths import Params
 
@@ -17,9 +19,9 @@ from prompt_tuning.t5.paths import Params
 def start(
     model: T5,
     params: Params,
-    encoder_input_tokens: Array,
+    encoder_input_tokens: Int[ArrayLike, "batch tokens"],
     length: int,
-    tasks: Array | None = None,
+    tasks: Int[ArrayLike, " batch"] | None = None,
 ) -> tuple[StepFn, Cache]:
     """Encodes the input; returns the step function and first cache for up to `length` tokens.
 
@@ -39,10 +41,10 @@ def start(
 def greedy(
     model: T5,
     params: Params,
-    encoder_input_tokens: Array,
+    encoder_input_tokens: Int[ArrayLike, "batch tokens"],
     length: int,
-    tasks: Array | None = None,
-) -> Array:
+    tasks: Int[ArrayLike, " batch"] | None = None,
+) -> Int[Array, "batch {length}"]:
     """Decodes the most likely next token, step by step; arguments as in `start`.
 
     Returns:
@@ -55,10 +57,10 @@ def greedy(
 def score(
     model: T5,
     params: Params,
-    encoder_input_tokens: Array,
-    targets: Array,
-    tasks: Array | None = None,
-) -> Array:
+    encoder_input_tokens: Int[ArrayLike, "batch tokens"],
+    targets: Int[ArrayLike, "labels targets"] | Int[ArrayLike, "batch labels targets"],
+    tasks: Int[ArrayLike, " batch"] | None = None,
+) -> Float[Array, "batch labels"]:
     """Log-probabilities of targets; the input is encoded once for all of them.
 
     Args:
