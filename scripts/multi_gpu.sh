@@ -25,6 +25,7 @@ fi
 
 is_count processes
 pids=()
+trap 'signalled=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < processes; i++)); do
   one=(env "$memory" JAX_LOCAL_DEVICE_IDS="$i" "${command[@]}"
     --coordinator_address="127.0.0.1:$port" --process_count="$processes" --process_index="$i")
@@ -37,13 +38,12 @@ for ((i = 0; i < processes; i++)); do
 done
 [[ ! $dry_run ]] || exit 0
 
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 status=0
 for pid in "${pids[@]}"; do
-  while true; do
-    ended=0
+  signalled=yes
+  while [[ $signalled ]]; do # a signal ends `wait` before the process; the next one has its status
+    signalled='' ended=0
     wait "$pid" || ended=$?
-    kill -0 "$pid" 2>/dev/null || break # else a signal has ended `wait`, not the process
   done
   # 75 is the status of those that another one's end has stopped; its own says more.
   if ((status == 0 || (status == 75 && ended != 0))); then status=$ended; fi
