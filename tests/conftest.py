@@ -10,7 +10,19 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Arrays of the core are held to the shapes in its annotations.
-CORE = ("t5.layers", "t5.blocks", "t5.network", "t5.sites", "methods", "decoding.model")
+CORE = (
+    "t5.layers",
+    "t5.blocks",
+    "t5.network",
+    "t5.sites",
+    "methods",
+    "training.loss",
+    "training.step",
+    "decoding.beam",
+    "decoding.model",
+    "decoding.sample",
+    "decoding.step",
+)
 install_import_hook([f"prompt_tuning.{name}" for name in CORE], "shape_checks.typechecker")
 
 # Only takes effect before JAX starts its backends, so not in a fixture.

@@ -1,25 +1,29 @@
 """Beam search with T5X's candidates, length penalty and stopping rule: scores are comparable."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
 from prompt_tuning.t5.vocabulary import EOS
 
 
+@runtime_checkable
 class Rows(Protocol):
     """A cache whose rows can be chosen anew."""
 
-    def rows(self, index: Array) -> Any:
+    def rows(self, index: Int[Array, " rows"]) -> Any:
         """The cache whose row i continues row `index[i]`, which is of the same batch element."""
 
 
-def penalty(alpha: Array | float, length: Array | int) -> Array:
+def penalty(
+    alpha: Float[Array, "#rows"] | float, length: Int[Array, "#rows"] | Int[Array, ""] | int
+) -> Float[Array, "..."]:
     """The divisor of a sequence's log p (Wu et al., 2016, equation 14): ((5 + n) / 6)^alpha.
 
     `length` counts the stop token.
@@ -55,9 +59,9 @@ def beam_search(
     batch: int,
     beams: int,
     length: int,
-    alpha: Array | float = 0.6,
-    limits: Array | None = None,
-    stops: Array | Sequence[int] = (EOS,),
+    alpha: Float[Array, " {batch}"] | Float[Array, ""] | float = 0.6,
+    limits: Int[Array, " {batch}"] | None = None,
+    stops: Int[Array, " stops"] | Int[Array, "{batch} stops"] | Sequence[int] = (EOS,),
 ) -> Decoded:
     """Searches for the best sequences by extending the best `beams` unfinished ones.
 
@@ -146,6 +150,8 @@ def beam_search(
     return Decoded(jnp.where((scores > NOTHING)[..., None], tokens, 0), scores)
 
 
-def _take(x: Array, index: Array) -> Array:
+def _take(
+    x: Int[Array, "batch places length"], index: Int[Array, "batch taken"]
+) -> Int[Array, "batch taken length"]:
     """Takes places [B, N] of the second axis of x [B, K, L]."""
     return jnp.take_along_axis(x, index[..., None], axis=1)

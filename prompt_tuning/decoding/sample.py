@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Int, Integer, Key
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
+from prompt_tuning.t5.layers import ArrayLike
 from prompt_tuning.t5.vocabulary import EOS
 
 
@@ -57,7 +59,9 @@ class Draws(flax.struct.PyTreeNode):
     top_k: Array
     top_p: Array
 
-    def choose(self, logits: Array, index: Array) -> Array:
+    def choose(
+        self, logits: Float[Array, "batch vocab"], index: Int[Array, ""]
+    ) -> Int[Array, " batch"]:
         """Chooses tokens [B] int32 from logits [B, V] at step `index`."""
         most_likely = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         samples = self.temperature > 0.0
@@ -69,7 +73,7 @@ class Draws(flax.struct.PyTreeNode):
 
         return jax.lax.cond(jnp.any(samples), draw, lambda: most_likely)
 
-    def _filtered(self, logits: Array) -> Array:
+    def _filtered(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
         """The logits [B, V] to draw from; -inf for tokens that are left out."""
         logits = logits / jnp.where(self.temperature > 0.0, self.temperature, 1.0)[:, None]
         filters = ((self.top_k > 0) & (self.top_k < logits.shape[-1])) | (self.top_p < 1.0)
@@ -80,7 +84,7 @@ class Draws(flax.struct.PyTreeNode):
         )
         return jnp.where(logits < least[:, None], NOTHING, logits)
 
-    def _least_kept(self, logits: Array) -> Array:
+    def _least_kept(self, logits: Float[Array, "batch vocab"]) -> Float[Array, " batch"]:
         """The smallest logit [B] that `top_k` and then `top_p` keep."""
         vocabulary = logits.shape[-1]
         count = jnp.where(self.top_k > 0, jnp.minimum(self.top_k, vocabulary), vocabulary)
@@ -94,7 +98,10 @@ class Draws(flax.struct.PyTreeNode):
         return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1)
 
 
-def keys_of(seeds: int | Array, numbers: Sequence[int] | Array) -> Array:
+def keys_of(
+    seeds: int | Integer[ArrayLike, ""] | Integer[ArrayLike, " batch"],
+    numbers: Sequence[int] | Integer[ArrayLike, " batch"],
+) -> Key[Array, " batch"]:
     """Makes keys [B] from each row's seed and number, so a sample does not depend on other rows.
 
     Args:
@@ -149,8 +156,8 @@ def decode(
     batch: int,
     length: int,
     draws: Draws | None = None,
-    limits: Array | None = None,
-    stops: Array | Sequence[int] = (EOS,),
+    limits: Int[Array, " {batch}"] | None = None,
+    stops: Int[Array, " stops"] | Int[Array, "{batch} stops"] | Sequence[int] = (EOS,),
 ) -> Decoded:
     """Decodes token by token until each row has ended.
 
@@ -169,7 +176,7 @@ def decode(
     limits = jnp.full(batch, length) if limits is None else limits
     stops = jnp.asarray(stops)
 
-    def choose(logits: Array, index: Array) -> Array:
+    def choose(logits: Float[Array, "batch vocab"], index: Int[Array, ""]) -> Int[Array, " batch"]:
         if draws is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return draws.choose(logits, index)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Int
 
 NOTHING = float("-inf")  # the score of a place without a sequence
 
@@ -27,7 +28,10 @@ class Decoded(flax.struct.PyTreeNode):
     scores: Array
 
 
-def is_stop(tokens: Array, stops: Array) -> Array:
+def is_stop(
+    tokens: Int[Array, "batch ..."],
+    stops: Int[Array, " stops"] | Int[Array, "batch stops"],
+) -> Bool[Array, "batch ..."]:
     """Whether each of tokens [B, ...] is one of its row's stop tokens, [S] or [B, S]."""
     stops = jnp.broadcast_to(stops, (tokens.shape[0], stops.shape[-1]))
     stops = stops.reshape(stops.shape[0], *(1,) * (tokens.ndim - 1), -1)

@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
+from prompt_tuning.t5.layers import ArrayLike
+
 NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE")
 
 
@@ -47,10 +49,10 @@ class Loss:
     def __call__(
         self,
         logits: Float[Array, "batch length vocab"],
-        targets: Int[Array, "batch length"],
-        weights: Shaped[Array, "batch length"] | None,
-        scale: Float[Array, "batch length"] | None = None,
-        segments: Int[Array, "batch length"] | None = None,
+        targets: Int[ArrayLike, "batch length"],
+        weights: Shaped[ArrayLike, "batch length"] | None,
+        scale: Float[ArrayLike, "batch length"] | None = None,
+        segments: Int[ArrayLike, "batch length"] | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Computes the loss of a batch.
 
@@ -84,7 +86,9 @@ class Loss:
             "weight_sum": jnp.sum(weights),
         }
 
-    def per_token(self, logits: Array, targets: Array) -> tuple[Array, Array]:
+    def per_token(
+        self, logits: Float[Array, "batch length vocab"], targets: Int[ArrayLike, "batch length"]
+    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
         """Returns the unweighted cross entropy and z-loss of each position, [B, L] each."""
         log_z = jax.nn.logsumexp(logits, axis=-1)
         target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -97,18 +101,23 @@ class Loss:
             cross_entropy = (1 - e) * cross_entropy + low * others - entropy
         return cross_entropy, self.z_loss * jnp.square(log_z)
 
-    def scale(self, targets: Array, weights: Array | None, segments: Array | None = None) -> Array:
+    def scale(
+        self,
+        targets: Int[ArrayLike, "batch length"],
+        weights: Shaped[ArrayLike, "batch length"] | None,
+        segments: Int[ArrayLike, "batch length"] | None = None,
+    ) -> Float[Array, "batch length"]:
         """Returns the factor of each position's loss, [B, L] float32; it depends on all rows."""
         weights = self._weights(targets, weights)
         return jnp.broadcast_to(jnp.float32(self._factor(weights, segments)), weights.shape)
 
-    def _weights(self, targets: Array, weights: Array | None) -> Array:
+    def _weights(self, targets: ArrayLike, weights: ArrayLike | None) -> Array:
         if weights is None:
             named = isinstance(self.normalizing_factor, str)
             weights = targets > 0 if named else jnp.ones_like(targets)
-        return weights.astype(jnp.float32)
+        return jnp.asarray(weights, jnp.float32)
 
-    def _factor(self, weights: Array, segments: Array | None) -> Array | float:
+    def _factor(self, weights: Array, segments: ArrayLike | None) -> Array | float:
         match self.normalizing_factor:
             case None:
                 return 1.0

@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float, Int, Key, Shaped
 
 from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.t5.layers import ArrayLike
 from prompt_tuning.t5.network import T5
 from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.training.loss import Loss
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Shaped[ArrayLike, "..."]]
+Metrics = dict[str, Float[Array, ""]]
 # Features that the model takes beside its three token arrays, if a batch has them.
 _OPTIONAL_FEATURES = (
     "encoder_segment_ids",
@@ -34,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: Optimizer state of the trained leaves.
     """
 
-    step: Array
+    step: Int[Array, ""]
     trained: Params
     opt_state: Any
 
@@ -44,8 +47,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def loss_fn(
-    model: T5, loss: Loss, params: Params, batch: Batch, dropout_key: Array | None
-) -> tuple[Array, dict[str, Array]]:
+    model: T5, loss: Loss, params: Params, batch: Batch, dropout_key: Key[Array, ""] | None
+) -> tuple[Float[Array, ""], Metrics]:
     """Computes the loss of a batch and its metrics; a `dropout_key` switches dropout on."""
     optional: dict[str, Any] = {name: batch.get(name) for name in _OPTIONAL_FEATURES}
     logits: Any = model.apply(
@@ -68,7 +71,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     loss: Loss,
     num_microbatches: int = 1,
-) -> Callable[[TrainState, Params, Batch, Array | None], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, Params, Batch, Array | None], tuple[TrainState, Metrics]]:
     """Returns a pure step (state, frozen, batch, key) -> (state, metrics), to be jitted.
 
     The caller should donate the state. `key` is the run's dropout key, the same at every step: step
@@ -86,9 +89,9 @@ def make_train_step(
     """
 
     def gradient_of(
-        trained: Params, frozen: Params, batch: Batch, dropout_key: Array | None
-    ) -> tuple[Params, dict[str, Array]]:
-        def objective(trained: Params) -> tuple[Array, dict[str, Array]]:
+        trained: Params, frozen: Params, batch: Batch, dropout_key: Key[Array, ""] | None
+    ) -> tuple[Params, Metrics]:
+        def objective(trained: Params) -> tuple[Float[Array, ""], Metrics]:
             params = split.merge(trained, frozen)
             value, metrics = loss_fn(model, loss, params, batch, dropout_key)
             value += model.sites.penalty(flatten(params)) / num_microbatches
@@ -97,8 +100,8 @@ def make_train_step(
         return jax.grad(objective, has_aux=True)(trained)
 
     def accumulated(
-        trained: Params, frozen: Params, batch: Batch, dropout_key: Array | None
-    ) -> tuple[Params, dict[str, Array]]:
+        trained: Params, frozen: Params, batch: Batch, dropout_key: Key[Array, ""] | None
+    ) -> tuple[Params, Metrics]:
         scale = loss.scale(
             batch["decoder_target_tokens"],
             batch.get("decoder_loss_weights"),
@@ -121,8 +124,8 @@ def make_train_step(
         return jax.lax.scan(add, zeros, (jnp.arange(num_microbatches), parts))[0]
 
     def step(
-        state: TrainState, frozen: Params, batch: Batch, key: Array | None
-    ) -> tuple[TrainState, dict[str, Array]]:
+        state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""] | None
+    ) -> tuple[TrainState, Metrics]:
         dropout_key = None if key is None else jax.random.fold_in(key, state.step)
         compute = gradient_of if num_microbatches == 1 else accumulated
         gradient, metrics = compute(state.trained, frozen, batch, dropout_key)

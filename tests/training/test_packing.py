@@ -1,6 +1,7 @@
 """Packed and unpacked batches of the same examples have one loss and one prompt gradient."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -173,5 +174,5 @@ def test_an_average_per_sequence_takes_each_packed_example_as_one(lengths, rows,
     expected = (probability - one_hot) * share[..., None]
     np.testing.assert_allclose(gradient, expected, atol=10 * 5 * 2**-24)
     if parts == 1:
-        whole = loss(logits, targets, weights, segments=segments)[0]
+        whole = loss(jnp.asarray(logits), targets, weights, segments=segments)[0]
         np.testing.assert_allclose(whole, value, atol=10 * 5 * 2**-24)
