@@ -12,6 +12,7 @@ import gin
 from absl import flags
 from etils import epath
 from gin import config as gin_config
+from gin import config_parser
 
 from prompt_tuning.cli import gin_history, gin_settings
 from prompt_tuning.errors import UserError
@@ -49,14 +50,27 @@ def expand_gin_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _gin_value(value: str) -> str:
-    """Quotes a value that is neither a literal nor a reference; returns any other as it is."""
-    if value[:1] in ("@", "%", "[", "(", "{"):
-        return value
+    """Quotes a text that is no value of gin's, such as `[CLS]`; returns any other as it is."""
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return repr(value)
+        return value if _is_gin_value(value) else repr(value)
     return value
+
+
+class _AnyReference(config_parser.ParserDelegate):
+    """Takes every reference and macro that is well-formed, whether it exists or not."""
+
+    def configurable_reference(self, *_: Any) -> None: ...
+
+    def macro(self, *_: Any) -> None: ...
+
+
+def _is_gin_value(value: str) -> bool:
+    try:
+        return len(list(config_parser.ConfigParser(f"NAME = {value}", _AnyReference()))) == 1
+    except (ValueError, SyntaxError, tokenize.TokenError):
+        return False
 
 
 def one_line(error: Exception) -> str:

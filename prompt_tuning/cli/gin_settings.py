@@ -110,7 +110,8 @@ class _Setting(NamedTuple):
             if typing.get_origin(self.kind) is collections.abc.Callable and value.evaluate:
                 raise UserError(f"{self.name} = {value}: write {str(value)[:-2]}, without ()")
         elif not _fits(value, self.kind):
-            raise UserError(f"{self.name} = {value!r}: must be {_described(self.kind)}")
+            hint = _as_written(self.name, value, self.kind)
+            raise UserError(f"{self.name} = {value!r}: must be {_described(self.kind)}{hint}")
         elif isinstance(value, str) and value.startswith("gs://"):
             _check_storage_answers(f"{self.name} = {value!r}")
 
@@ -196,6 +197,16 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is collections.abc.Callable or getattr(kind, "_is_protocol", False):
         return False
     return not inspect.isclass(kind) or kind is inspect.Parameter.empty or isinstance(value, kind)
+
+
+def _as_written(name: str, value: Any, kind: Any) -> str:
+    """How to write a value as the text or list that it seems to be meant as; "" if it is none."""
+    if isinstance(value, str) and value[:1] in ("[", "(", "{"):
+        return "; words in a list need quotes, and brackets an end, as in \"['a', 'b']\""
+    texts = list(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if value is None or isinstance(value, str) or not _fits(texts, kind):
+        return ""
+    return f'; as text it is --gin.{name}="{texts!r}"'
 
 
 def _described(kind: Any) -> str:

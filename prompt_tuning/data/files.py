@@ -28,8 +28,8 @@ class Row:
 class TextFiles:
     """A task read from files, one per split.
 
-    A file is `.jsonl`, `.csv` or `.tsv` (with a header), plain, `.gz` or `.xz`; or a folder written
-    by `Dataset.save_to_disk` of Hugging Face's `datasets`.
+    A file is `.jsonl` or `.json` (lines of JSON), `.csv` or `.tsv` (with a header), plain, `.gz` or
+    `.xz`; or a folder written by `Dataset.save_to_disk` of Hugging Face's `datasets`.
 
     With `labels` the task is classification: a row's label is one of the words or its index (see
     `label_words.word_of`), and the target is the word. Without, it is text to text: the label field

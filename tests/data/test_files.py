@@ -87,11 +87,40 @@ def test_several_fields_are_joined_with_their_names(tmp_path):
     assert files.rows("train") == [Row("premise: It pours. hypothesis: It rains.", "yes")]
 
 
-def test_what_spreadsheets_and_editors_leave_behind(tmp_path):
-    table = write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\r\n\r\ngood,positive\r\n\r\n")
-    lines = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "good", "label": "positive"}\r\n\n')
-    for file in (table, lines):
-        assert TextFiles(validation=file).rows("validation") == [Row("good", "positive")]
+SPREADSHEETS = {
+    "byte order mark": ("a.csv", b"\xef\xbb\xbftext,label\r\n\r\ngood,positive\r\n\r\n"),
+    "byte order mark, JSON": (
+        "a.jsonl",
+        b'\xef\xbb\xbf{"text": "good", "label": "positive"}\r\n\n',
+    ),
+    "empty columns": ("a.csv", "text,label,,\ngood,positive,,\n"),
+    "empty columns in quotes": ("a.csv", '"text","label",""\n"good","positive",""\n'),
+    "empty columns of TSV": ("a.tsv", "text\tlabel\t\t \ngood\tpositive\t\t\n"),
+    "empty columns that rows lack": ("a.csv", "text,label,,\ngood,positive\n"),
+    "empty rows at the end": ("a.csv", "text,label,\ngood,positive,\n,,\n , ,\n"),
+    "the index of pandas": ("a.csv", ",text,label\n0,good,positive\n"),
+    "spaces in the header": ("a.csv", "text , label\ngood,positive\n"),
+    "a space after each comma": ("a.csv", 'label, text\n"positive", "good"\n'),
+    "spaces in a header of TSV": ("a.tsv", " text\tlabel \ngood\tpositive\n"),
+    "CSV in capitals": ("A.CSV", "text,label\ngood,positive\n"),
+    "TSV in capitals": ("A.TSV", "text\tlabel\ngood\tpositive\n"),
+    "compressed, in capitals": ("A.Csv.gz", "text,label\ngood,positive\n"),
+    "lines of JSON": ("a.json", jsonl({"text": "good", "label": "positive"})),
+    "lines of JSON in capitals": ("A.JSONL", jsonl({"text": "good", "label": "positive"})),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), SPREADSHEETS.values(), ids=SPREADSHEETS)
+def test_what_spreadsheets_and_editors_leave_behind(tmp_path, name, content):
+    file = write(tmp_path / name, content)
+    assert TextFiles(validation=file).rows("validation") == [Row("good", "positive")]
+    write(tmp_path / f"test.{name.partition('.')[2]}", content)
+    assert of_folder(".", str(tmp_path)).rows("test") == [Row("good", "positive")]
+    content = (content if isinstance(content, bytes) else content.encode()).replace(
+        b"label", b"task"
+    )
+    mixed = TaskRows(write(tmp_path / f"mixed{name}", content), "", Numbers())
+    assert mixed.rows(["positive"]) == [("good", "positive")]
 
 
 def test_line_breaks_inside_a_quoted_cell(tmp_path):
@@ -177,6 +206,18 @@ TABLE = "text,label\nfine,positive\n"
         ("a.csv", TABLE + "a,b,positive\n", r"a\.csv, line 3: 3 columns, but 2 in the header"),
         ("a.csv", TABLE + "positive\n", r"line 3: 1 columns, but 2"),
         ("a.csv", "text,text\nfine,positive\n", "two columns with the same name in the header"),
+        ("a.csv", "text, text\nfine,positive\n", "two columns with the same name in the header"),
+        ("a.csv", "text;label\nfine;positive\n", "by commas, not semicolons: convert the file"),
+        ("a.CSV", "text\tlabel\nfine\tpositive\n", "line 1: the header .* not tabs: convert"),
+        ("a.tsv", "text,label\nfine,positive\n", "separated by tabs, not commas: convert"),
+        ("a.tsv", "\ntext|label\nfine|positive\n", "line 2: the header 'text|label' is one"),
+        ("a.csv", "text,label,\nfine, not,positive\n", r"line 2: column 3 contains 'positive'"),
+        ("a.csv", "text,,label\nfine,x,positive\n", r"column 2 contains 'x', but has no name"),
+        ("a.csv", TABLE + "fine, not,\n", r"line 3: 3 columns, but 2 in the header"),
+        ("a.csv", "text,label\n,\nfine,positive\n", r"a\.csv, line 2: 'text' is empty"),
+        ("a.csv", 'text\n""\nfine\n', r"a\.csv, line 2: 'text' is empty"),
+        ("a.json", '[{"text": "fine"}]', "line 1: expected a JSON object, got"),
+        ("a.json", '[\n{"text": "fine"}\n]', "line 1: not JSON .* an object on a line of its own"),
         ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),
         ("a.csv", TABLE + '"never closed,positive\n', r"line 3: malformed row"),
         ("a.tsv", "text\tlabel\nfine,positive\n", r"a\.tsv, line 2: 1 columns, but 2"),
@@ -205,8 +246,8 @@ TABLE = "text,label\nfine,positive\n"
         ("a.jsonl", jsonl({"text": " ", "label": 1}), r"line 1: 'text' is empty"),
         ("a.jsonl", jsonl({"text": 7, "label": 1}), r"line 1: 'text' is 7, not a string"),
         ("a.jsonl", jsonl({"text": None, "label": 1}), r"line 1: 'text' is null, not a string"),
-        ("a.txt", GOOD, r"a\.txt: unknown format; must end in \.jsonl, \.csv, \.tsv"),
-        ("a.json.gz", GOOD, r"a\.json\.gz: unknown format"),
+        ("a.txt", GOOD, r"a\.txt: unknown format; must end in \.jsonl, \.json, \.csv"),
+        ("a.parquet.gz", GOOD, r"a\.parquet\.gz: unknown format"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, message):

@@ -8,7 +8,7 @@ from typing import IO
 
 def open_text(path: Path) -> IO[str]:
     """Opens a UTF-8 text file, decompressing `.xz` and `.gz`."""
-    match path.suffix:
+    match path.suffix.lower():
         case ".xz":
             return lzma.open(path, "rt", encoding="utf-8")
         case ".gz":

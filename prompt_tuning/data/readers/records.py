@@ -3,12 +3,13 @@
 import collections
 import csv
 import dataclasses
+import functools
 import json
 import lzma
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar, cast
 
@@ -18,8 +19,9 @@ from prompt_tuning.errors import UserError
 
 LONGEST = 2**20  # bytes of a line, characters of a cell; far beyond what a T5 can use
 
-_JSON_LINES = ".jsonl"
+_JSON_LINES = (".jsonl", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _BREAK = "a line break inside a cell"
 _LOOKS_QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')
 
@@ -34,6 +36,7 @@ class Bad:
 
 
 Lines = Iterator[tuple[int, str | Bad]]  # numbered from 1
+Row = tuple[int, list[str] | Bad]  # number of the first line, cells
 Records = Iterator[tuple[str, dict[str, Any] | Bad]]  # place such as "line 3", fields by name
 
 
@@ -147,16 +150,17 @@ def shortened(text: str) -> str:
 def _records(path: Path, quoted_cells: bool | None) -> Records:
     if path.is_dir():
         return ((f"row {n}", fields) for n, fields in saved_datasets.rows(path))
-    plain = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
-    if plain.suffix not in (_JSON_LINES, *_DELIMITERS):
-        formats = ", ".join((_JSON_LINES, *_DELIMITERS))
+    plain = path.with_suffix("") if path.suffix.lower() in (".gz", ".xz") else path
+    ending = plain.suffix.lower()
+    if ending not in (*_JSON_LINES, *_DELIMITERS):
+        formats = ", ".join((*_JSON_LINES, *_DELIMITERS))
         raise UserError(
             f"{path}: unknown format; must end in {formats}, or these with .gz or .xz, or be a "
             "folder of Dataset.save_to_disk"
         )
-    if plain.suffix == _JSON_LINES:
+    if ending in _JSON_LINES:
         return _json_records(_lines(path))
-    delimiter = _DELIMITERS[plain.suffix]
+    delimiter = _DELIMITERS[ending]
     quoted = delimiter == "," if quoted_cells is None else quoted_cells
     return _table_records(path, _lines(path), delimiter, quoted)
 
@@ -202,7 +206,8 @@ def _json_object(line: str) -> dict[str, Any] | Bad:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        return Bad(f"not JSON ({error.msg})")
+        hint = "; write each row as an object on a line of its own" if line[:1] in "[{" else ""
+        return Bad(f"not JSON ({error.msg}){hint}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep brackets
         return Bad(f"JSON that cannot be read ({error})")
     if not isinstance(fields, dict):
@@ -212,36 +217,72 @@ def _json_object(line: str) -> dict[str, Any] | Bad:
 
 def _table_records(path: Path, lines: Lines, delimiter: str, quoted: bool) -> Records:
     header: list[str] | None = None
-    for number, cells in (_quoted_cells if quoted else _plain_cells)(lines, delimiter):
+    rows = _quoted_cells(lines, delimiter) if quoted else _plain_cells(lines, delimiter)
+    for number, cells in _to_last_value(rows):
         place = f"line {number}"
-        if (
-            not quoted
-            and header
-            and isinstance(cells, list)
-            and any(map(_LOOKS_QUOTED.fullmatch, cells))
-        ):
-            warnings.warn(
-                f"{path}, {place}: a cell seems to be quoted, but quotes are read as text; set "
-                "QUOTED_CELLS = True if cells are quoted",
-                stacklevel=2,
-            )
-        if isinstance(cells, Bad):
-            if header is None:  # no row can be read without it
+        if header is None:
+            cells = cells if isinstance(cells, Bad) else _header(cells, delimiter)
+            if isinstance(cells, Bad):  # no row can be read without it
                 raise UserError(f"{path}, {place}: {cells.reason}")
-            yield place, cells
-        elif header is None:
             header = cells
-            if len(set(header)) != len(header):
-                raise UserError(f"{path}, {place}: two columns with the same name in the header")
-        elif len(cells) == len(header):
-            yield place, dict(zip(header, cells, strict=True))
+        elif isinstance(cells, Bad):
+            yield place, cells
         else:
+            if not quoted and any(map(_LOOKS_QUOTED.fullmatch, cells)):
+                warnings.warn(
+                    f"{path}, {place}: a cell seems to be quoted, but quotes are read as text; set "
+                    "QUOTED_CELLS = True if cells are quoted",
+                    stacklevel=2,
+                )
+            fields = _named(header, cells)
             hint = "" if quoted else "; quotes are text here, see QUOTED_CELLS"
             hint = hint if any('"' in cell for cell in cells) else ""
-            yield place, Bad(f"{len(cells)} columns, but {len(header)} in the header{hint}")
+            yield place, Bad(fields.reason + hint) if isinstance(fields, Bad) else fields
 
 
-def _plain_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+def _to_last_value(rows: Iterator[Row]) -> Iterator[Row]:
+    """Leaves out the rows of empty cells in which the tables of spreadsheets end."""
+    empty: list[Row] = []
+    for number, cells in rows:
+        if isinstance(cells, list) and len(cells) > 1 and not any(map(str.strip, cells)):
+            empty.append((number, cells))
+        else:
+            yield from empty
+            yield number, cells
+            empty.clear()
+
+
+def _header(cells: Sequence[str], delimiter: str) -> list[str] | Bad:
+    """The names of a table's columns, without spaces around them."""
+    header = [cell.strip() for cell in cells]
+    named = [name for name in header if name]
+    if len(set(named)) != len(named):
+        return Bad("two columns with the same name in the header")
+    for other, name in _DELIMITER_NAMES.items():
+        if len(named) == 1 and other in named[0] and other != delimiter:
+            return Bad(
+                f"the header {shown(named[0])} is one column; cells of this format are separated "
+                f"by {_DELIMITER_NAMES[delimiter]}, not {name}: convert the file"
+            )
+    return header
+
+
+def _named(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | Bad:
+    """The cells by the names of their columns.
+
+    The first column may lack a name, as that of an index does in tables of pandas; any other
+    without a name must be empty.
+    """
+    if len(cells) > len(header) or any(header[len(cells) :]):
+        return Bad(f"{len(cells)} columns, but {len(header)} in the header")
+    columns = list(zip(header, cells, strict=False))
+    for number, (name, cell) in enumerate(columns[1:], 2):
+        if not name and cell.strip():
+            return Bad(f"column {number} contains {shown(cell)}, but has no name in the header")
+    return {name: cell for name, cell in columns if name}
+
+
+def _plain_cells(lines: Lines, delimiter: str) -> Iterator[Row]:
     """Yields the number and the cells of each row, a line whose quotes are text."""
     for number, line in lines:
         if isinstance(line, Bad):
@@ -250,13 +291,17 @@ def _plain_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] 
             yield number, Bad(_BREAK) if "\r" in text else text.split(delimiter)
 
 
-def _quoted_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | Bad]]:
+def _quoted_cells(lines: Lines, delimiter: str) -> Iterator[Row]:
     """Yields the number of each row's first line, and its cells.
 
     After a malformed row, reading resumes at the next line: a quote that is never closed swallows
     all lines that follow, which are rows of their own.
     """
     csv.field_size_limit(LONGEST)
+    # Strict, since a stray quote would otherwise swallow the rows up to the next one.
+    read_cells = functools.partial(
+        csv.reader, delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     pending: collections.deque[tuple[int, str | Bad]] = collections.deque()
     taken: list[tuple[int, str | Bad]] = []  # lines of the current row
 
@@ -267,8 +312,7 @@ def _quoted_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str]
                 raise csv.Error(line[1].reason)
             yield line[1]
 
-    # Strict, since a stray quote would otherwise swallow the rows up to the next one.
-    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+    reader = read_cells(texts())
     while True:
         taken.clear()
         try:
@@ -279,7 +323,7 @@ def _quoted_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str]
             (number, first), *rest = taken
             yield number, first if isinstance(first, Bad) else Bad(f"malformed row ({error})")
             pending.extendleft(reversed(rest))
-            reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+            reader = read_cells(texts())
         else:
             broken = delimiter == "\t" and any("\n" in cell or "\r" in cell for cell in cells)
             if cells:
