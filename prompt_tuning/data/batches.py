@@ -40,7 +40,7 @@ from prompt_tuning.data.tasks import (
     text_of,
 )
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.sets import EvalSet, MetricFn
+from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn
 
 MOST_CUT = 0.01  # share of inputs or targets that are cut, above which a run warns
 
@@ -60,6 +60,7 @@ class TaskData:
       cache_dir: Folder that keeps the tokens of training examples for the next run; "" for none.
       eval_examples: Most examples of a split to evaluate, the same ones each time; None for all.
       bad_rows: Counter of the malformed rows of the task's files that are skipped.
+      rank_memory_gib: See `EvalSet`.
       transform: Applied to each evaluation set; None for no change.
       provider: The task or mixture itself; None to look `task` up. What is registered under its
         name later does not change this object.
@@ -79,6 +80,7 @@ class TaskData:
     cache_dir: str = ""
     eval_examples: int | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
+    rank_memory_gib: float = RANK_MEMORY_GIB
     transform: Callable[["TaskData", EvalSet], EvalSet] | None = None
     provider: Provider = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -313,6 +315,7 @@ class TaskData:
                 *self._eval_notes(task, split, examples),
                 *compare.notes(f"{task.name}, {split} split"),
             ),
+            rank_memory_gib=self.rank_memory_gib,
         )
         return self.transform(self, eval_set) if self.transform else eval_set
 

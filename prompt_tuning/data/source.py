@@ -16,6 +16,7 @@ from prompt_tuning.data.variants import few_shot as few_shot_tasks
 from prompt_tuning.data.variants import sentinel
 from prompt_tuning.data.variants.few_shot import FewShot
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB
 
 FILES_TASK = "files"
 
@@ -42,6 +43,7 @@ def task_data(
     few_shot_seed: int = 0,
     skip_bad_rows: int = 0,
     sentinel_targets: bool = False,
+    rank_memory_gib: float = RANK_MEMORY_GIB,
 ) -> TaskData:
     """Registers the package's tasks and the user's files, and returns the data of a run.
 
@@ -54,7 +56,8 @@ def task_data(
         `task` are called.
       benchmarks_dir: Folder of local data sets that the tasks of `catalogue` are read from; "" for
         TensorFlow Datasets.
-      lengths, batch_size, seed, module, use_cached, cache_dir, eval_examples: See `TaskData`.
+      lengths, batch_size, seed, module, use_cached, cache_dir, eval_examples, rank_memory_gib: See
+        `TaskData`.
       batching, bucket_bounds, packed_lengths, tokens_per_batch: See `Batching`.
       few_shot, few_shot_seed: Training examples per class and the seed of their choice (see
         `FewShot`); None for all.
@@ -96,6 +99,7 @@ def task_data(
         cache_dir=cache_dir,
         eval_examples=eval_examples,
         bad_rows=bad_rows,
+        rank_memory_gib=rank_memory_gib,
     )
     _check_vocabulary(data, vocabulary)
     if sentinel_targets:

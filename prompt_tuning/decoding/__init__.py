@@ -4,13 +4,14 @@ The loops `decode` and `beam_search` call a step function and know no model; `st
 """
 
 from prompt_tuning.decoding.beam import beam_search
-from prompt_tuning.decoding.model import greedy, score, start
+from prompt_tuning.decoding.model import RANK_MEMORY_GIB, greedy, rank_bytes, score, start
 from prompt_tuning.decoding.sample import Draws, Sampling, decode, keys_of, sampling_arrays
 from prompt_tuning.decoding.step import Decoded, StepFn
 from prompt_tuning.t5.vocabulary import EOS
 
 __all__ = [
     "EOS",
+    "RANK_MEMORY_GIB",
     "Decoded",
     "Draws",
     "Sampling",
@@ -19,6 +20,7 @@ __all__ = [
     "decode",
     "greedy",
     "keys_of",
+    "rank_bytes",
     "sampling_arrays",
     "score",
     "start",

@@ -218,10 +218,10 @@ class Programs:
 
 
 def classify(
-    model: T5, settings: None, params: Params, tokens: Array, slots: Array, targets: Array
+    model: T5, most_bytes: float, params: Params, tokens: Array, slots: Array, targets: Array
 ) -> tuple[Array]:
-    """The log-probabilities [B, K] of targets [B, K, L]."""
-    return (decoding.score(model, params, tokens, targets, slots),)
+    """The log-probabilities [B, K] of targets [B, K, L]; see `decoding.score`."""
+    return (decoding.score(model, params, tokens, targets, slots, most_bytes),)
 
 
 def generate(

@@ -26,7 +26,10 @@ def rank_labels(tuned: TunedModel, data: EvalSet, batch_size: int) -> Prediction
     """
     if not data.labels:
         raise ValueError(f"{data.task}: rank classification needs CLASS_LABELS")
-    scores = _map(_rank, tuned, data, batch_size, data.label_tokens)
+    width = batches.power(int(np.count_nonzero(data.label_tokens, axis=1).max()))
+    most_bytes = decoding.rank_bytes(data.rank_memory_gib, tuned.layout.row_shards)
+    rank = functools.partial(_rank, most_bytes=most_bytes)
+    scores = _map(rank, tuned, data, batch_size, data.label_tokens[:, :width])
     return Predictions([data.labels[i] for i in scores.argmax(axis=1)], scores)
 
 
@@ -51,7 +54,7 @@ def predictors_for(data: EvalSet, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(default if name == AUTO else name for name in names))
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
+@functools.partial(jax.jit, static_argnames=("model", "most_bytes"))
 def _rank(
     model: T5,
     trained: Params,
@@ -59,8 +62,9 @@ def _rank(
     tokens: Array,
     tasks: Array | None,
     targets: Array,
+    most_bytes: float,
 ) -> Array:
-    return decoding.score(model, join(trained, frozen), tokens, targets, tasks)
+    return decoding.score(model, join(trained, frozen), tokens, targets, tasks, most_bytes)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "length"))

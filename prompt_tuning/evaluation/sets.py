@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from prompt_tuning.decoding.model import RANK_MEMORY_GIB, rank_bytes
+
 # From parameters named `targets` and `predictions`, by which SeqIO tells kinds of metric apart, to
 # numbers by name.
 MetricFn = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
@@ -25,6 +27,10 @@ class EvalSet:
       metric_fns: Metrics of the task.
       decode: Function from token ids to text.
       notes: Lines that a run shows before it starts, such as the share of inputs that are cut.
+      rank_memory_gib: Memory in which labels are scored together, on each device that rows are on.
+
+    Raises:
+      UserError: If `rank_memory_gib` is not positive.
     """
 
     task: str
@@ -38,6 +44,10 @@ class EvalSet:
     metric_fns: Sequence[MetricFn]
     decode: Callable[[Sequence[int]], str]
     notes: Sequence[str] = ()
+    rank_memory_gib: float = RANK_MEMORY_GIB
+
+    def __post_init__(self) -> None:
+        rank_bytes(self.rank_memory_gib)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -138,12 +138,11 @@ class TaskPrompts(nn.Module):
         shared = leaf("shared", 0.0, length, width)
         rows = leaf("rows", 1.0, self.tasks, length, rank)
         columns = leaf("columns", 1.0 / rank, self.tasks, rank, width)
-        prompts = (shared[None] * (rows @ columns)).astype(x.dtype)
         if self.tasks == 1 or self.is_initializing():
-            return prompts[0]
+            return (shared * (rows[0] @ columns[0])).astype(x.dtype)
         if tasks is None:
             raise ValueError(
                 "MultitaskPrompt: the batch does not name the tasks of its examples; train on a "
                 "mixture whose tasks fit in memory"
             )
-        return prompts[tasks]
+        return (shared * (rows[tasks] @ columns[tasks])).astype(x.dtype)

@@ -49,6 +49,7 @@ def evaluate(
     if not prompt_files:
         raise UserError("PROMPT_FILES is empty; list the prompts that vote")
     checks.split(split, data.splits)
+    eval_sets = data.eval_sets(split)
     model = serving.load(
         config,
         initial_checkpoint,
@@ -57,8 +58,8 @@ def evaluate(
         batch_size=data.batch_size,
         tasks=len(prompt_files),
         allow_other_backbone=allow_other_backbone,
+        rank_memory_gib=eval_sets[0].rank_memory_gib,
     )
-    eval_sets = data.eval_sets(split)
     for eval_set in eval_sets:
         model.add_task(eval_set.task, prompt=list(prompt_files), labels=eval_set.labels)
     on_start(folder)

@@ -60,6 +60,7 @@ def infer(
         batch_size=data.batch_size,
         input_length=data.input_length,
         allow_other_backbone=allow_other_backbone,
+        rank_memory_gib=data.rank_memory_gib,
     )
     tasks = model.add_tasks(data.prompts)
     rows = data.rows(tasks)

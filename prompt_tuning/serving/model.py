@@ -11,7 +11,13 @@ from jax import Array
 
 from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import fingerprint
-from prompt_tuning.decoding import Sampling, batches, sampling_arrays
+from prompt_tuning.decoding import (
+    RANK_MEMORY_GIB,
+    Sampling,
+    batches,
+    rank_bytes,
+    sampling_arrays,
+)
 from prompt_tuning.decoding.batches import Function, Programs, Search, power
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.base import Method
@@ -57,12 +63,14 @@ class Model:
         input_length: int = 512,
         prompts: PromptBank | None = None,
         allow_other_backbone: bool = False,
+        rank_memory_gib: float = RANK_MEMORY_GIB,
         sums: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Serves leaves of `T5(config)` that are placed on `layout`.
 
         Args:
-          config, vocabulary, batch_size, input_length, allow_other_backbone: As in `load`.
+          config, vocabulary, batch_size, input_length, allow_other_backbone, rank_memory_gib: As in
+            `load`.
           backbone: Leaves of the backbone.
           layout: Devices that the leaves are on.
           prompts: Bank to start with; None for an empty one.
@@ -73,6 +81,7 @@ class Model:
         self.config, self.input_length = config, input_length
         self._sums, self._vocabulary = sums or {}, vocabulary
         self._allow_other_backbone = allow_other_backbone
+        self._rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
         self._programs, self._lock = Programs(layout, batch_size), threading.Lock()
         bank = prompts or PromptBank.empty(config.d_model, layout.mesh)
         self._task_set = TaskSet(config, backbone, bank, dict.fromkeys(bank.slots, ()))
@@ -268,7 +277,7 @@ class Model:
         targets = _label_targets(labels, self._vocabulary.encode)
         rows = np.array([targets[name] for name in names])
         check_ids(rows.max(initial=0), self.config.vocab_size)
-        scores = self._map(task_set, texts, names, batches.classify, None, rows)
+        scores = self._map(task_set, texts, names, batches.classify, self._rank_bytes, rows)
         return [
             Classification.of(labels[name], by_prompt[:, : len(labels[name])])
             for name, (by_prompt,) in zip(names, scores, strict=True)
@@ -415,6 +424,7 @@ def load(
     prompt_length: int = 0,
     shard_prompts: str | None = None,
     allow_other_backbone: bool = False,
+    rank_memory_gib: float = RANK_MEMORY_GIB,
 ) -> Model:
     """Loads a backbone to serve prompts with.
 
@@ -433,6 +443,8 @@ def load(
       shard_prompts: Mesh axis, "data" or "model", that the prompts are divided over; None to keep
         all of them on each device.
       allow_other_backbone: Whether to accept prompts whose card names another backbone.
+      rank_memory_gib: Memory in which the labels of a batch are scored together, on each device that
+        rows are on; more labels are scored in parts.
 
     Raises:
       ValueError: if something is missing or does not fit; the message names it.
@@ -459,5 +471,6 @@ def load(
         input_length=input_length,
         prompts=PromptBank.empty(shape.d_model, tuned.layout.mesh, **room, axis=shard_prompts),
         allow_other_backbone=allow_other_backbone,
+        rank_memory_gib=rank_memory_gib,
         sums=tuned.sums,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.readers import records
 from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.decoding import RANK_MEMORY_GIB
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.vocabulary import Vocabulary
 
@@ -27,6 +28,7 @@ class TaskRows:
       target_length: Maximum number of tokens to generate.
       skip_bad_rows: Maximum number of malformed rows to skip.
       quoted_cells: Whether cells of CSV and TSV may be quoted; None for CSV alone.
+      rank_memory_gib: Memory in which labels are scored together, see `serving.load`.
     """
 
     file: str
@@ -39,6 +41,7 @@ class TaskRows:
     target_length: int = 16
     skip_bad_rows: int = 0
     quoted_cells: bool | None = None
+    rank_memory_gib: float = RANK_MEMORY_GIB
 
     def rows(self, tasks: Collection[str]) -> list[tuple[str, str]]:
         """Reads the text and task of each row, in the file's order.

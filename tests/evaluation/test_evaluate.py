@@ -91,7 +91,7 @@ def shapes_of_batches(monkeypatch, data: EvalSet) -> list[tuple[int, ...]]:
     """The shapes of tokens in batches of 4; asserts that results keep the order of the rows."""
     shapes = []
 
-    def sums(model, trained, frozen, tokens, tasks, labels):
+    def sums(model, trained, frozen, tokens, tasks, labels, most_bytes):
         shapes.append(tokens.shape)
         return np.asarray(tokens).sum(axis=1, keepdims=True) + np.zeros((1, 3))
 

@@ -55,6 +55,16 @@ def four_tasks() -> Model:
     return model
 
 
+def test_labels_in_parts_have_the_same_probabilities():
+    line, frugal = text(5, 1), empty(rank_memory_gib=1e-9)
+    frugal.add_task("c", prompt(6), LABELS["c"])
+    [answer] = frugal.classify([line], "c")
+    expected = alone(prompt(6), line, LABELS["c"])
+    np.testing.assert_allclose(list(answer.probabilities.values()), expected, **TOLERANCE)
+    with pytest.raises(UserError, match="RANK_MEMORY_GIB = 0: must be a positive number of GiB"):
+        empty(rank_memory_gib=0)
+
+
 def alone(vectors: np.ndarray, line: str, labels: Sequence[str]) -> np.ndarray:
     """Probabilities of the labels, from a row of its own with the prompt in front."""
     return Alone(vectors).probabilities(ids_of(line), [ids_of(label) for label in labels])
