@@ -113,11 +113,8 @@ def rank_bytes(memory_gib: float, row_shards: int = 1) -> float:
     Raises:
       UserError: if the setting is not a positive number.
     """
-    if (
-        isinstance(memory_gib, bool)
-        or not isinstance(memory_gib, int | float)
-        or not memory_gib > 0
-    ):
+    number = isinstance(memory_gib, int | float) and not isinstance(memory_gib, bool)
+    if not (number and memory_gib > 0):
         raise UserError(f"RANK_MEMORY_GIB = {memory_gib!r}: must be a positive number of GiB")
     return memory_gib * 2**30 * row_shards
 

@@ -443,8 +443,8 @@ def load(
       shard_prompts: Mesh axis, "data" or "model", that the prompts are divided over; None to keep
         all of them on each device.
       allow_other_backbone: Whether to accept prompts whose card names another backbone.
-      rank_memory_gib: Memory in which the labels of a batch are scored together, on each device that
-        rows are on; more labels are scored in parts.
+      rank_memory_gib: Memory in which the labels of a batch are scored together, on each device
+        that rows are on; more labels are scored in parts.
 
     Raises:
       ValueError: if something is missing or does not fit; the message names it.
