@@ -61,7 +61,7 @@ def pretrain(
         settings = {"RANDOM_SEED (initialisation)": seed, **mixture.settings}
         fit.resumes_from(tuned, folder, identity, settings)
         on_start(folder)
-        return fit.in_locked_folder(
+        return fit(
             tuned,
             model_dir=folder,
             batches=mixture.batches,

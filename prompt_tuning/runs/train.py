@@ -127,7 +127,7 @@ def train(
         # Fit.
         validation = Validation(folder, validation_sets, eval_methods, eval_batch_size, start)
         with validation:
-            last = fit.in_locked_folder(
+            last = fit(
                 tuned,
                 model_dir=folder,
                 batches=batches,

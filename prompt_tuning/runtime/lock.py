@@ -1,6 +1,7 @@
 """Locks a folder, so that only one run at a time uses it."""
 
 import contextlib
+import contextvars
 import fcntl
 import os
 import warnings
@@ -12,6 +13,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import distributed, files
 
 NAME = "lock"
+# Per thread, so that a command can hold the folder in which it then calls `fit`.
+_held = contextvars.ContextVar[frozenset[str]]("held", default=frozenset())
 
 
 @contextlib.contextmanager
@@ -19,26 +22,28 @@ def only_run(folder: epath.Path) -> Iterator[None]:
     """Locks a run's folder, which is created if necessary.
 
     The operating system releases the lock when the process ends in any way. Folders in a bucket
-    are not locked. In a multi-process run, process 0 holds the lock.
+    are not locked. In a multi-process run, process 0 holds the lock. Within the `with` block, the
+    same thread may lock the folder again.
 
     Raises:
       UserError: if another run holds the folder, or this process does not share it with process 0.
     """
-    if files.is_remote(folder):
+    held, path = _held.get(), os.path.realpath(folder)
+    if files.is_remote(folder) or path in held:
         yield
         return
-    if not distributed.is_main():
+    with only_process(folder) if distributed.is_main() else contextlib.nullcontext():
         distributed.barrier(NAME)
         if not (folder / NAME).exists():
             raise UserError(
                 f"MODEL_DIR = {str(folder)!r}: is not the folder of process 0; use a file system "
                 "that all processes share"
             )
-        yield
-        return
-    with only_process(folder):
-        distributed.barrier(NAME)
-        yield
+        token = _held.set(held | {path})
+        try:
+            yield
+        finally:
+            _held.reset(token)
 
 
 @contextlib.contextmanager

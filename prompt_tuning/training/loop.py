@@ -110,30 +110,10 @@ class Fit:
           FloatingPointError: If the loss is not finite.
           Preempted: On SIGTERM, once the current step is finished and saved.
         """
-        with only_run(epath.Path(model_dir)):
-            return self.in_locked_folder(
-                tuned,
-                model_dir=model_dir,
-                batches=batches,
-                evaluators=evaluators,
-                identity=identity,
-                settings=settings,
-            )
-
-    def in_locked_folder(
-        self,
-        tuned: TunedModel,
-        *,
-        model_dir: epath.PathLike,
-        batches: Batches,
-        evaluators: Sequence[Evaluator] = (),
-        identity: Identity | None = None,
-        settings: Mapping[str, Any] = MappingProxyType({}),
-    ) -> TunedModel:
-        """Trains as a call does, in a folder that the caller has locked."""
-        identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
         folder = epath.Path(model_dir)
-        return _Loop(self, tuned, folder, batches, evaluators, identity, settings).run()
+        with only_run(folder):
+            identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
+            return _Loop(self, tuned, folder, batches, evaluators, identity, settings).run()
 
     def transformation(self, split: ParamSplit) -> optax.GradientTransformation:
         """The optimizer of the trained leaves."""

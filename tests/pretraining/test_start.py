@@ -48,7 +48,7 @@ def test_a_width_above_the_teachers_is_filled_up():
     assert reduced.std() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("narrow", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_gives_the_same_leaves(tmp_path, corpus, labelled, table, narrow):
     mixture = Mixture(
         str(corpus),

@@ -1,5 +1,6 @@
 """A run does not resume with other settings, and is not shared, in silence."""
 
+import contextvars
 import threading
 from collections.abc import Iterator
 
@@ -166,5 +167,5 @@ def test_fit_is_alone_in_its_folder(kind, tmp_path):
         first.join()
     else:
         with only_run(epath.Path(folder)):
-            second()
+            contextvars.Context().run(second)
     fit(folder, 3)  # the lock is free again

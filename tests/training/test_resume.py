@@ -1,5 +1,6 @@
 """An interrupted run resumes from what is whole, and ends as if it had not been interrupted."""
 
+import contextvars
 import dataclasses
 import functools
 import json
@@ -271,8 +272,11 @@ time.sleep(600)
 
 def test_one_run_in_a_folder_until_it_ends_or_is_killed(tmp_path):
     folder = epath.Path(tmp_path / "run")
-    with only_run(folder), pytest.raises(UserError, match=rf"another run .* {os.getpid()}\)"):
-        only_run(folder).__enter__()
+    with only_run(folder):
+        with only_run(folder):  # a command that calls `fit`
+            pass
+        with pytest.raises(UserError, match=rf"another run .* {os.getpid()}\)"):
+            contextvars.Context().run(only_run(folder).__enter__)  # another thread
     command = [sys.executable, "-c", HOLDER, str(folder / "lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
