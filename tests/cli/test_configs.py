@@ -222,6 +222,21 @@ def test_settings_of(dry_run, name):
     assert re.search(line, out, re.MULTILINE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_header_says_how_much_is_trained(dry_run, name):
+    [count] = re.findall(
+        r"^# Trains ([\d,]+) .*", (CONFIGS / f"methods/{name}.gin").read_text(), re.M
+    )
+    required = {
+        "wayward": ["--gin.WAYWARD_TEXT='a text'"],
+        "multitask_prompt": ["--gin.MULTITASK_TASKS=('a',)"],
+    }
+    files = ("models/t5_1_1_base.gin", f"methods/{name}.gin", "runs/finetune.gin")
+    out = dry_run(train, *(f"--gin_file={file}" for file in files), *required.get(name, ()))
+    assert re.search(rf"^trained .* {count} parameters", out, re.MULTILINE)
+
+
 def test_paths_of_lora(dry_run):
     blocks = {"encoder": ["attention"], "decoder": ["self_attention", "encoder_decoder_attention"]}
     assert trained_paths(plan_of(dry_run, "lora")) == {
