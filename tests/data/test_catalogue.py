@@ -79,7 +79,7 @@ def test_a_folder_gives_what_it_has(local, vocabulary):
             for way in ("proportional", "temperature", "equal")
         ),
     }
-    with pytest.raises(UserError, match=r"no \.jsonl files in folders named .*c4, .*squad"):
+    with pytest.raises(UserError, match=r"no files in folders named .*c4, .*squad"):
         all_tasks.register(vocabulary, local / "rte")
 
 

@@ -181,9 +181,13 @@ def test_a_cell_of_several_lines_or_columns(tmp_path, content, quoted, message):
 
 
 def test_a_warning_of_cells_that_seem_to_be_quoted(tmp_path):
-    file = write(tmp_path / "a.tsv", TSV + '"He said ""no""."\tpositive\n')
-    with pytest.warns(UserWarning, match="line 2: a cell seems to be quoted"):
-        [row] = TextFiles(test=file).rows("test")
+    content = '"He said ""no""."\tpositive\n'
+    file = write(tmp_path / "many.tsv", TSV + 3 * content)
+    with pytest.warns(UserWarning, match="line 2: a cell seems to be quoted") as caught:
+        TextFiles(test=file).rows("test")
+    assert len(caught) == 1
+    file = write(tmp_path / "a.tsv", TSV + content)
+    [row] = TextFiles(test=file, quoted_cells=False).rows("test")
     assert row.inputs == '"He said ""no""."'
     [row] = TextFiles(test=file, quoted_cells=True).rows("test")
     assert row.inputs == 'He said "no".'

@@ -18,6 +18,7 @@ from prompt_tuning.data.catalogue.postprocess import TRUTH
 from prompt_tuning.data.catalogue.text_task import TFDS, TextTask
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers import local_files
+from prompt_tuning.data.readers.local_files import JSON_LINES, TSV, LocalFiles
 from prompt_tuning.data.variants import few_shot
 from prompt_tuning.errors import UserError
 
@@ -28,6 +29,7 @@ MNLI = ("entailment", "neutral", "contradiction")
 NLI_FIELDS = ("hypothesis", "premise")
 PAIR = ("sentence1", "sentence2")
 QUESTIONS = ("question1", "question2")
+QQP_SITE = {"renamed": {"label": "is_duplicate"}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,31 @@ def _classification(
     *,
     keys: Mapping[str, str] | None = None,
     local: str = "",
-    extra: Mapping[str, type] | None = None,
     renamed: Mapping[str, str] | None = None,
-    adapt: local_files.Adapt | None = None,
+    files: Mapping[str, Any] | None = None,
+    site: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Benchmark:
-    columns: dict[str, type | Sequence[str]] = dict.fromkeys(fields, str)
-    columns |= {**(extra or {}), "label": labels}
+    """Makes a benchmark task with label words.
+
+    Args:
+      suite, name, labels: See `Benchmark`.
+      fields, keys: See `text_formats.classification`.
+      local: Folder of JSON lines; "" for none.
+      renamed: Their names of columns.
+      files: Further fields of their `LocalFiles`.
+      site: Fields of the `LocalFiles` of what its site hands out, tables by default; None if these
+        are JSON lines as those of `local`.
+      options: Further fields of `TextTask`.
+    """
+    columns: dict[str, type | Sequence[str]] = {
+        (keys or {}).get(field, field): str for field in fields
+    }
+    columns["label"] = labels
+    of = functools.partial(LocalFiles, columns=columns, target="label")
+    defaults: dict[str, Any] = {"metrics": (metrics.accuracy,)}
+    if site is not None:
+        defaults["sites"] = (of(**{"folder": name, "endings": TSV, **site}),)
     return _benchmark(
         suite,
         name,
@@ -87,13 +107,29 @@ def _classification(
         ),
         postprocess=functools.partial(postprocess.label_index, labels=labels),
         labels=labels,
-        local=local_files.LocalFiles(local, columns, renamed or {}, adapt) if local else None,
-        **{"metrics": (metrics.accuracy,)} | options,
+        local=of(local, renamed=renamed or {}, **files or {}) if local else None,
+        **defaults | options,
     )
 
 
 _super_glue = functools.partial(_classification, "super_glue")
 glue = functools.partial(_classification, "glue")
+
+
+def mrpc_sites(labels: Sequence[str]) -> tuple[LocalFiles, ...]:
+    """GLUE's tables of MRPC, and those of its source."""
+    columns: dict[str, type | Sequence[str]] = dict.fromkeys((*PAIR, "id1", "id2"), str)
+    columns["label"] = labels
+    renamed = {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}
+    options: dict[str, Any] = {
+        "renamed": renamed | {"id1": "#1 ID", "id2": "#2 ID"},
+        "endings": TSV,
+        "target": "label",
+    }
+    kinds = (LocalFiles, local_files.MrpcFiles)
+    return tuple(kind("mrpc", columns, **options) for kind in kinds)
+
+
 _SPAN_TYPES = {"span1_text": str, "span1_index": int, "span2_text": str, "span2_index": int}
 _wsc = functools.partial(
     _benchmark,
@@ -101,10 +137,36 @@ _wsc = functools.partial(
     "wsc",
     postprocess=postprocess.wsc,
     config="wsc.fixed",
-    local=local_files.LocalFiles(
-        "wsc", {"text": str, **_SPAN_TYPES, "label": TRUTH}, adapt=local_files.wsc_row
+    local=LocalFiles(
+        "wsc",
+        {"text": str, **_SPAN_TYPES, "label": TRUTH},
+        expand=local_files.wsc_spans,
+        adapt=local_files.wsc_row,
+        target="label",
     ),
 )
+
+_record = functools.partial(
+    LocalFiles,
+    columns={"passage": str, "query": str, "entities": list, "answers": list},
+    adapt_all=local_files.record_rows,
+    target="answers",
+    hidden=[],
+)
+_stsb = functools.partial(
+    LocalFiles,
+    columns={**dict.fromkeys(PAIR, str), "label": float},
+    renamed={"label": "score"},
+    target="label",
+    hidden=-1.0,
+)
+_MNLI_COLUMNS = {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
+
+
+def _mnli_site(splits: Mapping[str, str]) -> dict[str, Any]:
+    stems = {split: (stem,) for split, stem in splits.items()}
+    return {"folder": "mnli", "renamed": _MNLI_COLUMNS, "stems": stems}
+
 
 BENCHMARKS = (
     _super_glue(
@@ -112,8 +174,7 @@ BENCHMARKS = (
         ("passage", "question"),
         TRUTH,
         local="boolq",
-        extra={"title": str},
-        adapt=local_files.boolq_row,
+        files={"optional": {"title": str}, "adapt": local_files.boolq_row},
     ),
     _super_glue(
         "cb",
@@ -135,7 +196,7 @@ BENCHMARKS = (
         postprocess=postprocess.multirc,
         metrics=(metrics.multirc_f1, metrics.multirc_exact_match),
         labels=TRUTH,
-        local=local_files.LocalFiles(
+        local=LocalFiles(
             "multirc",
             {
                 "question": str,
@@ -143,7 +204,10 @@ BENCHMARKS = (
                 "label": TRUTH,
                 **dict.fromkeys(("pid", "qid", "aid"), int),
             },
+            optional={"paragraph": str},
+            expand=local_files.multirc_answers,
             adapt_all=local_files.multirc_rows,
+            target="label",
         ),
     ),
     _benchmark(
@@ -153,11 +217,8 @@ BENCHMARKS = (
         postprocess=postprocess.record,
         metrics=(metrics.record,),
         examples_per_row=138_854 / 100_730,
-        local=local_files.LocalFiles(
-            "record_fewshot",
-            {"passage": str, "query": str, "entities": list, "answers": list},
-            adapt_all=local_files.record_rows,
-        ),
+        local=_record("record_fewshot"),
+        sites=(_record("record", expand=local_files.record_queries),),
     ),
     _super_glue("rte", NLI_FIELDS, ENTAILMENT, local="rte"),
     _super_glue("wic", (*PAIR, "word"), TRUTH, local="wic"),
@@ -184,8 +245,16 @@ BENCHMARKS = (
         metrics=(metrics.matthews_corrcoef,),
         splits=("test",),
         hidden=(),
+        site={"endings": JSON_LINES, "stems": {"test": ("AX-b",)}},
     ),
-    _super_glue("axg", NLI_FIELDS, ENTAILMENT, splits=("test",), hidden=()),
+    _super_glue(
+        "axg",
+        NLI_FIELDS,
+        ENTAILMENT,
+        splits=("test",),
+        hidden=(),
+        site={"endings": JSON_LINES, "stems": {"test": ("AX-g",)}},
+    ),
     glue(
         "cola",
         ("sentence",),
@@ -193,6 +262,11 @@ BENCHMARKS = (
         metrics=(metrics.matthews_corrcoef,),
         local="cola",
         renamed={"sentence": "text"},
+        site={
+            "headers": dict.fromkeys(
+                ("train", "validation"), ("source", "label", "mark", "sentence")
+            )
+        },
     ),
     glue(
         "sst2",
@@ -200,6 +274,7 @@ BENCHMARKS = (
         ("negative", "positive"),
         local="sst2",
         renamed={"sentence": "text"},
+        site={},
     ),
     glue(
         "mrpc",
@@ -207,12 +282,14 @@ BENCHMARKS = (
         ("not_equivalent", "equivalent"),
         metrics=(metrics.f1, metrics.accuracy),
         local="mrpc",
+        sites=mrpc_sites(("not_equivalent", "equivalent")),
     ),
     glue(
         "qqp",
         QUESTIONS,
         ("not_duplicate", "duplicate"),
         metrics=(metrics.f1, metrics.accuracy),
+        site=QQP_SITE,
     ),
     _benchmark(
         "glue",
@@ -220,9 +297,8 @@ BENCHMARKS = (
         format=text_formats.similarity,
         postprocess=postprocess.score,
         metrics=(metrics.pearson_corrcoef, metrics.spearman_corrcoef),
-        local=local_files.LocalFiles(
-            "stsb", {**dict.fromkeys(PAIR, str), "label": float}, renamed={"label": "score"}
-        ),
+        local=_stsb("stsb"),
+        sites=(_stsb("stsb", endings=TSV),),
     ),
     glue(
         "mnli",
@@ -236,19 +312,48 @@ BENCHMARKS = (
             "test_mismatched",
         ),
         hidden=("test_matched", "test_mismatched"),
+        site=_mnli_site(
+            {
+                "train": "train",
+                "validation_matched": "dev_matched",
+                "validation_mismatched": "dev_mismatched",
+                "test_matched": "test_matched",
+                "test_mismatched": "test_mismatched",
+            }
+        ),
     ),
-    glue("mnli_matched", NLI_FIELDS, MNLI, splits=("validation", "test")),
-    glue("mnli_mismatched", NLI_FIELDS, MNLI, splits=("validation", "test")),
-    glue("qnli", ("question", "sentence"), ENTAILMENT, local="qnli_dev"),
+    *(
+        glue(
+            f"mnli_{part}",
+            NLI_FIELDS,
+            MNLI,
+            splits=("validation", "test"),
+            site=_mnli_site({"validation": f"dev_{part}", "test": f"test_{part}"}),
+        )
+        for part in ("matched", "mismatched")
+    ),
+    glue("qnli", ("question", "sentence"), ENTAILMENT, local="qnli_dev", site={}),
     glue(
         "rte",
         PAIR,
         ENTAILMENT,
         local="rte",
         renamed={"sentence1": "premise", "sentence2": "hypothesis"},
+        site={},
     ),
-    glue("wnli", PAIR, ("not_entailment", "entailment"), local="wnli"),
-    glue("ax", NLI_FIELDS, MNLI, metrics=(), splits=("test",)),
+    glue("wnli", PAIR, ("not_entailment", "entailment"), local="wnli", site={}),
+    glue(
+        "ax",
+        NLI_FIELDS,
+        MNLI,
+        metrics=(),
+        splits=("test",),
+        site={
+            "folder": "diagnostic",
+            "renamed": _MNLI_COLUMNS,
+            "stems": {"test": ("diagnostic", "AX")},
+        },
+    ),
 )
 
 # A mixture trains on its tasks with a split "train" and is evaluated on those with "validation".

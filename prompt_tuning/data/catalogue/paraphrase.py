@@ -10,7 +10,15 @@ from typing import Any
 
 from prompt_tuning.data.catalogue import glue_metrics as metrics
 from prompt_tuning.data.catalogue import text_task
-from prompt_tuning.data.catalogue.glue import BENCHMARKS, PAIR, QUESTIONS, VERSIONS, glue
+from prompt_tuning.data.catalogue.glue import (
+    BENCHMARKS,
+    PAIR,
+    QQP_SITE,
+    QUESTIONS,
+    VERSIONS,
+    glue,
+    mrpc_sites,
+)
 
 _GLUE = {benchmark.name: benchmark for benchmark in BENCHMARKS if benchmark.suite == "glue"}
 _QQP, _MRPC = _GLUE["qqp"], _GLUE["mrpc"]
@@ -20,8 +28,23 @@ _OPTIONS: dict[str, Any] = {
     "hidden": (),
 }
 
-MRPC_FROM_QQP = glue("mrpc_from_qqp", PAIR, _QQP.labels, config="mrpc", local="mrpc", **_OPTIONS)
-QQP_FROM_MRPC = glue("qqp_from_mrpc", QUESTIONS, _MRPC.labels, config="qqp", **_OPTIONS)
+MRPC_FROM_QQP = glue(
+    "mrpc_from_qqp",
+    PAIR,
+    _QQP.labels,
+    config="mrpc",
+    local="mrpc",
+    sites=mrpc_sites(_QQP.labels),
+    **_OPTIONS,
+)
+QQP_FROM_MRPC = glue(
+    "qqp_from_mrpc",
+    QUESTIONS,
+    _MRPC.labels,
+    config="qqp",
+    site={"folder": "qqp", **QQP_SITE},
+    **_OPTIONS,
+)
 TASKS = (MRPC_FROM_QQP, QQP_FROM_MRPC)
 
 

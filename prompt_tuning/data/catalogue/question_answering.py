@@ -62,7 +62,7 @@ class MrqaFiles(LocalFiles):
 
     columns: Mapping[str, type | Sequence[str]] = dataclasses.field(default_factory=dict)
 
-    def rows(self, path: Path, bad_rows: BadRows) -> list[Fields]:
+    def rows(self, split: str, path: Path, bad_rows: BadRows) -> list[Fields]:
         """Reads the questions, with the fields "qid", "question", "context" and "answers".
 
         Raises:

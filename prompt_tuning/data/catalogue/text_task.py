@@ -41,7 +41,8 @@ class TextTask:
       labels: Label words in the order of the labels' numbers; empty unless it is classification.
       splits: Splits of TensorFlow Datasets; a mapping where SeqIO's names differ from these.
       hidden: Splits whose targets TensorFlow Datasets does not have.
-      local: Where local data sets keep it; None if it can be read from saved data sets only.
+      local: Where local data sets keep it; None if it is read otherwise.
+      sites: Where folders keep it that its sites hand out; these come before `local`.
       examples_per_row: Examples per row of the training split, where they are not as many.
     """
 
@@ -55,6 +56,7 @@ class TextTask:
     splits: Sequence[str] | Mapping[str, str] = SPLITS
     hidden: Sequence[str] = ()
     local: Local | None = None
+    sites: Sequence[Local] = ()
     examples_per_row: float = 1.0
 
 
@@ -84,9 +86,9 @@ def register(
         raise UserError(f"BENCHMARKS_DIR = {source}: no such folder")
     names = tuple(task.task for task in text_tasks if _register(task, vocabulary, folder))
     if not names:
-        folders = sorted({task.local.folder for task in text_tasks if task.local})
+        folders = sorted({local.folder for task in text_tasks for local in _local(task)})
         raise UserError(
-            f"BENCHMARKS_DIR = {source}: no saved data sets, and no .jsonl files in folders named "
+            f"BENCHMARKS_DIR = {source}: no saved data sets, and no files in folders named "
             f"{', '.join(folders)}"
         )
     return names
@@ -174,4 +176,10 @@ def _source(
         return source, text_task.hidden
     if saved := saved_source(folder, text_task.tfds_name, text_task.splits, text_task.labels):
         return saved, text_task.hidden
-    return (text_task.local.source(folder, text_task.splits) if text_task.local else None), ()
+    sources = (local.source(folder, text_task.splits) for local in _local(text_task))
+    source = next(filter(None, sources), None)
+    return source, source.hidden_splits if isinstance(source, FolderSource) else ()
+
+
+def _local(text_task: TextTask) -> Sequence[Local]:
+    return (*text_task.sites, *([text_task.local] if text_task.local else ()))

@@ -1,12 +1,18 @@
-"""Reads benchmarks from local files or saved data sets, with TensorFlow Datasets' fields."""
+"""Reads benchmarks from local files or saved data sets, with TensorFlow Datasets' fields.
 
+What a benchmark's site hands out becomes what TensorFlow Datasets makes of it.
+"""
+
+import contextlib
 import dataclasses
 import functools
+import itertools
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.data import label_words
 from prompt_tuning.data.quiet import tf
 from prompt_tuning.data.readers import records, saved_datasets
 from prompt_tuning.data.readers.memory_source import MemorySource
@@ -14,9 +20,17 @@ from prompt_tuning.data.readers.records import BadRows, shown
 from prompt_tuning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-ENDINGS = (".jsonl", ".jsonl.xz", ".jsonl.gz")
+# Names of a split's file without its ending, as benchmarks' sites spell them.
+STEMS: Mapping[str, Sequence[str]] = {
+    "train": ("train",),
+    "validation": ("validation", "val", "dev"),
+    "test": ("test",),
+}
+JSON_LINES = (".jsonl", ".jsonl.xz", ".jsonl.gz")
+TSV = (".tsv", ".tsv.xz", ".tsv.gz")
 
 Fields = dict[str, Any]
+Expand = Callable[[Fields], list[Fields]]
 Adapt = Callable[[Fields, str], Fields]
 AdaptAll = Callable[[list[Fields], Path], list[Fields]]
 
@@ -31,14 +45,23 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class LocalFiles:
-    """Where a folder of data sets keeps a benchmark as JSON lines.
+    """Where a folder of data sets keeps a benchmark, and how its rows are written.
 
     Attributes:
-      folder: Subfolder with `train.jsonl`, `validation.jsonl` and `test.jsonl`, plain, .xz or .gz.
-      columns: Type of each field that is read, or the words that a label's number stands for.
+      folder: Subfolder with a file per split; capitals and hyphens in its name do not matter
+        ("sst2" is also "SST-2").
+      columns: Type of each field that is read, or the words of a label, which rows may give as its
+        number, as the word, or as a truth value.
       renamed: The file's name of a column by TensorFlow Datasets' name, where they differ.
       adapt: Makes TensorFlow Datasets' fields of a row's; its second argument is file and line.
       adapt_all: Does so for all rows at once, each with "idx"; its second argument is the path.
+      optional: Type of each further field that rows may lack.
+      expand: Makes the rows of `columns` of one as the benchmark's site writes it.
+      stems: Names of each split's file without ending.
+      endings: Endings of the files; the first one that exists is read.
+      headers: Names of the columns of splits whose tables have no header.
+      target: Column that all rows of a test split may lack; "" for none.
+      hidden: Value of `target` in such a split, which is not public.
     """
 
     folder: str
@@ -46,52 +69,127 @@ class LocalFiles:
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapt: Adapt | None = None
     adapt_all: AdaptAll | None = None
+    optional: Mapping[str, type] = dataclasses.field(default_factory=dict)
+    expand: Expand | None = None
+    stems: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=lambda: STEMS)
+    endings: Sequence[str] = JSON_LINES
+    headers: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    target: str = ""
+    hidden: Any = -1
 
     def paths(self, root: Path) -> dict[str, Path]:
-        """The existing file of each split."""
-        paths = {split: _file(root / self.folder, split) for split in SPLITS}
+        """The existing file of each split.
+
+        Raises:
+          UserError: If two folders, or two files of one split, exist.
+        """
+        folder = _subfolder(root, self.folder)
+        paths = {split: _file(folder, stems, self.endings) for split, stems in self.stems.items()}
         return {split: path for split, path in paths.items() if path}
 
-    def rows(self, path: Path, bad_rows: BadRows) -> list[Fields]:
+    def rows(self, split: str, path: Path, bad_rows: BadRows) -> list[Fields]:
         """Reads a file's examples, with TensorFlow Datasets' fields; "idx" counts them.
 
         Raises:
           UserError: For the first malformed row that `bad_rows` does not skip; the message names
-            file and line.
+            file and line. Also if some rows of a test split lack their target, but not all.
         """
-        numbered = enumerate(records.read(path, self._row, bad_rows))
-        rows = [{"idx": number, **row} for number, row in numbered]
+        lines = records.read(
+            path,
+            functools.partial(self._rows, split),
+            bad_rows,
+            **self._format(split),
+        )
+        rows = [{"idx": number, **row} for number, row in enumerate(itertools.chain(*lines))]
+        if not rows:
+            raise UserError(f"{path}: no rows")
+        if _may_be_hidden(split) and self.target:
+            hidden = sum(row[self.target] == self.hidden for row in rows)
+            if hidden not in (0, len(rows)):
+                raise UserError(
+                    f"{path}: {hidden} of {len(rows)} rows have no {self._file_name(self.target)!r}"
+                )
         return self.adapt_all(rows, path) if self.adapt_all else rows
 
     def source(self, folder: Folder, splits: Collection[str]) -> "FolderSource | None":
         """A source over the existing files of `splits`; None if there are none."""
         existing = self.paths(folder.root).items()
         paths = {split: path for split, path in existing if split in splits}
-        return FolderSource(self.rows, paths, folder.bad_rows) if paths else None
+        hidden = [split for split, path in paths.items() if self._is_hidden(split, path)]
+        return FolderSource(self.rows, paths, folder.bad_rows, hidden) if paths else None
 
-    def _row(self, fields: Fields, where: str) -> Fields:
-        row = _row(fields, self.columns, where, self.renamed)
+    def _is_hidden(self, split: str, path: Path) -> bool:
+        """Whether the first row of a test split lacks its target."""
+        if not self.target or not _may_be_hidden(split):
+            return False
+        with contextlib.suppress(UserError):  # which is raised when the split is read
+            rows = functools.partial(self._rows, split)
+            lines = records.stream(path, rows, BadRows(), **self._format(split))
+            return next(itertools.chain.from_iterable(lines))[self.target] == self.hidden
+        return False
+
+    def _format(self, split: str) -> dict[str, Any]:
+        """How `records` is to read a split's file."""
+        columns = self.headers.get(split, ())
+        return {"quoted_cells": False, "columns": columns, "ending": self.endings[0]}
+
+    def _rows(self, split: str, fields: Fields, where: str) -> list[Fields]:
+        try:
+            expanded = self.expand(fields) if self.expand else [fields]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{where}: not a row of {self.folder} as its site writes them ({error!r})"
+            ) from error
+        return [self._row(row, split, where) for row in expanded]
+
+    def _row(self, fields: Fields, split: str, where: str) -> Fields:
+        columns = {name: kind for name, kind in self.columns.items() if name != self.target}
+        columns |= {k: kind for k, kind in self.optional.items() if self._file_name(k) in fields}
+        found: Fields = {}
+        if self.target:
+            value = fields.get(self._file_name(self.target), self.hidden)
+            if _may_be_hidden(split) and value == self.hidden:
+                found = {self.target: self.hidden}
+            else:
+                columns[self.target] = self.columns[self.target]
+        row = _row(fields, columns, where, self.renamed) | found
         return self.adapt(row, where) if self.adapt else row
+
+    def _file_name(self, name: str) -> str:
+        return self.renamed.get(name, name)
+
+
+def _may_be_hidden(split: str) -> bool:
+    return split.startswith("test")
 
 
 class FolderSource(MemorySource):
-    """A source of local files, with TensorFlow Datasets' fields."""
+    """A source of local files, with TensorFlow Datasets' fields.
+
+    Args:
+      rows: Reads a split's rows from its file.
+      paths: File of each split.
+      bad_rows: Counter of the malformed rows that are skipped.
+      hidden_splits: Splits whose rows have no targets.
+    """
 
     def __init__(
         self,
-        rows: Callable[[Path, BadRows], list[Fields]],
+        rows: Callable[[str, Path, BadRows], list[Fields]],
         paths: Mapping[str, Path],
         bad_rows: BadRows,
+        hidden_splits: Sequence[str] = (),
     ) -> None:
         super().__init__(paths)
         self._rows, self._paths, self._bad_rows = rows, dict(paths), bad_rows
+        self.hidden_splits = tuple(hidden_splits)
 
     @property
     def folder(self) -> Path:
         return next(iter(self._paths.values())).parent
 
     def columns(self, split: str) -> dict[str, Any]:
-        rows = self._rows(self._paths[split], self._bad_rows)
+        rows = self._rows(split, self._paths[split], self._bad_rows)
         return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -121,7 +219,7 @@ def saved_source(
     return None
 
 
-def _saved_rows(path: Path, bad_rows: BadRows, labels: Sequence[str]) -> list[Fields]:
+def _saved_rows(_: str, path: Path, bad_rows: BadRows, *, labels: Sequence[str]) -> list[Fields]:
     saved_datasets.check_order(path, "label", labels)
     lowest = -1 if path.name.startswith("test") else 0  # -1: the label is not public
 
@@ -163,9 +261,33 @@ def _ragged(values: list[list[Any]]) -> Any:
             return tf.ragged.constant(values)
 
 
-def _file(folder: Path, split: str) -> Path | None:
-    paths = (folder / f"{split}{ending}" for ending in ENDINGS)
-    return next((path for path in paths if path.is_file()), None)
+def _subfolder(root: Path, name: str) -> Path:
+    """The subfolder of a name, whatever its capitals and hyphens."""
+    found = [
+        path
+        for path in sorted(root.iterdir())
+        if path.name.lower().replace("-", "") == name and path.is_dir()
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f"BENCHMARKS_DIR = {root}: {found[0].name} and {found[1].name} are folders of the same "
+            "task; keep one"
+        )
+    return found[0] if found else root / name
+
+
+def _file(folder: Path, stems: Sequence[str], endings: Sequence[str] = JSON_LINES) -> Path | None:
+    """The file of the first ending that exists.
+
+    Raises:
+      UserError: If several stems have one.
+    """
+    by_stem = ([folder / f"{stem}{ending}" for ending in endings] for stem in stems)
+    found = (next((path for path in paths if path.is_file()), None) for paths in by_stem)
+    existing = [path for path in found if path]
+    if len(existing) > 1:
+        raise UserError(f"{existing[0]} and {existing[1].name}: two files for one split")
+    return existing[0] if existing else None
 
 
 def _row(
@@ -184,20 +306,23 @@ def _checked(
     fields: Mapping[str, Any], name: str, kind: type | Sequence[str], where: str
 ) -> str | int | float | list[str]:
     value = records.field(dict(fields), name, where)
+    if not isinstance(kind, type):
+        word = label_words.word_of(value, kind)
+        if word is None:
+            raise UserError(f"{where}: {name!r} is {_not_one_of(value, kind)}")
+        return kind.index(word)
     if kind is str and isinstance(value, str):  # a few answers of MultiRC are empty
         return records.check_text(value, name, where)
     if kind is int and type(value) is int:
         return value
     if kind is float and type(value) in (int, float):
         return float(value)
+    if kind is float and isinstance(value, str) and label_words.number(value) is not None:
+        return float(value)
     if kind is list and isinstance(value, list) and all(isinstance(x, str) for x in value):
         return value
-    if isinstance(kind, type):
-        what = {str: "a text", int: "a whole number", float: "a number", list: "a list of texts"}
-        raise UserError(f"{where}: {name!r} is {shown(value)}, not {what[kind]}")
-    if type(value) is int and 0 <= value < len(kind):
-        return value
-    raise UserError(f"{where}: {name!r} is {_not_one_of(value, kind)}")
+    what = {str: "a text", int: "a whole number", float: "a number", list: "a list of texts"}
+    raise UserError(f"{where}: {name!r} is {shown(value)}, not {what[kind]}")
 
 
 def _not_one_of(value: Any, words: Sequence[str]) -> str:
@@ -206,12 +331,47 @@ def _not_one_of(value: Any, words: Sequence[str]) -> str:
 
 def boolq_row(row: Fields, _: str) -> Fields:
     # SuperGLUE's passages begin with the title, which BoolQ has in a field of its own.
-    return row | {"passage": f"{row['title']} -- {row['passage']}"}
+    title = row.pop("title", None)
+    return row if title is None else row | {"passage": f"{title} -- {row['passage']}"}
+
+
+def multirc_answers(fields: Fields) -> list[Fields]:
+    """The answers to all questions on one of SuperGLUE's passages."""
+    if "passage" not in fields:
+        return [fields]
+    passage = fields["passage"]
+    return [
+        {
+            "paragraph": passage["text"],
+            "question": question["question"],
+            "answer": answer["text"],
+            "pid": fields["idx"],
+            "qid": question["idx"],
+            "aid": answer["idx"],
+            **{name: answer[name] for name in ("label",) if name in answer},
+        }
+        for question in passage["questions"]
+        for answer in question["answers"]
+    ]
 
 
 def multirc_rows(rows: list[Fields], path: Path) -> list[Fields]:
+    has_texts = ["paragraph" in row for row in rows]
+    texts = {} if all(has_texts) else _multirc_texts(rows, path)
+    parts = {"paragraph": "pid", "question": "qid", "answer": "aid"}
+    return [
+        row
+        | {
+            "paragraph": row.get("paragraph") or texts[row["pid"]],
+            "idx": {part: row[number] for part, number in parts.items()},
+        }
+        for row in rows
+    ]
+
+
+def _multirc_texts(rows: list[Fields], path: Path) -> dict[int, str]:
     split = path.name.split(".")[0]
-    passages = _file(path.parent, f"passages_{split}")
+    passages = _file(path.parent, (f"passages_{split}",))
     if passages is None:
         raise UserError(f"{path}: needs passages_{split}.jsonl in the same folder")
     columns = {"idx": int, "text": str}
@@ -221,19 +381,34 @@ def multirc_rows(rows: list[Fields], path: Path) -> list[Fields]:
     texts = {passage["idx"]: passage["text"] for passage in rows_read}
     if missing := {row["pid"] for row in rows} - set(texts):
         raise UserError(f"{passages}: no passage {min(missing)}, which {path.name} refers to")
-    parts = {"paragraph": "pid", "question": "qid", "answer": "aid"}
+    return texts
+
+
+def record_queries(fields: Fields) -> list[Fields]:
+    """The queries on one of SuperGLUE's passages, with their entities and answers as sets."""
+    if "qas" not in fields:
+        return [fields]
+    text = fields["passage"]["text"]
+    spans = fields["passage"]["entities"]
+    entities = sorted({text[span["start"] : span["end"] + 1] for span in spans})
     return [
-        row
-        | {
-            "paragraph": texts[row["pid"]],
-            "idx": {part: row[number] for part, number in parts.items()},
+        {
+            "passage": text,
+            "query": query["query"],
+            "entities": entities,
+            "answers": sorted({answer["text"] for answer in query.get("answers", ())}),
         }
-        for row in rows
+        for query in fields["qas"]
     ]
 
 
 def record_rows(rows: list[Fields], _: Path) -> list[Fields]:
     return [row | {"idx": {"passage": row["idx"], "query": row["idx"]}} for row in rows]
+
+
+def wsc_spans(fields: Fields) -> list[Fields]:
+    """A row of SuperGLUE, whose spans are in an object."""
+    return [fields | fields.get("target", {})]
 
 
 def wsc_row(row: Fields, where: str) -> Fields:
@@ -252,3 +427,34 @@ def _as_in_text(row: Fields, span: str) -> str:
     first = at_index[0][0]
     case = str.lower if first.islower() else str.upper
     return (case(words[0]) + words[1:]).rstrip(".").replace("\n", " ")
+
+
+@dataclasses.dataclass(frozen=True)
+class MrpcFiles(LocalFiles):
+    """MRPC as its source hands it out, where GLUE's `dev_ids.tsv` names the validation rows."""
+
+    def paths(self, root: Path) -> dict[str, Path]:
+        folder = _subfolder(root, self.folder)
+        train, test = (folder / f"msr_paraphrase_{split}.txt" for split in ("train", "test"))
+        paths = {"train": train, "validation": train, "test": test}
+        return {split: path for split, path in paths.items() if path.is_file()}
+
+    def rows(self, split: str, path: Path, bad_rows: BadRows) -> list[Fields]:
+        rows = super().rows(split, path, bad_rows)
+        if split == "test":
+            return rows
+        names = ("id1", "id2")
+        ids = set(
+            records.read(
+                path.with_name("dev_ids.tsv"),
+                lambda fields, _: tuple(fields[name] for name in names),
+                BadRows(),
+                columns=names,
+            )
+        )
+        chosen = [
+            row
+            for row in rows
+            if (tuple(row[name] for name in names) in ids) == (split == "validation")
+        ]
+        return [row | {"idx": number} for number, row in enumerate(chosen)]

@@ -81,6 +81,8 @@ def read(
     row: Callable[[dict[str, Any], str], T],
     bad_rows: BadRows,
     quoted_cells: bool | None = None,
+    columns: Sequence[str] = (),
+    ending: str = "",
 ) -> list[T]:
     """Reads all rows of a file or saved data set, in order.
 
@@ -89,12 +91,15 @@ def read(
       row: Makes a row from its fields and the name to use for it in errors.
       bad_rows: Counter of the malformed rows that are skipped.
       quoted_cells: Whether cells of a table may be quoted; None for CSV alone.
+      columns: Names of the columns of a table that has no header.
+      ending: Ending of the format, where the file's own does not say it.
 
     Raises:
       UserError: For a row that is malformed or that `row` refuses, unless `bad_rows` skips it; the
         message names file and line. Also if the file cannot be read or has no good row.
     """
-    if not (rows := list(stream(path, row, bad_rows, quoted_cells))):
+    rows = list(stream(path, row, bad_rows, quoted_cells, columns, ending))
+    if not rows:
         raise UserError(f"{path}: no rows; {bad_rows.summary()}".removesuffix("; "))
     return rows
 
@@ -104,9 +109,11 @@ def stream(
     row: Callable[[dict[str, Any], str], T],
     bad_rows: BadRows,
     quoted_cells: bool | None = None,
+    columns: Sequence[str] = (),
+    ending: str = "",
 ) -> Iterator[T]:
     """Yields what `read` returns, for files that do not fit in memory or may be empty."""
-    for place, fields in _records(path, quoted_cells):
+    for place, fields in _records(path, quoted_cells, columns, ending):
         where = f"{path}, {place}"
         try:
             if isinstance(fields, Bad):
@@ -147,11 +154,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _records(path: Path, quoted_cells: bool | None) -> Records:
+def _records(path: Path, quoted_cells: bool | None, columns: Sequence[str], ending: str) -> Records:
     if path.is_dir():
         return ((f"row {n}", fields) for n, fields in saved_datasets.rows(path))
     plain = path.with_suffix("") if path.suffix.lower() in (".gz", ".xz") else path
-    ending = plain.suffix.lower()
+    ending = ending or plain.suffix.lower()
     if ending not in (*_JSON_LINES, *_DELIMITERS):
         formats = ", ".join((*_JSON_LINES, *_DELIMITERS))
         raise UserError(
@@ -160,9 +167,7 @@ def _records(path: Path, quoted_cells: bool | None) -> Records:
         )
     if ending in _JSON_LINES:
         return _json_records(_lines(path))
-    delimiter = _DELIMITERS[ending]
-    quoted = delimiter == "," if quoted_cells is None else quoted_cells
-    return _table_records(path, _lines(path), delimiter, quoted)
+    return _table_records(path, _lines(path), _DELIMITERS[ending], quoted_cells, columns)
 
 
 def _lines(path: Path) -> Lines:
@@ -215,8 +220,16 @@ def _json_object(line: str) -> dict[str, Any] | Bad:
     return fields
 
 
-def _table_records(path: Path, lines: Lines, delimiter: str, quoted: bool) -> Records:
-    header: list[str] | None = None
+def _table_records(
+    path: Path,
+    lines: Lines,
+    delimiter: str,
+    quoted_cells: bool | None,
+    columns: Sequence[str],
+) -> Records:
+    header = list(columns) or None
+    quoted = delimiter == "," if quoted_cells is None else quoted_cells
+    is_unsure = not quoted and quoted_cells is None
     rows = _quoted_cells(lines, delimiter) if quoted else _plain_cells(lines, delimiter)
     for number, cells in _to_last_value(rows):
         place = f"line {number}"
@@ -228,7 +241,8 @@ def _table_records(path: Path, lines: Lines, delimiter: str, quoted: bool) -> Re
         elif isinstance(cells, Bad):
             yield place, cells
         else:
-            if not quoted and any(map(_LOOKS_QUOTED.fullmatch, cells)):
+            if is_unsure and any(map(_LOOKS_QUOTED.fullmatch, cells)):
+                is_unsure = False
                 warnings.warn(
                     f"{path}, {place}: a cell seems to be quoted, but quotes are read as text; set "
                     "QUOTED_CELLS = True if cells are quoted",
