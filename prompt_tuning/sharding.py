@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -161,10 +162,11 @@ def check_batch_size(
     Raises:
       ValueError: if it cannot; the message names the setting.
     """
-    if batch_size < 1 or batch_size % (layout.row_shards * parts):
+    whole = isinstance(batch_size, numbers.Integral)
+    if not whole or batch_size < 1 or batch_size % (layout.row_shards * parts):
         times = f"NUM_MICROBATCHES = {parts} times " if parts > 1 else ""
         raise ValueError(
-            f"{setting} = {batch_size}: must be a positive multiple of {times}the "
+            f"{setting} = {batch_size!r}: must be a positive multiple of {times}the "
             f"{layout.row_shards} devices that rows are divided over"
         )
 

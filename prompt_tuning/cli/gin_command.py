@@ -95,7 +95,10 @@ def main(
             print(gin.config_str())
             print(plan(**arguments))
 
-    argv = expand_gin_flags(sys.argv)
+    try:
+        argv = expand_gin_flags(sys.argv)
+    except UserError as error:
+        _exit(error)
     with distributed.ends_for_all():
         app.run(lambda words: _reported(run, words), argv=argv, flags_parser=_parse_flags)
 

@@ -39,11 +39,17 @@ def gin_folders() -> list[str]:
 
 
 def expand_gin_flags(argv: Sequence[str]) -> list[str]:
-    """Rewrites --gin.NAME=VALUE to --gin_bindings; a bare word or path needs no inner quotes."""
+    """Rewrites --gin.NAME=VALUE to --gin_bindings; a bare word or path needs no inner quotes.
+
+    Raises:
+      UserError: For a name without a value, as in `--gin.NAME = VALUE`.
+    """
     out = []
     for argument in argv:
         name, equals, value = argument.partition("=")
-        if name.startswith("--gin.") and equals:
+        if name.startswith("--gin."):
+            if not equals:
+                raise UserError(f"{name}: has no value; write {name}=VALUE, without spaces")
             argument = f"--gin_bindings={name.removeprefix('--gin.')} = {_gin_value(value)}"
         out.append(argument)
     return out

@@ -23,9 +23,11 @@ from prompt_tuning.data.batching.tokens import (
     in_memory,
     is_longer,
     mixed,
+    readable,
 )
 from prompt_tuning.data.catalogue.postprocess import Grouped
 from prompt_tuning.data.quiet import seqio
+from prompt_tuning.data.readers import seqio_cache
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
@@ -39,7 +41,7 @@ from prompt_tuning.data.tasks import (
     target_prefix,
     text_of,
 )
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn
 
 MOST_CUT = 0.01  # share of inputs or targets that are cut, above which a run warns
@@ -87,10 +89,10 @@ class TaskData:
     def __post_init__(self) -> None:
         check_lengths("TASK_FEATURE_LENGTHS", self.lengths)
         self.batching.check_bounds(self.lengths["inputs"])
-        if self.batch_size < 1:
-            raise UserError(f"BATCH_SIZE = {self.batch_size}: must be positive")
-        if self.eval_examples is not None and self.eval_examples < 1:
-            raise UserError(f"EVAL_EXAMPLES = {self.eval_examples}: must be positive, or None")
+        whole_number("BATCH_SIZE", self.batch_size, 1)
+        whole_number("RANDOM_SEED", self.seed, 0)
+        if self.eval_examples is not None:
+            whole_number("EVAL_EXAMPLES", self.eval_examples, 1)
         if self.module:
             _import(self.module)
         if self.provider is None or self.provider.name != self.task:
@@ -331,8 +333,8 @@ class TaskData:
             available = ", ".join(self.splits)
             raise UserError(f"{self.task}: no split {split!r}; available: {available}")
         for task in tasks:
-            if self.use_cached and task.supports_caching and not task.cache_dir:
-                raise UserError(f"{task.name}: is not cached; set USE_CACHED_TASKS = False")
+            if self.use_cached:
+                seqio_cache.check(task, split)
             check_prepared(task, split, self.use_cached)
         return tasks
 
@@ -340,7 +342,7 @@ class TaskData:
         dataset = task.get_dataset(
             dict(self.lengths), split=split, use_cached=self.use_cached, shuffle=False
         )
-        examples = list(dataset.as_numpy_iterator())
+        examples = list(readable(dataset.as_numpy_iterator()))
         if not examples:
             raise _empty(task.name, split)
         if self.eval_examples is None or len(examples) <= self.eval_examples:

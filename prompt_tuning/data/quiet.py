@@ -8,6 +8,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from prompt_tuning.errors import UserError
+
 # TensorFlow reads this when it is imported; JAX sets it to 1.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -24,6 +26,9 @@ def _no_standard_error() -> Iterator[None]:
         os.close(standard_error)
         os.close(devnull)
 
+
+if os.path.expanduser("~") == "~":  # SeqIO's NLTK asks for it, even if nothing is kept there
+    raise UserError("HOME is not set, and the user has no home folder: set HOME to any folder")
 
 with _no_standard_error():
     import seqio

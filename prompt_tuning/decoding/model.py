@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from prompt_tuning.decoding.sample import decode
 from prompt_tuning.decoding.step import StepFn
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, real_number
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.layers import ArrayLike
 from prompt_tuning.t5.network import T5, Cache
@@ -113,10 +113,9 @@ def rank_bytes(memory_gib: float, row_shards: int = 1) -> float:
     Raises:
       UserError: if the setting is not a positive number.
     """
-    number = isinstance(memory_gib, int | float) and not isinstance(memory_gib, bool)
-    if not (number and memory_gib > 0):
-        raise UserError(f"RANK_MEMORY_GIB = {memory_gib!r}: must be a positive number of GiB")
-    return memory_gib * 2**30 * row_shards
+    if not (gib := real_number("RANK_MEMORY_GIB", memory_gib)) > 0:
+        raise UserError(f"RANK_MEMORY_GIB = {memory_gib}: must be above 0")
+    return gib * 2**30 * row_shards
 
 
 def _bytes_of_position(config: T5Config, encoder_length: int) -> int:

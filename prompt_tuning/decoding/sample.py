@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float, Int, Integer, Key
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
+from prompt_tuning.errors import UserError, real_number, whole_number
 from prompt_tuning.t5.layers import ArrayLike
 from prompt_tuning.t5.vocabulary import EOS
 
@@ -28,7 +29,7 @@ class Sampling:
         possible (Holtzman et al., 2020).
 
     Raises:
-      ValueError: if a setting is out of its range; the message names it.
+      UserError: if a setting is out of its range; the message names it.
     """
 
     temperature: float = 1.0
@@ -36,12 +37,11 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0.0:
-            raise ValueError(f"temperature = {self.temperature}: must be above 0")
-        if self.top_k < 0:
-            raise ValueError(f"top_k = {self.top_k}: must be 0, for all tokens, or more")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p = {self.top_p}: must be above 0 and at most 1")
+        if not real_number("temperature", self.temperature) > 0.0:
+            raise UserError(f"temperature = {self.temperature}: must be above 0")
+        whole_number("top_k", self.top_k, 0)  # 0 for all tokens
+        if not 0.0 < real_number("top_p", self.top_p) <= 1.0:
+            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1")
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -121,10 +121,9 @@ def sampling_arrays(
     """Temperature, top_k and top_p [N] of `Draws`; temperature 0 stands for None."""
     rows = [(x.temperature, x.top_k, x.top_p) if x else (0.0, 0, 1.0) for x in samplings]
     temperature, top_k, top_p = zip(*rows, strict=True) if rows else ((), (), ())
-    # A top_k above any vocabulary's size keeps all tokens, as 0 does.
     return (
         np.array(temperature, np.float32),
-        np.minimum(np.array(top_k, np.int64), 2**31 - 1).astype(np.int32),
+        np.array(top_k, np.int32),
         np.array(top_p, np.float32),
     )
 

@@ -8,8 +8,12 @@ macros by --gin.NAME=VALUE, the same for all three commands.
 import sys
 
 from prompt_tuning.cli import gin_parsing, plain_command
+from prompt_tuning.errors import UserError
 from prompt_tuning.experiments import commands
 
 if __name__ == "__main__":
-    sys.argv = gin_parsing.expand_gin_flags(sys.argv)
+    try:
+        sys.argv = gin_parsing.expand_gin_flags(sys.argv)
+    except UserError as error:
+        plain_command.exit_with(error)
     plain_command.main(commands.main, commands.define_flags, words=True)

@@ -13,6 +13,7 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
+from prompt_tuning.errors import whole_number
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.sharding import Layout
@@ -84,7 +85,11 @@ def initialize(
       checkpoint: Backbone weights, see `checkpoint.backbone.load`; random weights if None.
       encode: Function from text to token ids, for initialisers that start from words.
       labels: Label words of the task, for the same initialisers.
+
+    Raises:
+      ValueError: If a setting or a leaf does not fit; the message names it.
     """
+    seed = whole_number("RANDOM_SEED", seed, 0)
     model, split = T5(config, method), ParamSplit.of(config, method)
     boxed = init_shapes(config, method)
     shardings = flatten(sharding.shardings_of(boxed, layout))

@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.data.files import MACROS
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.predict import AUTO, PREDICTORS
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.runs.data_protocol import Data
@@ -67,16 +67,14 @@ def fit_settings(fit: Fit) -> None:
 
 
 def positive(settings: Mapping[str, int]) -> None:
-    """Raises UserError, naming the setting, for a number below 1."""
+    """Raises UserError, naming the setting, for what is no whole number of at least 1."""
     for name, value in settings.items():
-        if value < 1:
-            raise UserError(f"{name} = {value}: must be at least 1")
+        whole_number(name, value, 1)
 
 
 def random_seed(value: int) -> None:
     """Raises UserError unless NumPy, JAX and TensorFlow all accept the seed."""
-    if not 0 <= value < 2**31:
-        raise UserError(f"RANDOM_SEED = {value}: must be from 0 to {2**31 - 1}")
+    whole_number("RANDOM_SEED", value, 0)
 
 
 def split(name: str, splits: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompt_tuning.checkpoint import prompts as prompt_files
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
 from prompt_tuning.t5.layers import partitioned_param
 from prompt_tuning.t5.sites import Sites
 
@@ -96,9 +96,17 @@ class PromptBank:
           capacity, length: N and P to start with; both grow when a prompt does not fit, and the
             functions that use the bank are then compiled again.
           axis: Mesh axis that the slots are divided over; None to keep all of them on each device.
+
+        Raises:
+          UserError: if there is no such axis, or a size is out of its range.
         """
+        if axis is not None and axis not in mesh.shape:
+            known = ", ".join(mesh.shape)
+            raise UserError(f"shard_prompts = {axis!r}: not an axis of the mesh ({known})")
+        capacity = whole_number("tasks", capacity, 1)
+        length = whole_number("prompt_length", length, 0, MOST_TOKENS)
         parts = mesh.shape[axis] if axis else 1
-        capacity = -(-max(capacity, 1) // parts) * parts
+        capacity = -(-capacity // parts) * parts
         prompts = jnp.zeros((capacity, length, width), jnp.float32)
         return cls(
             jax.device_put(prompts, NamedSharding(mesh, P(axis))),

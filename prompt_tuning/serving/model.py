@@ -1,9 +1,10 @@
 """One frozen backbone and the prompts of many tasks: a batch mixes rows of different tasks."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from etils import epath
@@ -19,7 +20,7 @@ from prompt_tuning.decoding import (
     sampling_arrays,
 )
 from prompt_tuning.decoding.batches import Function, Programs, Search, power
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, whole_number
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import prompt_folder
@@ -45,7 +46,8 @@ class Model:
     """A frozen backbone in memory with the prompts of any number of tasks; made by `load`.
 
     Inputs are padded to powers of two, and each such shape is compiled once. Adding, replacing and
-    removing tasks compiles nothing while they fit into the bank. Threads may share a model.
+    removing tasks compiles nothing while they fit into the bank. Threads may share a model, but it
+    is neither pickled nor used after a fork.
 
     Attributes:
       config: Shape of the backbone.
@@ -78,7 +80,9 @@ class Model:
         """
         if isinstance(vocabulary, SentencePiece):
             check_size(vocabulary.size, config.vocab_size)
-        self.config, self.input_length = config, input_length
+        self.config = config
+        self.input_length = whole_number("input_length", input_length, 1, MOST_TOKENS)
+        self._process = os.getpid()
         self._sums, self._vocabulary = sums or {}, vocabulary
         self._allow_other_backbone = allow_other_backbone
         self._rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
@@ -87,8 +91,8 @@ class Model:
         self._task_set = TaskSet(config, backbone, bank, dict.fromkeys(bank.slots, ()))
 
     def __repr__(self) -> str:
-        cfg, names = self.config, ", ".join(self.tasks) or "none"
-        count = sum(np.prod(leaf.shape) for leaf in flatten(self.task_set.backbone).values())
+        cfg, names = self.config, ", ".join(self._task_set.bank.slots) or "none"
+        count = sum(np.prod(leaf.shape) for leaf in flatten(self._task_set.backbone).values())
         shown = names if len(names) <= 200 else f"{names[:197]}..."
         return (
             f"Model({count:,} parameters, {cfg.num_encoder_layers}+{cfg.num_decoder_layers} layers "
@@ -97,8 +101,20 @@ class Model:
 
     @property
     def task_set(self) -> TaskSet:
-        """An immutable snapshot of the tasks that are served now."""
+        """An immutable snapshot of the tasks that are served now.
+
+        Raises:
+          UserError: in another process than the one that made the model.
+        """
+        if os.getpid() != self._process:
+            raise UserError(
+                f"this Model is of process {self._process} and cannot be used after a fork: load "
+                "it in each process, and start processes by spawn"
+            )
         return self._task_set
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Model cannot be pickled or copied: load it in each process")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -170,7 +186,7 @@ class Model:
           UserError: if there is no such task.
         """
         with self._lock:
-            self._task_set = self._task_set.remove(name)
+            self._task_set = self.task_set.remove(name)
 
     def __call__(self, texts: Sequence[str], task: Tasks) -> list[str]:
         """Answers each text with a label if its task has labels, otherwise with generated text.
@@ -235,17 +251,14 @@ class Model:
           UserError: if a task is unknown or a setting is out of its range.
         """
         task_set, texts, names = self._snapshot(texts, task)
-        samplings = _for_each(sampling, len(texts))
-        if len(samplings) != len(texts):
-            raise UserError(f"{len(texts)} texts, but {len(samplings)} settings of sampling")
-        if (
-            not isinstance(beams, int)
-            or beams < 1
-            or (beams > 1 and any(x is not None for x in samplings))
-        ):
-            raise UserError(
-                f"beams = {beams!r}: must be an integer of at least 1, and exactly 1 with sampling"
-            )
+        samplings = _for_each("sampling", sampling, len(texts))
+        for each in samplings:
+            if not isinstance(each, Sampling | None):
+                raise UserError(f"sampling = {each!r}: must be a Sampling or None")
+        beams = whole_number("beams", beams, 1, self.config.vocab_size)
+        if beams > 1 and any(each is not None for each in samplings):
+            raise UserError(f"beams = {beams}: must be 1 with sampling")
+        alpha = real_number("alpha", alpha)
         return self._generate(
             task_set, texts, names, max_tokens, stop, samplings, seed, beams, alpha
         )
@@ -295,14 +308,16 @@ class Model:
         beams: int = 1,
         alpha: float = 0.6,
     ) -> list[Generation]:
-        limits = _for_each(max_tokens, len(texts))
-        positive = all(isinstance(limit, int | np.integer) and limit > 0 for limit in limits)
-        if len(limits) != len(texts) or not positive:
-            raise UserError(
-                f"max_tokens = {max_tokens}: must be a positive number, or one for each text"
-            )
-        if unknown := [token for token in stop if token not in range(self.config.vocab_size)]:
-            raise UserError(f"stop contains {unknown[0]!r}: must be ids of tokens")
+        limits = [
+            whole_number("max_tokens", limit, 1, MOST_TOKENS)
+            for limit in _for_each("max_tokens", max_tokens, len(texts))
+        ]
+        if isinstance(stop, str) or not _is_sequence(stop):
+            raise UserError(f"stop = {stop!r}: must be a list of ids of tokens")
+        stop = [
+            whole_number(f"stop[{i}]", token, 0, self.config.vocab_size - 1)
+            for i, token in enumerate(stop)
+        ]
         search = Search(power(max(limits, default=1)), beams)
         # Padded with the end token, so that few numbers of stop tokens are compiled.
         stops = [EOS, *stop, *[EOS] * (power(len(stop) + 1, 4) - len(stop) - 1)]
@@ -375,7 +390,7 @@ class Model:
         replace: bool = False,
     ) -> None:
         with self._lock:
-            self._task_set = self._task_set.add(prompts, labels, replace=replace)
+            self._task_set = self.task_set.add(prompts, labels, replace=replace)
 
 
 def _is_sequence(setting: Any) -> bool:
@@ -383,18 +398,24 @@ def _is_sequence(setting: Any) -> bool:
     return getattr(setting, "ndim", int(isinstance(setting, Sequence))) == 1
 
 
-def _for_each(setting: Any, count: int) -> list[Any]:
-    """The values of a setting, by position; of a single value `count` times the same."""
-    return list(setting) if _is_sequence(setting) else [setting] * count
+def _for_each(name: str, setting: Any, count: int) -> list[Any]:
+    """The values of a setting, by position; of a single value `count` times the same.
+
+    Raises:
+      UserError: if it has another number of values.
+    """
+    values = list(setting) if _is_sequence(setting) else [setting] * count
+    if len(values) != count:
+        raise UserError(f"{count} texts, but {len(values)} values of {name}: give one for each")
+    return values
 
 
 def _seeds_and_numbers(seed: int | Sequence[int], count: int) -> np.ndarray:
     """Seed and number [count, 2] uint32 of each text, from which its key is made."""
-    seeds = _for_each(seed, count)
-    pairs = [(text_seed, 0 if _is_sequence(seed) else i) for i, text_seed in enumerate(seeds)]
-    valid = all(isinstance(x, int | np.integer) and 0 <= x < 2**32 for x, _ in pairs)
-    if len(pairs) != count or not valid:
-        raise UserError(f"seed = {seed}: must be a number from 0 to 2^32 - 1, or one for each text")
+    pairs = [
+        (whole_number("seed", text_seed, 0, 2**32 - 1), 0 if _is_sequence(seed) else i)
+        for i, text_seed in enumerate(_for_each("seed", seed, count))
+    ]
     return np.array(pairs, np.uint32).reshape(count, 2)
 
 

@@ -9,7 +9,7 @@ from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.readers import records
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.decoding import RANK_MEMORY_GIB
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
 from prompt_tuning.t5.vocabulary import Vocabulary
 
 
@@ -29,6 +29,9 @@ class TaskRows:
       skip_bad_rows: Maximum number of malformed rows to skip.
       quoted_cells: Whether cells of CSV and TSV may be quoted; None for CSV alone.
       rank_memory_gib: Memory in which labels are scored together, see `serving.load`.
+
+    Raises:
+      UserError: If a length is out of its range.
     """
 
     file: str
@@ -42,6 +45,10 @@ class TaskRows:
     skip_bad_rows: int = 0
     quoted_cells: bool | None = None
     rank_memory_gib: float = RANK_MEMORY_GIB
+
+    def __post_init__(self) -> None:
+        whole_number("INPUT_LENGTH", self.input_length, 1, MOST_TOKENS)
+        whole_number("TARGET_LENGTH", self.target_length, 1, MOST_TOKENS)
 
     def rows(self, tasks: Collection[str]) -> list[tuple[str, str]]:
         """Reads the text and task of each row, in the file's order.

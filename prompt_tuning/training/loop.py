@@ -16,7 +16,7 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
-from prompt_tuning.errors import CheckpointError
+from prompt_tuning.errors import CheckpointError, whole_number
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
@@ -61,6 +61,9 @@ class Fit:
       seed: Seed of the dropout masks.
       resume_with_changes: Whether a run may resume with other settings than those it was trained
         with so far.
+
+    Raises:
+      UserError: If the seed is out of its range.
     """
 
     total_steps: int
@@ -74,6 +77,9 @@ class Fit:
     keep: int = 1
     seed: int = 0
     resume_with_changes: bool = False
+
+    def __post_init__(self) -> None:
+        whole_number("RANDOM_SEED", self.seed, 0)
 
     def __call__(
         self,

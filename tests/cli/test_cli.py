@@ -142,7 +142,7 @@ MISTAKES = {
     "no files at all": ([], "no --gin_file configures train; give one of runs/demo.gin, runs/en"),
     "T5X's backbone": (on_files("--gin.CHECKPOINT_PATH=/a"), "the backbone is INITIAL_CHECKPOINT"),
     "T5X's examples": (on_files("--gin.EVALUATOR_NUM_EXAMPLES=8"), "EVAL_EXAMPLES is the number"),
-    "T5X's steps": (on_files("--gin.TRAIN_STEPS_RELATIVE=0"), "TRAIN_STEPS = 0: must be at least"),
+    "T5X's steps": (on_files("--gin.TRAIN_STEPS_RELATIVE=0"), "TRAIN_STEPS = 0: must be a whole"),
     "no checkpoint set": (nano("--gin.INITIAL_CHECKPOINT_PATH=%gin.REQUIRED"), "INITIAL_CHECKPOIN"),
     "no model file": (list(TRAIN), "error: MODEL is not set"),
     "no method file": (
@@ -172,11 +172,11 @@ MISTAKES = {
     "fields with brackets": (on_files("--gin.TEXT_FIELD=[CLS]"), "line 1: no field '[CLS]'"),
     "a field of digits": (on_files("--gin.TEXT_FIELD='0'"), "line 1: no field '0'"),
     "fraction of a step": (on_files("--gin.TRAIN_STEPS=1.5"), "TRAIN_STEPS = 1.5: must be a whole"),
-    "no steps": (on_files("--gin.TRAIN_STEPS=0"), "TRAIN_STEPS = 0: must be at least 1"),
+    "no steps": (on_files("--gin.TRAIN_STEPS=0"), "TRAIN_STEPS = 0: must be a whole number from 1"),
     "batch of 0": (on_files("--gin.BATCH_SIZE=0"), "BATCH_SIZE = 0"),
     "no evaluation examples": (
         on_files("--gin.EVAL_EXAMPLES=0"),
-        "EVAL_EXAMPLES = 0: must be positive, or None",
+        "EVAL_EXAMPLES = 0: must be a whole number from 1",
     ),
     "learning rate": (on_files("--gin.LEARNING_RATE=abc"), "LEARNING_RATE = 'abc': must be a num"),
     "prompt length": (on_files("--gin.PROMPT_LENGTH=abc"), "PROMPT_LENGTH = 'abc': must be a whol"),
@@ -351,8 +351,22 @@ def test_gin_values(given, parsed):
 
 
 def test_other_flags_stay():
-    argv = ["train", "--gin_file=a.gin", "--gin.NAME", "--debug", "x=--gin.NAME=1"]
+    argv = ["train", "--gin_file=a.gin", "--debug", "x=--gin.NAME=1"]
     assert gin_parsing.expand_gin_flags(argv) == argv
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--gin.BATCH_SIZE", "=", "5"],
+        ["--gin.BATCH_SIZE", "=5"],
+        ["--gin.BATCH_SIZE", "5"],
+        ["--gin.BATCH_SIZE"],
+    ],
+)
+def test_spaces_around_the_equals_sign(command, words):
+    message = "--gin.BATCH_SIZE: has no value; write --gin.BATCH_SIZE=VALUE, without spaces"
+    assert_mistake(command(train, *nano(*words)), message)
 
 
 # eval and infer

@@ -146,9 +146,9 @@ def test_text_to_text_demonstrations(vocabulary):
 def test_mistakes(vocabulary):
     with pytest.raises(UserError, match=r"DEMONSTRATIONS = 11: .* only 10 training examples"):
         data(demonstrations=11).eval_set("test")
-    with pytest.raises(UserError, match=r"DEMONSTRATIONS = -1, .* must be 0 or more"):
+    with pytest.raises(UserError, match=r"DEMONSTRATIONS = -1: must be a whole number from 0"):
         data(demonstrations=-1)
-    with pytest.raises(UserError, match=r"DEMONSTRATIONS_SEED = -1: must be 0 or more"):
+    with pytest.raises(UserError, match=r"DEMONSTRATIONS_SEED = -1: must be a whole number from 0"):
         data(seed=-1)
     name = f"{NAME}_test_only"
     tasks.register(name, {"test": lambda: TEST}, vocabulary, labels=LABELS)

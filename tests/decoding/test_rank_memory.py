@@ -41,5 +41,5 @@ def test_labels_in_parts(at_once, labels):
 
 @pytest.mark.parametrize("value", [0, -1.0, True, float("nan")])
 def test_impossible_memory(value):
-    with pytest.raises(UserError, match=r"RANK_MEMORY_GIB = .*: must be a positive number of GiB"):
+    with pytest.raises(UserError, match=r"^RANK_MEMORY_GIB = .*: must be "):
         decoding.rank_bytes(value)

@@ -31,5 +31,5 @@ def test_the_steps_of_the_paper_are_possible():
     ],
 )
 def test_a_number_below_one_is_named_by_its_macro(field, macro):
-    with pytest.raises(UserError, match=f"^{macro} = 0: must be at least 1$"):
+    with pytest.raises(UserError, match=f"^{macro} = 0: must be a whole number from 1 to"):
         checks.fit_settings(Fit(**{"total_steps": 2, field: 0}))

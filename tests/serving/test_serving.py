@@ -61,7 +61,7 @@ def test_labels_in_parts_have_the_same_probabilities():
     [answer] = frugal.classify([line], "c")
     expected = alone(prompt(6), line, LABELS["c"])
     np.testing.assert_allclose(list(answer.probabilities.values()), expected, **TOLERANCE)
-    with pytest.raises(UserError, match="RANK_MEMORY_GIB = 0: must be a positive number of GiB"):
+    with pytest.raises(UserError, match="RANK_MEMORY_GIB = 0: must be above 0"):
         empty(rank_memory_gib=0)
 
 
@@ -373,16 +373,9 @@ def ask(name: str, *arguments, **options):
         (ask("classify", ["4"], ["a", "b"]), "1 texts, but 2 tasks"),
         (ask("classify", ["4"], "x"), "no task 'x'; available: a, b, c, d"),
         (ask("classify", ["4"], "d"), "task 'd': has no labels"),
-        (ask("generate", ["4"], "a", max_tokens=0), "max_tokens = 0"),
-        (ask("generate", ["4"], "a", max_tokens=[1, 2]), "one for each text"),
-        (ask("generate", ["4"], "a", max_tokens=2.5), "max_tokens = 2.5"),
-        (ask("generate", ["4"], "a", stop=["x"]), "stop contains 'x'"),
+        (ask("generate", ["4"], "a", max_tokens=[1, 2]), "2 values of max_tokens: give one for"),
         (ask("generate", ["4"], "a", sampling=Sampling(), beams=2), "beams = 2"),
-        (ask("generate", ["4"], "a", sampling=[None, None]), "1 texts, but 2 settings"),
-        (ask("generate", ["4"], "a", seed=-1), "seed = -1: must be a number from 0"),
-        (ask("generate", ["4"], "a", seed=2**32), "seed = 4294967296: must be"),
-        (ask("generate", ["4"], "a", seed=[1, 2]), "or one for each text"),
-        (ask("generate", ["4"], "a", seed="7"), "seed = 7: must be"),
+        (ask("generate", ["4"], "a", sampling=[None, None]), "1 texts, but 2 values of sampling"),
         (ask("add_task", "a", None), "task 'a': already exists"),
         (ask("add_task", "e", None, "xy"), "labels = 'xy': must be a list"),
         (ask("add_task", "e", None, None), "labels = None: must be a list"),

@@ -1,4 +1,8 @@
-"""Texts that are given to a model as something other than a plain list."""
+"""Texts and settings that are given to a model as something other than what it expects."""
+
+import copy
+import os
+import pickle
 
 import datasets
 import numpy as np
@@ -6,10 +10,16 @@ import pandas as pd
 import pytest
 
 from prompt_tuning import serving, sharding
+from prompt_tuning.data.batching.settings import check_lengths
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import generate
 from prompt_tuning.evaluation.sets import EvalSet
-from prompt_tuning.testing import Numbers, tiny_model
+from prompt_tuning.methods import ModelTuning
+from prompt_tuning.model.tuned import TunedModel, initialize
+from prompt_tuning.runs import checks
+from prompt_tuning.serving.task_rows import TaskRows
+from prompt_tuning.testing import Numbers, tiny_config, tiny_model
+from prompt_tuning.training.loop import Fit
 
 TEXTS = ["4 5 6", "7 8", "9 10 11"]
 CALLS = {
@@ -92,10 +102,98 @@ def test_names_of_tasks_that_are_no_strings(model, task, message):
         model(["4"], task=task)
 
 
-@pytest.mark.parametrize("beams", [2.0, "2", 0])
-def test_beams_that_are_no_number(model, beams):
-    with pytest.raises(UserError, match=f"beams = {beams!r}: must be an integer of at least 1"):
-        model.generate(["4"], "a", beams=beams)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": -1}, "seed = -1: must be a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed = 4294967296: must be a whole number"),
+        ({"seed": True}, "seed = True: must be a whole number"),
+        ({"seed": [1, 2]}, "1 texts, but 2 values of seed: give one for each"),
+        ({"max_tokens": 2**31}, "max_tokens = 2147483648: must be a whole number from 1 to 65536"),
+        ({"max_tokens": 0}, "max_tokens = 0: must be a whole number"),
+        ({"max_tokens": "3"}, "max_tokens = '3': must be a whole number"),
+        ({"max_tokens": [2.0]}, "max_tokens = 2.0: must be a whole number"),
+        ({"stop": 1}, "stop = 1: must be a list of ids of tokens"),
+        ({"stop": "ab"}, "stop = 'ab': must be a list of ids of tokens"),
+        ({"stop": None}, "stop = None: must be a list of ids of tokens"),
+        ({"stop": [3, 64]}, r"stop\[1\] = 64: must be a whole number from 0 to 63"),
+        ({"beams": 2.0}, "beams = 2.0: must be a whole number from 1 to 64"),
+        ({"beams": "2"}, "beams = '2': must be a whole number"),
+        ({"beams": 10**6}, "beams = 1000000: must be a whole number"),
+        ({"alpha": float("nan")}, "alpha = nan: must be a finite number"),
+        ({"alpha": "x"}, "alpha = 'x': must be a finite number"),
+        ({"sampling": 1}, "sampling = 1: must be a Sampling or None"),
+    ],
+)
+def test_settings_out_of_range(model, settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        model.generate(["4"], "a", **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: serving.Sampling(temperature="x"), "temperature = 'x': must be a finite number"),
+        (lambda: serving.Sampling(top_k=1.5), "top_k = 1.5: must be a whole number from 0"),
+        (lambda: serving.Sampling(top_p=None), "top_p = None: must be a finite number"),
+        (lambda: small(input_length=0), "input_length = 0: must be a whole number from 1 to 65536"),
+        (lambda: small(input_length=2.5), "input_length = 2.5: must be a whole number"),
+        (lambda: small(batch_size="8"), "batch_size = '8': must be a positive multiple"),
+        (lambda: bank(capacity=-3), "tasks = -3: must be a whole number from 1"),
+        (lambda: bank(length=-1), "prompt_length = -1: must be a whole number from 0"),
+        (lambda: bank(axis="x"), r"shard_prompts = 'x': not an axis of the mesh \(data, model\)"),
+        (lambda: rows(target_length=2**31), "TARGET_LENGTH = 2147483648: must be a whole number"),
+        (lambda: rows(input_length=0), "INPUT_LENGTH = 0: must be a whole number"),
+        (lambda: initial(-1), "RANDOM_SEED = -1: must be a whole number from 0 to 2147483647"),
+        (lambda: initial(2**32), "RANDOM_SEED = 4294967296: must be a whole number"),
+        (lambda: Fit(total_steps=1, seed=2**31), "RANDOM_SEED = 2147483648: must be a whole"),
+        (lambda: checks.random_seed(1.5), "RANDOM_SEED = 1.5: must be a whole number"),
+        (
+            lambda: check_lengths("TASK_FEATURE_LENGTHS", {"inputs": 8, "targets": 2**31}),
+            r"TASK_FEATURE_LENGTHS\['targets'\] = 2147483648: must be a whole number",
+        ),
+    ],
+)
+def test_objects_of_settings_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def small(**settings) -> serving.Model:
+    tuned = tiny_model()
+    return serving.Model(tuned.model.config, tuned.params, Numbers(), tuned.layout, **settings)
+
+
+def bank(**settings) -> serving.PromptBank:
+    return serving.PromptBank.empty(16, sharding.layout().mesh, **settings)
+
+
+def rows(**settings) -> TaskRows:
+    return TaskRows("rows.jsonl", "prompts", Numbers(), **settings)
+
+
+def initial(seed: int) -> TunedModel:
+    return initialize(tiny_config(), ModelTuning(), layout=sharding.layout(), seed=seed)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_model_is_not_copied(model, copied):
+    with pytest.raises(TypeError, match="a Model cannot be pickled or copied: load it in each"):
+        copied(model)
+
+
+@pytest.mark.parametrize("call", [*CALLS, "add", "remove"])
+def test_a_model_is_not_used_after_a_fork(model, monkeypatch, call):
+    changes = {
+        "add": lambda model, *_: model.add_task("c", None),
+        "remove": lambda model, *_: model.remove_task("a"),
+    }
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with pytest.raises(UserError, match=f"of process {parent} and cannot be used after a fork"):
+        (CALLS | changes)[call](model, TEXTS, "a")
+    assert repr(model)
 
 
 def test_a_batch_that_the_devices_do_not_divide():

@@ -8,7 +8,7 @@ import numpy as np
 
 from prompt_tuning.data.batching.bucketing import bucketed, constant_tokens, default_bounds, pad
 from prompt_tuning.data.batching.packing import Example, pack, packed
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
 
 KINDS = ("padded", "bucketed", "packed")
 FEATURES = ("inputs", "targets")
@@ -128,10 +128,10 @@ class Batching:
 
 
 def check_lengths(setting: str, lengths: Mapping[str, int]) -> None:
-    """Raises UserError unless there is a positive length for "inputs" and "targets" each."""
-    sizes = [lengths.get(name) for name in FEATURES]
-    if set(lengths) != set(FEATURES) or not all(type(n) is int and n > 0 for n in sizes):
+    """Raises UserError unless there is a possible length for "inputs" and "targets" each."""
+    if set(lengths) != set(FEATURES):
         raise UserError(
-            f"{setting} = {dict(lengths)}: must give positive numbers of tokens for "
-            '"inputs" and "targets"'
+            f'{setting} = {dict(lengths)}: must give a number of tokens for "inputs" and "targets"'
         )
+    for name in FEATURES:
+        whole_number(f"{setting}[{name!r}]", lengths[name], 1, MOST_TOKENS)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,11 +14,13 @@ from prompt_tuning.data.batching.packing import Example
 from prompt_tuning.data.batching.settings import FEATURES
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
+from prompt_tuning.errors import UserError
 
 # Most rows of a source that is held in memory: MNLI and QQP (400,000) fit, C4 does not.
 MOST_ROWS = 1_000_000
 _BLOCK = 4096  # examples whose tasks are drawn together
 _CHUNK = 1024  # examples that leave tf.data together: one at a time takes longer than tokenising
+T = TypeVar("T")
 _DETERMINISTIC = (
     seqio.preprocessors.tokenize,
     seqio.preprocessors.append_eos,
@@ -186,7 +190,7 @@ def chunks(
             for name in FEATURES
         )
 
-    for inputs, targets, *texts in dataset.map(columns).ragged_batch(_CHUNK):
+    for inputs, targets, *texts in readable(dataset.map(columns).ragged_batch(_CHUNK)):
         source, target = [  # dense if a preprocessor fixes the length
             part if isinstance(part, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(part)
             for part in (inputs, targets)
@@ -208,6 +212,19 @@ def chunks(
             target_ends=target.row_splits.numpy(),
             cut=np.array(cut, np.float64),
         )
+
+
+def readable(examples: Iterable[T]) -> Iterator[T]:
+    """Yields the examples of a dataset.
+
+    Raises:
+      UserError: If one of its files is damaged or missing.
+    """
+    try:
+        yield from examples
+    except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        reason = re.sub(r"\{\{.*?\}\} | \[(\[|Op:).*", "", error.message, flags=re.DOTALL)
+        raise UserError(f"the data cannot be read to their end: {reason}") from error
 
 
 def keeps_text(dataset: tf.data.Dataset) -> bool:

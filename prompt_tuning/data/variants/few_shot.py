@@ -13,7 +13,7 @@ from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.data.readers.tfds_source import check_prepared
 from prompt_tuning.data.tasks import RowSource
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, whole_number
 
 SUFFIX = r"_\d+shot_seed\d+$"  # of the names that `register` gives
 
@@ -38,8 +38,7 @@ class FewShot:
             raise UserError(
                 f"FEW_SHOT = {self.examples}: must be at least 1, or None for all examples"
             )
-        if self.seed < 0:
-            raise UserError(f"FEW_SHOT_SEED = {self.seed}: must be 0 or more")
+        whole_number("FEW_SHOT_SEED", self.seed, 0)
 
     def choose(self, task: seqio.Task, targets: Sequence[str]) -> list[int]:
         """Indices of the chosen examples of a task, in their order.

@@ -21,7 +21,7 @@ import numpy as np
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row
 from prompt_tuning.data.variants import few_shot
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.sets import EvalSet
 
 SEPARATOR = "\n\n"
@@ -61,11 +61,8 @@ class Design:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.demonstrations < 0 or self.seed < 0:
-            raise UserError(
-                f"DEMONSTRATIONS = {self.demonstrations}, DEMONSTRATIONS_SEED = {self.seed}: "
-                "must be 0 or more"
-            )
+        whole_number("DEMONSTRATIONS", self.demonstrations, 0)
+        whole_number("DEMONSTRATIONS_SEED", self.seed, 0)
 
     def __call__(self, data: TaskData, eval_set: EvalSet) -> EvalSet:
         """The set with as many demonstrations before each input as fit into its length.
