@@ -1,8 +1,8 @@
 """Reads a user's own files and saved data sets; checks every row before training starts."""
 
 import dataclasses
-import functools
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from prompt_tuning.errors import UserError
 
 # The macro that names the file of each split.
 MACROS = {"train": "TRAIN_FILE", "validation": "VALIDATION_FILE", "test": "TEST_FILE"}
+
+_NOT_INDICES = "if they start at 1 or mean something else, write the words in the file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +81,28 @@ class TextFiles:
             raise UserError(f"no file for the split {split!r}: {hint}")
         path = Path(getattr(self, split)).expanduser()
         numbered = path.is_dir() and saved_datasets.check_order(path, self.label_field, self.labels)
-        row = functools.partial(self.row, numbered=numbered)
-        return records.read(path, row, self.bad_rows, self.quoted_cells)
+        indexed: set[str] = set()  # words whose index a row has
+
+        def row(fields: dict[str, Any], where: str) -> Row:
+            made = self.row(fields, where, numbered=numbered)
+            value = fields.get(self.label_field)
+            if self.labels and not numbered and label_words.is_index(value, self.labels):
+                indexed.add(made.targets)
+            return made
+
+        rows = records.read(path, row, self.bad_rows, self.quoted_cells)
+        if indexed and self.labels[0] not in {row.targets for row in rows}:
+            self._warn_of_indices(path, min(map(self.labels.index, indexed)))
+        return rows
+
+    def _warn_of_indices(self, path: Path, lowest: int) -> None:
+        """Warns that no row has the index 0: the numbers may start at 1."""
+        warnings.warn(
+            f"{path}: the numbers in {self.label_field!r} are taken as indices into CLASS_LABELS, "
+            f"so {lowest} is {self.labels[lowest]!r}, and no row is {self.labels[0]!r}, 0; "
+            f"{_NOT_INDICES}",
+            stacklevel=1,  # one place, so that a file that is read twice is named once
+        )
 
     def row(self, fields: dict[str, Any], where: str, *, numbered: bool = False) -> Row:
         """Makes a row of its fields.
@@ -115,9 +137,10 @@ class TextFiles:
             return word
         numbers = any(label_words.number(label) is not None for label in self.labels)
         index = "" if numbers else f" nor an index from 0 to {len(self.labels) - 1}"
+        hint = f"; {_NOT_INDICES}" if label_words.is_index(value, self.labels) else ""
         raise UserError(
             f"{where}: {self.label_field!r} is {shown(value)}, not one of CLASS_LABELS "
-            f"({shortened(', '.join(map(repr, self.labels)))}){index}"
+            f"({shortened(', '.join(map(repr, self.labels)))}){index}{hint}"
         )
 
 

@@ -121,6 +121,12 @@ def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str 
     return words[index] if 0 <= index < len(words) else None
 
 
+def is_index(value: Any, words: Sequence[str]) -> bool:
+    """Whether `word_of` takes a value for an index into `words`, or would if it were in range."""
+    is_number = not isinstance(value, bool) and number(str(value)) is not None
+    return is_number and all(number(word) is None for word in words)
+
+
 def number(text: str) -> float | None:
     """The number that a text is, with spaces around it; None if it is not a decimal number."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else None

@@ -179,6 +179,47 @@ def test_a_number_that_is_no_word(labels, value, message, tmp_path):
         TextFiles(test=str(tmp_path / "a.jsonl"), labels=labels).rows("test")
 
 
+RATINGS = ("awful", "bad", "fair", "good", "great")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize(
+    ("labels", "values", "lowest"),
+    [
+        (RATINGS, (1, 2, 3, 4), "1 is 'bad'"),
+        (RATINGS, (4, 3), "3 is 'good'"),
+        (RATINGS, ("fair", 4), "4 is 'great'"),
+        (("no", "yes"), (1, 1), "1 is 'yes'"),
+        (("no", "yes"), (" 1",), "1 is 'yes'"),
+        (RATINGS, (0, 4), ""),
+        (RATINGS, (1, "awful"), ""),
+        (RATINGS, ("bad", "good"), ""),
+        (STARS, (1, 2), ""),
+        (STARS, (2, 3), ""),
+    ],
+)
+def test_indices_that_may_start_at_1(tmp_path, recwarn, labels, values, lowest, ending):
+    rows = [{"text": "t", "label": value} for value in values]
+    delimiter = "\t" if ending == "tsv" else ","
+    lines = (
+        map(json.dumps, rows)
+        if ending == "jsonl"
+        else (delimiter.join(map(str, row)) for row in [rows[0], *(r.values() for r in rows)])
+    )
+    (tmp_path / f"train.{ending}").write_text("\n".join(lines))
+    of_folder(".", str(tmp_path), labels=labels).rows("train")
+    warned = [str(warning.message) for warning in recwarn]
+    assert len(warned) == bool(lowest)
+    assert all(f"so {lowest}, and no row is {labels[0]!r}, 0; if they" in text for text in warned)
+
+
+@pytest.mark.parametrize("value", [5, "5", -1, 2.0])
+def test_an_index_out_of_range_gets_a_hint(tmp_path, value):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "t", "label": value}))
+    with pytest.raises(UserError, match="index from 0 to 4; if they start at 1 or mean something"):
+        TextFiles(test=str(tmp_path / "a.jsonl"), labels=RATINGS).rows("test")
+
+
 def test_numbers_of_a_class_label_are_indices(tmp_path: Path):
     types = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(STARS))}
