@@ -14,7 +14,6 @@ from prompt_tuning.runs import checks
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.narrow import narrow_products
 from prompt_tuning.training.loop import Fit
 
 
@@ -26,7 +25,6 @@ def pretrain(
     mixture: Mixture,
     fit: Fit,
     initial_checkpoint: str = "",
-    narrow: bool = False,
     seed: int = 0,
     on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> TunedModel:
@@ -40,7 +38,6 @@ def pretrain(
       fit: Settings of training.
       initial_checkpoint: Path of the weights to start from; "" for random weights with the
         teacher's vectors in the token embedding and the output layer.
-      narrow: Whether to compute products of weights in bfloat16, summed in float32.
       seed: Seed of the initialisation.
       on_start: Function called with the folder before anything is written.
 
@@ -56,7 +53,7 @@ def pretrain(
     )
     if not initial_checkpoint:
         tuned = start.from_teacher(tuned, mixture.teacher)
-    with only_run(folder), narrow_products(narrow):
+    with only_run(folder):
         identity = fingerprint.identity(initial_checkpoint, tuned.backbone, tuned.sums)
         settings = {"RANDOM_SEED (initialisation)": seed, **mixture.settings}
         fit.resumes_from(tuned, folder, identity, settings)

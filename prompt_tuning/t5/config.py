@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from prompt_tuning.t5.int8 import INT8
+from prompt_tuning.t5.narrow import PRODUCTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "minimal", "full")
@@ -30,6 +31,9 @@ class T5Config:
       relative_max_distance: distance from which all positions share the last bucket.
       dropout_rate: dropout probability, broadcast over the length axis as in T5X.
       dtype: dtype of activations; trained parameters and logits are float32.
+      products: operands of products with weights: "bfloat16", rounded and summed in float32;
+        "float32", as `dtype` says; or "auto", "bfloat16" on CPUs with instructions for it (see
+        `t5.narrow.rounds`).
       frozen_dtype: dtype of frozen matrices, "int8" included (`t5.int8`); other frozen parameters
         are float32.
       scan_layers: whether one layer is compiled and looped over. The parameters of a stack's layers
@@ -54,6 +58,7 @@ class T5Config:
     relative_max_distance: int = 128
     dropout_rate: float = 0.0
     dtype: str = "float32"
+    products: str = "auto"
     frozen_dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
@@ -68,6 +73,7 @@ class T5Config:
             raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
         allowed_values = {
             "dtype": DTYPES,
+            "products": PRODUCTS,
             "frozen_dtype": (*DTYPES, INT8),
             "remat": REMAT,
             "attention": ATTENTION,
@@ -166,6 +172,7 @@ def preset(
     scan_layers: bool = False,
     remat: str = "none",
     attention: str = "einsum",
+    products: str = "auto",
 ) -> T5Config:
     """Returns the shape of a named size; the other arguments are fields of `T5Config`.
 
@@ -182,4 +189,5 @@ def preset(
         scan_layers=scan_layers,
         remat=remat,
         attention=attention,
+        products=products,
     )

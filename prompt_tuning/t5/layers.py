@@ -63,6 +63,7 @@ class Dense(nn.Module):
     features: int
     axes: tuple[str, str]
     dtype: jnp.dtype
+    products: str
     scale: float = 1.0  # multiplies the initialiser's standard deviation
 
     @nn.compact
@@ -70,26 +71,28 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
         shape = (x.shape[-1], self.features)
         kernel = partitioned_param(self, "kernel", init, self.axes, shape)
-        return matmul(x, kernel, self.dtype)
+        return matmul(x, kernel, self.dtype, self.products)
 
 
 def matmul(
-    x: Float[Array, "*batch inputs"], kernel: Any, dtype: jnp.dtype
+    x: Float[Array, "*batch inputs"], kernel: Any, dtype: jnp.dtype, products: str = "float32"
 ) -> Float[Array, "*batch outputs"]:
     """Multiplies x [..., in] by a kernel [in, out], which may be int8; the result is in `dtype`.
 
-    Within `narrow.narrow_products`, float32 products round their operands to bfloat16. Otherwise
-    operands are cast to `dtype`, but not up if both have the same narrower dtype: products of
-    bfloat16 are exact in float32. Accelerators accumulate in float32 whatever the result's dtype;
-    asking for float32 sums would make the backward pass's operands float32 as well.
+    If `products` rounds (see `T5Config.products`), operands other than float16 are cast to bfloat16
+    and sums are float32. Otherwise operands are cast to `dtype`, but not up if both have the same
+    narrower dtype: products of bfloat16 are exact in float32. Accelerators accumulate in float32
+    whatever the result's dtype; asking for float32 sums would make the backward pass's operands
+    float32 as well.
     """
+    rounds = dtype != jnp.float16 and narrow.rounds(products)
     if int8.is_int8(kernel):
-        x = x if _holds(dtype, x.dtype) else x.astype(dtype)
+        x = x.astype(jnp.bfloat16) if rounds else x if _holds(dtype, x.dtype) else x.astype(dtype)
         return int8.matmul(x, kernel, x.dtype).astype(dtype)
+    if rounds:
+        return narrow.matmul(x, kernel).astype(dtype)
     if x.dtype != kernel.dtype or not _holds(dtype, x.dtype):
         x, kernel = x.astype(dtype), kernel.astype(dtype)
-    if narrow.enabled() and dtype == jnp.float32:
-        return narrow.matmul(x, kernel)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
     return jax.lax.dot_general(x, kernel, contract, preferred_element_type=dtype)
 
@@ -119,7 +122,8 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Logits [..., V] from x [..., D]: x times the transposed table, over sqrt(D)."""
-        return matmul(x, self.embedding.T, jnp.dtype("float32")) / np.sqrt(self.config.d_model)
+        logits = matmul(x, self.embedding.T, jnp.dtype("float32"), self.config.products)
+        return logits / np.sqrt(self.config.d_model)
 
 
 class RMSNorm(nn.Module):
@@ -243,7 +247,7 @@ class Attention(nn.Module):
         def linear(
             name: str, axes: tuple[str, str], features: int, y: Array, scale: float = 1.0
         ) -> Array:
-            dense = Dense(features, axes, dtype, scale, name=name)
+            dense = Dense(features, axes, dtype, cfg.products, scale, name=name)
             return self.sites.linear(dense, y, self.place, name)
 
         def project(name: str, y: Array, scale: float = 1.0) -> Array:
@@ -313,10 +317,10 @@ class Mlp(nn.Module):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         hidden = jnp.ones((), dtype)
         for name, activation in zip(cfg.mlp_inputs, cfg.activations, strict=True):
-            dense = Dense(cfg.d_ff, ("embed", "mlp"), dtype, name=name)
+            dense = Dense(cfg.d_ff, ("embed", "mlp"), dtype, cfg.products, name=name)
             branch = self.sites.linear(dense, x, self.place, name)
             hidden = hidden * _ACTIVATIONS[activation](branch)
         hidden = dropout(hidden, cfg.dropout_rate, self, enable_dropout)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        dense = Dense(cfg.d_model, ("mlp", "embed"), dtype, name="wo")
+        dense = Dense(cfg.d_model, ("mlp", "embed"), dtype, cfg.products, name="wo")
         return self.sites.linear(dense, hidden, self.place, "wo")

@@ -1,36 +1,52 @@
 """Matrix products with bfloat16 operands and float32 sums, in both passes.
 
 On CPUs with bfloat16 instructions such a product takes about a third of the time of a float32 one.
-Parameters, activations and gradients between products stay float32.
+Parameters, activations and gradients between products keep their dtypes.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
+import functools
+import os
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-_NARROW = contextvars.ContextVar("narrow products", default=False)
+from prompt_tuning.errors import UserError
+
+PRODUCTS = ("auto", "float32", "bfloat16")
+# What "auto" stands for, if set.
+VARIABLE = "PROMPT_TUNING_PRODUCTS"
 
 
-@contextlib.contextmanager
-def narrow_products(enabled: bool = True) -> Iterator[None]:
-    """Within it, functions that are traced take float32 products of weights in bfloat16.
+def rounds(products: str) -> bool:
+    """Whether the setting `T5Config.products` rounds operands to bfloat16 on this machine.
 
-    Tracing decides: a function compiled outside stays as it is when it is called inside.
+    "auto" does on CPUs that have instructions for it. On accelerators it does not: TPUs round
+    float32 operands anyway, and GPUs gain from a bfloat16 `dtype`. The environment variable
+    `PROMPT_TUNING_PRODUCTS` replaces "auto".
     """
-    before = _NARROW.set(enabled)
+    if products == "auto":
+        products = os.environ.get(VARIABLE, products)
+        if products not in PRODUCTS:
+            raise UserError(
+                f"{VARIABLE} = {products!r}: choose from {', '.join(PRODUCTS)}, or unset it"
+            )
+    if products == "auto":
+        return jax.default_backend() == "cpu" and cpu_has_bfloat16()
+    return products == "bfloat16"
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
     try:
-        yield
-    finally:
-        _NARROW.reset(before)
-
-
-def enabled() -> bool:
-    """Whether products are narrow where this is called."""
-    return _NARROW.get()
+        flags = Path("/proc/cpuinfo").read_text()
+    except FileNotFoundError:  # not Linux
+        return False
+    return (
+        re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", flags, re.M) is not None
+    )
 
 
 @jax.custom_vjp

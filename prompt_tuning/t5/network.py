@@ -166,7 +166,11 @@ class Decoder(nn.Module):
             logits = tied_logits(x)
         else:
             dense = Dense(
-                cfg.vocab_size, ("embed", "vocab"), jnp.dtype("float32"), name="logits_dense"
+                cfg.vocab_size,
+                ("embed", "vocab"),
+                jnp.dtype("float32"),
+                cfg.products,
+                name="logits_dense",
             )
             logits = nn.with_logical_constraint(dense(x), ("batch", "length", "vocab"))
         return self.sites.logits(logits, x), cache

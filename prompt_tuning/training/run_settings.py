@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.t5 import narrow
 from prompt_tuning.t5.paths import Params
 from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loss import Loss
@@ -39,6 +40,8 @@ def of_training(
         "OPTIMIZER": [getattr(optimizer, "__name__", ""), *_response(optimizer, tuned.trained)],
         **_fields(loss),
         "DROPOUT_RATE": tuned.model.config.dropout_rate,
+        "ACTIVATION_DTYPE": tuned.model.config.dtype,
+        "PRODUCTS": "bfloat16" if narrow.rounds(tuned.model.config.products) else "float32",
         "RANDOM_SEED (dropout)": seed,
     }
 

@@ -1,9 +1,13 @@
 """Products in bfloat16 with float32 sums, forward and backward."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import layers, narrow
 
 
@@ -35,17 +39,58 @@ def test_gradients():
     np.testing.assert_allclose(by_kernel, expected, rtol=1e-4, atol=1e-3)
 
 
-def products(dtype: str = "float32") -> str:
+def dtypes_of(dtype: str, setting: str) -> set[str]:
+    """Operands of the product of a layer, forward and backward, as it is compiled."""
     x, kernel = jnp.ones((2, 4), dtype), jnp.ones((4, 3), jnp.float32)
-    return str(jax.make_jaxpr(lambda x, k: layers.matmul(x, k, jnp.dtype(dtype)))(x, kernel))
+
+    def total(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = layers.matmul(x, kernel, jnp.dtype(dtype), setting)
+        assert y.dtype == dtype
+        return y.sum()
+
+    lowered = jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, kernel).as_text()
+    products = re.findall(r"dot_general .* : \((.*)\) ->", lowered)
+    return {kind for types in products for kind in re.findall(r"tensor<\d+x\d+x(\w+)>", types)}
 
 
-def test_layers_are_narrow_only_where_it_is_asked_for():
-    before = products()
-    with narrow.narrow_products():
-        inside, bfloat16 = products(), products("bfloat16")
-        with narrow.narrow_products(False):
-            assert products() == before
-    assert "bf16" not in before and products() == before
-    assert "bf16" in inside
-    assert "custom_vjp" not in bfloat16  # is narrow already
+@pytest.mark.parametrize(
+    ("dtype", "setting", "operands"),
+    [
+        ("float32", "float32", {"f32"}),
+        ("float32", "bfloat16", {"bf16"}),
+        ("bfloat16", "float32", {"bf16"}),
+        ("bfloat16", "bfloat16", {"bf16"}),
+        ("float16", "bfloat16", {"f16"}),
+    ],
+)
+def test_operands_of_a_layers_product(dtype, setting, operands):
+    assert dtypes_of(dtype, setting) == operands
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "expected"),
+    [
+        ("flags : fpu avx512_bf16 sse", None, True),
+        ("flags : fpu amx_bf16", None, True),
+        ("Features : fp asimd bf16", None, True),
+        ("flags : fpu avx2", None, False),
+        ("model name : bf16 edition", None, False),
+        ("flags : fpu avx512_bf16", "float32", False),
+        ("flags : fpu avx2", "bfloat16", True),
+    ],
+)
+def test_auto(monkeypatch, flags, variable, expected):
+    monkeypatch.setattr(narrow.Path, "read_text", lambda _: f"processor : 0\n{flags}\n")
+    monkeypatch.delenv(narrow.VARIABLE)
+    narrow.cpu_has_bfloat16.cache_clear()
+    if variable:
+        monkeypatch.setenv(narrow.VARIABLE, variable)
+    assert narrow.rounds("auto") is expected
+    assert (narrow.rounds("float32"), narrow.rounds("bfloat16")) == (False, True)
+    narrow.cpu_has_bfloat16.cache_clear()
+
+
+def test_a_variable_of_another_value_is_an_error(monkeypatch):
+    monkeypatch.setenv(narrow.VARIABLE, "bf16")
+    with pytest.raises(UserError, match=r"PROMPT_TUNING_PRODUCTS = 'bf16': .* bfloat16"):
+        narrow.rounds("auto")

@@ -42,3 +42,10 @@ def test_weights_are_narrow_forward_and_backward(frozen_dtype, wide):
     assert len(found) > 1.5 * forward  # the backward pass is there
     assert found.count("f32") == wide
     assert found.count("bf16") == len(found) - wide
+
+
+def test_all_weights_are_narrow_with_float32_activations():
+    config = dataclasses.replace(
+        CONFIG, dtype="float32", frozen_dtype="float32", products="bfloat16"
+    )
+    assert set(weights_in_products(config)) == {"bf16"}
