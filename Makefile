@@ -23,12 +23,12 @@ $(STAMP): pyproject.toml setup.py
 	$(BIN)/python -m pip install --editable '.[test]'
 	touch $@
 
-# XLA allocates its buffers anew at every step on CPU; glibc serves them from huge pages if asked to.
 demo: venv
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m prompt_tuning.demo --gin_file=runs/demo.gin
+	$(BIN)/python -m prompt_tuning.demo --gin_file=runs/demo.gin
 
+# Huge pages, as the commands have them (prompt_tuning/runtime/huge_pages.py).
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist=worksteal
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist=worksteal
 
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none

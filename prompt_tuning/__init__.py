@@ -2,11 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from prompt_tuning.runtime import huge_pages
+
 __version__ = "0.1.0"
 __all__ = ["Model", "Sampling", "load"]
 
 if TYPE_CHECKING:
     from prompt_tuning.serving import Model, Sampling, load
+
+
+huge_pages.restart_command()  # returns, unless a command that computes is starting
 
 
 def __getattr__(name: str) -> Any:

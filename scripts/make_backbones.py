@@ -20,9 +20,9 @@ FINAL = "final"  # the stage of the weights by the whole recipe
 STAGED = ("ladder_xs", "ladder_s")
 # Share of the adaptation, LM and choices, that comes after span corruption and steered tasks.
 ADAPTED = {"span": 0.0, "lm10": 0.1, "lm50": 0.5, "lm100": 1.0}
-# Of the processes that train; what is set outside counts. Huge pages save a quarter of a step's
-# time; products that make batches are too small for threads of their own.
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "OPENBLAS_NUM_THREADS": "1"}
+# Of the processes that train; what is set outside counts. The products that make batches are too
+# small for threads of their own.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of the corpus.", required=True)
 _LABELLED = flags.DEFINE_string("labelled", None, "Folder of the labelled sets.", required=True)

@@ -31,6 +31,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # What one test has compiled, the other workers, child processes and later runs read from here.
 COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ["PROMPT_TUNING_PRODUCTS"] = "float32"  # so that results are those of any CPU
+os.environ["PROMPT_TUNING_HUGE_PAGES"] = "0"  # no line on stderr
 for name, value in {
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(COMPILED)),
