@@ -41,6 +41,7 @@ from prompt_tuning.data.tasks import (
     target_prefix,
     text_of,
 )
+from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn
 
@@ -95,6 +96,7 @@ class TaskData:
             whole_number("EVAL_EXAMPLES", self.eval_examples, 1)
         if self.module:
             _import(self.module)
+        object.__setattr__(self, "task", composed(self.task))
         if self.provider is None or self.provider.name != self.task:
             _check_name(self.task)
             object.__setattr__(self, "provider", seqio.get_mixture_or_task(self.task))
@@ -404,7 +406,8 @@ def _check_name(task: str) -> None:
     if task not in names:
         close = difflib.get_close_matches(task, names, n=5)
         known = f"did you mean {', '.join(close)}?" if close else f"available: {', '.join(names)}"
-        raise UserError(f"MIXTURE_OR_TASK_NAME = {task!r}: no such task or mixture; {known}")
+        shown = shown_beside(task, names)
+        raise UserError(f"MIXTURE_OR_TASK_NAME = {shown}: no such task or mixture; {known}")
 
 
 def _empty(task: str, split: str) -> UserError:

@@ -9,7 +9,8 @@ from typing import Any
 
 from prompt_tuning.data import label_words
 from prompt_tuning.data.readers import records, saved_datasets
-from prompt_tuning.data.readers.records import BadRows, shortened, shown
+from prompt_tuning.data.readers.records import BadRows, shortened
+from prompt_tuning.data.unicode_form import shown_beside
 from prompt_tuning.errors import UserError
 
 # The macro that names the file of each split.
@@ -46,7 +47,7 @@ class TextFiles:
       bad_rows: Counter of the malformed rows that are skipped.
 
     Raises:
-      UserError: If `labels` is not a list of distinct words, or `text_field` is empty.
+      UserError: If `labels` is not a list of distinct words, or a field's name is no name.
     """
 
     train: str = ""
@@ -60,8 +61,15 @@ class TextFiles:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", label_words.checked(self.labels, "CLASS_LABELS"))
-        if not self.text_field:
-            raise UserError("TEXT_FIELD is empty: name the field of the text, or several")
+        names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
+        is_list = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+        if not (is_list and names and all(names)):
+            raise UserError(
+                f"TEXT_FIELD = {self.text_field!r}: must be the name of the text's field, or a "
+                "list of such names"
+            )
+        if not isinstance(self.label_field, str):
+            raise UserError(f"LABEL_FIELD = {self.label_field!r}: must be the name of a field")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -138,8 +146,9 @@ class TextFiles:
         numbers = any(label_words.number(label) is not None for label in self.labels)
         index = "" if numbers else f" nor an index from 0 to {len(self.labels) - 1}"
         hint = f"; {_NOT_INDICES}" if label_words.is_index(value, self.labels) else ""
+        value_shown = shortened(shown_beside(value, self.labels))
         raise UserError(
-            f"{where}: {self.label_field!r} is {shown(value)}, not one of CLASS_LABELS "
+            f"{where}: {self.label_field!r} is {value_shown}, not one of CLASS_LABELS "
             f"({shortened(', '.join(map(repr, self.labels)))}){index}{hint}"
         )
 

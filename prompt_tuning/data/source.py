@@ -12,6 +12,7 @@ from prompt_tuning.data.catalogue.text_task import TFDS
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.data.variants import few_shot as few_shot_tasks
 from prompt_tuning.data.variants import sentinel
 from prompt_tuning.data.variants.few_shot import FewShot
@@ -72,7 +73,8 @@ def task_data(
             f"MIXTURE_OR_TASK_NAME = {task!r} and files are both set; set one of the two"
         )
     bad_rows = BadRows(skip_bad_rows)
-    names = [task] if task and isinstance(task, str) else list(task or ())
+    names = [composed(name) for name in ([task] if isinstance(task, str) else task or ()) if name]
+    file_tasks = {composed(name): files_of for name, files_of in file_tasks.items()}
     named_files = {name: file_tasks[name]() for name in names if name in file_tasks}
     for name, text_files in ({FILES_TASK: files} if files.splits else named_files).items():
         text_files = dataclasses.replace(text_files, bad_rows=bad_rows)

@@ -12,6 +12,7 @@ from jax import Array
 
 from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.decoding import (
     RANK_MEMORY_GIB,
     Sampling,
@@ -134,14 +135,12 @@ class Model:
     def labels(self, task: str) -> tuple[str, ...]:
         """Label words of a task; empty for a task that generates text."""
         task_set = self.task_set
-        task_set.check(task)
-        return task_set.labels[task]
+        return task_set.labels[task_set.known(task)]
 
     def prompts(self, task: str) -> list[np.ndarray]:
         """Prompts [P, D] of a task."""
         task_set = self.task_set
-        task_set.check(task)
-        return task_set.bank.prompts_of(task)
+        return task_set.bank.prompts_of(task_set.known(task))
 
     def add_task(
         self, name: str, prompt: Any, labels: Sequence[str] = (), *, replace: bool = False
@@ -149,7 +148,7 @@ class Model:
         """Adds a task for the calls that begin afterwards.
 
         Args:
-          name: Name of the task, by which calls ask for it.
+          name: Name of the task, by which calls ask for it in any Unicode form.
           prompt: Array [P, D] or path (`.npy`, `.safetensors`, folder of an adapter); None for the
             backbone alone; a list of these for an ensemble.
           labels: Label words to choose from, for a classification task.
@@ -159,6 +158,7 @@ class Model:
           UserError, CheckpointError: if the task already exists, or the prompt is not finite, has
             another width or was trained on another backbone. The model is then unchanged.
         """
+        name = composed(name)
         parts = prompt if isinstance(prompt, list | tuple) else [prompt]
         arrays = {name: [self._prompt_array(part) for part in parts]}
         self._add(arrays, {name: checked_labels(name, labels, self._vocabulary)}, replace=replace)

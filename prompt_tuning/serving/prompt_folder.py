@@ -8,6 +8,7 @@ from etils import epath
 
 from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.checkpoint.formats import peft
+from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
 
 LABELS_FILE = "labels.json"  # in a folder of prompts
@@ -53,7 +54,7 @@ def files(folder: epath.PathLike) -> dict[str, list[epath.Path]]:
         paths = [path] if _is_prompt(path) else _prompts_in(path)
         if not paths or path.name.startswith("."):
             continue
-        task = path.name if path.is_dir() else path.stem
+        task = composed(path.name if path.is_dir() else path.stem)
         if task in by_task:
             raise UserError(f"{folder}: two prompts are named {task!r}; rename or delete one")
         by_task[task] = paths
@@ -77,9 +78,10 @@ def labels(folder: epath.PathLike) -> dict[str, list[str]]:
         raise UserError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(words, dict) or not all(isinstance(value, list) for value in words.values()):
         raise UserError(f"{path}: must be a JSON object with a list of label words per task")
-    if unknown := sorted(words.keys() - files(folder).keys()):
-        raise UserError(f"{path}: no prompt for the task {unknown[0]!r}")
-    return words
+    known = files(folder)
+    if unknown := sorted(task for task in words if composed(task) not in known):
+        raise UserError(f"{path}: no prompt for the task {shown_beside(unknown[0], known)}")
+    return {composed(task): value for task, value in words.items()}
 
 
 def _prompts_in(path: epath.Path) -> list[epath.Path]:

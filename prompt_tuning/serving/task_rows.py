@@ -8,6 +8,7 @@ from typing import Any
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.readers import records
 from prompt_tuning.data.readers.records import BadRows
+from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.decoding import RANK_MEMORY_GIB
 from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
 from prompt_tuning.t5.vocabulary import Vocabulary
@@ -63,11 +64,11 @@ class TaskRows:
         texts = TextFiles(text_field=self.text_field, label_field="")
 
         def row(fields: dict[str, Any], where: str) -> tuple[str, str]:
-            task = records.field(fields, self.task_field, where)
+            task = composed(records.field(fields, self.task_field, where))
             if task not in tasks:
                 raise UserError(
-                    f"{where}: {self.task_field!r} is {records.shown(task)}, but {self.prompts} "
-                    f"has prompts for {records.shortened(', '.join(sorted(tasks)))}"
+                    f"{where}: {self.task_field!r} is {shown_beside(task, tasks)}, but "
+                    f"{self.prompts} has prompts for {records.shortened(', '.join(sorted(tasks)))}"
                 )
             return texts.row(fields, where).inputs, task
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.data import label_words
+from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.t5.config import T5Config
@@ -76,15 +77,22 @@ class TaskSet:
         Raises:
           UserError: if there is no such task.
         """
+        task = self.known(task)
         labels = {name: words for name, words in self.labels.items() if name != task}
         return self._with(self.bank.remove(task), labels)
 
-    def check(self, task: str) -> None:
-        """Raises UserError if there is no such task, naming similar ones."""
-        if task not in self.labels:
-            close = difflib.get_close_matches(task, self.labels) or sorted(self.labels)[:10]
+    def known(self, task: str) -> str:
+        """The name of a task, given in any Unicode form.
+
+        Raises:
+          UserError: if there is no such task; the message names similar ones.
+        """
+        name = composed(task)
+        if name not in self.labels:
+            close = difflib.get_close_matches(str(name), self.labels) or sorted(self.labels)[:10]
             hint = f"available: {', '.join(close)}" if close else "add one with add_task"
-            raise UserError(f"no task {task!r}; {hint}")
+            raise UserError(f"no task {shown_beside(task, self.labels)}; {hint}")
+        return name
 
     def task_of_each(self, texts: Sequence[str], task: Tasks) -> list[str]:
         """The task of each text, from one name for all or a name for each.
@@ -95,9 +103,8 @@ class TaskSet:
         names = [task] * len(texts) if isinstance(task, str) else checked_texts(task, "task")
         if len(names) != len(texts):
             raise UserError(f"{len(texts)} texts, but {len(names)} tasks: name one for each text")
-        for name in dict.fromkeys(names):
-            self.check(name)
-        return names
+        known = {name: self.known(name) for name in dict.fromkeys(names)}
+        return [known[name] for name in names]
 
     def _with(self, bank: PromptBank, labels: Mapping[str, tuple[str, ...]]) -> "TaskSet":
         return TaskSet(self.config, self.backbone, bank, labels)

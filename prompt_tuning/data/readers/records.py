@@ -15,6 +15,7 @@ from typing import IO, Any, TextIO, TypeVar, cast
 
 from prompt_tuning.data.readers import saved_datasets
 from prompt_tuning.data.readers.compressed import open_text
+from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
 
 LONGEST = 2**20  # bytes of a line, characters of a cell; far beyond what a T5 can use
@@ -126,12 +127,16 @@ def stream(
 
 
 def field(fields: dict[str, Any], name: str, where: str) -> Any:
-    """The value of a field; raises UserError if it is missing."""
-    if name not in fields:
-        raise UserError(
-            f"{where}: no field {name!r}; available: {shortened(', '.join(sorted(fields)))}"
-        )
-    return fields[name]
+    """The value of a field, by its name in any Unicode form; raises UserError if it is missing."""
+    if name in fields:
+        return fields[name]
+    for key in fields:
+        if composed(key) == composed(name):
+            return fields[key]
+    raise UserError(
+        f"{where}: no field {shown_beside(name, fields)}; available: "
+        f"{shortened(', '.join(sorted(fields)))}"
+    )
 
 
 def check_text(value: str, name: str, where: str) -> str:
@@ -268,7 +273,7 @@ def _to_last_value(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _header(cells: Sequence[str], delimiter: str) -> list[str] | Bad:
     """The names of a table's columns, without spaces around them."""
-    header = [cell.strip() for cell in cells]
+    header = [composed(cell.strip()) for cell in cells]
     named = [name for name in header if name]
     if len(set(named)) != len(named):
         return Bad("two columns with the same name in the header")
