@@ -89,7 +89,7 @@ def _map(
     """
     sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
     for ids in (data.encoder_input_tokens, data.label_tokens):
-        check_ids(ids.max(initial=0), tuned.model.config.vocab_size)
+        check_ids(ids, tuned.model.config.vocab_size)
     tokens, task = data.encoder_input_tokens, tuned.model.sites.task_index(data.task)
     tasks = None if task is None else np.full(len(tokens), task, np.int32)
     lengths = tokens.shape[1] - np.argmax(tokens[:, ::-1] != 0, axis=1)

@@ -5,8 +5,16 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.evaluation.scores import measure_each
+from prompt_tuning.evaluation.scores import (
+    constant_answers,
+    constant_notes,
+    majority,
+    majority_share,
+    measure_each,
+    most_frequent_name,
+)
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
+from prompt_tuning.evaluation.table import table
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.runtime import files
 from prompt_tuning.runtime.files import renamed_when_done
@@ -28,7 +36,9 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
     """Writes the predictions and metrics of a split.
 
     `TASK-SPLIT-METHOD.jsonl` has one line {"input", "target", "prediction"} per example, for each
-    evaluation method; `TASK-SPLIT-metrics.json` has the metrics of all methods.
+    evaluation method; `TASK-SPLIT-metrics.json` has the metrics of all methods, for classification
+    "majority_class", the share of the most frequent label, and "constant_answers" by method, if
+    there are any.
 
     Args:
       folder: Folder to write to.
@@ -47,5 +57,23 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
             for line in lines(examples, predicted, data.labels):
                 file.write(files.to_json(line) + "\n")
     metrics = measure_each(data, by_method)
-    files.write_json(folder / f"{name}-metrics.json", metrics)
+    beside: dict[str, Any] = {"majority_class": majority_share(data)} if data.labels else {}
+    if constant := constant_answers(by_method):
+        beside["constant_answers"] = constant
+    files.write_json(folder / f"{name}-metrics.json", {**metrics, **beside})
     return metrics
+
+
+def show(data: EvalSet, name: str, metrics: Metrics, by_method: Mapping[str, Predictions]) -> None:
+    """Prints the metrics of a split beside those of its most frequent target.
+
+    Args:
+      data: Split of a task.
+      name: Name of what was measured.
+      metrics: From `write`.
+      by_method: Predictions by evaluation method.
+    """
+    print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
+    print(table({most_frequent_name(data): majority(data, list(by_method)), name: metrics}))
+    for line in constant_notes(data.task, by_method):
+        print(line)

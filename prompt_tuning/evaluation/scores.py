@@ -111,6 +111,29 @@ def most_frequent(data: EvalSet) -> Predictions:
     return Predictions([target] * len(data.targets))
 
 
+def majority_share(data: EvalSet) -> float:
+    """The share of rows whose target is the most frequent one: a constant's accuracy."""
+    ((_, count),) = collections.Counter(data.targets).most_common(1)
+    return count / len(data.targets)
+
+
+def constant_answers(by_method: Mapping[str, Predictions]) -> dict[str, str]:
+    """The answer of each evaluation method that gives several rows all the same one."""
+    return {
+        name: predictions.texts[0]
+        for name, predictions in by_method.items()
+        if len(predictions.texts) > 1 and len(set(predictions.texts)) == 1
+    }
+
+
+def constant_notes(task: str, by_method: Mapping[str, Predictions]) -> list[str]:
+    """A line on each of `constant_answers`, to be shown beside the metrics."""
+    return [
+        f"warning: {task}: every answer by {name} is {text[:50]!r}; the metrics are a constant's"
+        for name, text in constant_answers(by_method).items()
+    ]
+
+
 def most_frequent_name(data: EvalSet) -> str:
     """The name of `most_frequent` in a table."""
     return "majority class" if data.labels else "most frequent answer"

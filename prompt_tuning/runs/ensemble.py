@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation import predictions, table
+from prompt_tuning.evaluation import predictions
 from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Metrics
@@ -72,9 +72,9 @@ def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metric
     if kind == "rank":
         texts = [answer.label for answer in model.classify(data.inputs, data.task)]
     else:
-        answers = model.generate(data.inputs, data.task, max_tokens=data.target_length)
-        texts = [answer.text for answer in answers]
-    metrics = predictions.write(folder, data, {kind: Predictions(texts)})
-    print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
-    print(table.table({f"{len(model.prompts(data.task))} prompts": metrics}))
+        generations = model.generate(data.inputs, data.task, max_tokens=data.target_length)
+        texts = [generation.text for generation in generations]
+    answers = {kind: Predictions(texts)}
+    metrics = predictions.write(folder, data, answers)
+    predictions.show(data, f"{len(model.prompts(data.task))} prompts", metrics, answers)
     return metrics

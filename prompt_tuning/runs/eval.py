@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from prompt_tuning import sharding
-from prompt_tuning.evaluation import predictions, table
-from prompt_tuning.evaluation.scores import majority, most_frequent_name, predict
+from prompt_tuning.evaluation import predictions
+from prompt_tuning.evaluation.scores import majority, predict
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
@@ -80,8 +80,8 @@ def _measured(
     tuned: TunedModel, data: EvalSet, methods: Sequence[str], batch_size: int, folder: epath.Path
 ) -> Metrics:
     """Writes a task's predictions and metrics, and prints the metrics."""
-    base = majority(data, methods)  # first: it shows metrics that are not numbers
-    metrics = predictions.write(folder, data, predict(tuned, data, methods, batch_size))
-    print(f"{data.task}, {data.split} split, {len(data.targets)} examples:")
-    print(table.table({most_frequent_name(data): base, "this model": metrics}))
+    majority(data, methods)  # first: it shows metrics that are not numbers
+    answers = predict(tuned, data, methods, batch_size)
+    metrics = predictions.write(folder, data, answers)
+    predictions.show(data, "this model", metrics, answers)
     return metrics

@@ -14,6 +14,7 @@ from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table
 from prompt_tuning.evaluation.scores import (
+    constant_notes,
     majority,
     measure_each,
     most_frequent_name,
@@ -183,6 +184,8 @@ def train(
     for eval_set in measured_sets:
         print(f"\n{eval_set.task}, {eval_set.split} split, step {best_step} (best on validation):")
         print(_table(result, eval_set, method))
+        for line in constant_notes(eval_set.task, best_answers[eval_set.task]):
+            print(line)
     print(f"\nThe prompt, the learning curve and result.json are in {folder}", flush=True)
     for line in data.remarks():
         print(line, flush=True)

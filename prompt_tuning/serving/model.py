@@ -289,7 +289,7 @@ class Model:
             )
         targets = _label_targets(labels, self._vocabulary.encode)
         rows = np.array([targets[name] for name in names])
-        check_ids(rows.max(initial=0), self.config.vocab_size)
+        check_ids(rows, self.config.vocab_size)
         scores = self._map(task_set, texts, names, batches.classify, self._rank_bytes, rows)
         return [
             Classification.of(labels[name], by_prompt[:, : len(labels[name])])
@@ -361,7 +361,7 @@ class Model:
         text_of_row = np.repeat(np.arange(len(texts)), counts)
         encode = self._vocabulary.encode
         ids = [[*encode(text)[: self.input_length - 1], EOS] for text in texts]
-        check_ids(max(map(max, ids)), self.config.vocab_size)
+        check_ids(np.concatenate(ids), self.config.vocab_size)
         results = self._programs.map(
             function,
             settings,

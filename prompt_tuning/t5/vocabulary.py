@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import sentencepiece
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
@@ -109,13 +110,23 @@ def check_size(pieces: int, rows: int) -> None:
         )
 
 
-def check_ids(largest: int, rows: int) -> None:
-    """Raises UserError if the largest of some token ids has no row in the backbone's embedding."""
-    if largest >= rows:
+def check_ids(ids: np.ndarray, rows: int) -> None:
+    """Checks token ids, which the model would clip silently.
+
+    Args:
+      ids: Token ids, of any shape.
+      rows: Number of rows of the backbone's embedding.
+
+    Raises:
+      UserError: If an id has no row in the embedding.
+    """
+    if (largest := ids.max(initial=0)) >= rows:
         raise UserError(
             f"a text has the token id {largest:,}, but the backbone's embedding has {rows:,} rows; "
             "use the vocabulary of the backbone"
         )
+    if (smallest := ids.min(initial=0)) < 0:
+        raise UserError(f"a text has the token id {smallest:,}; padding is 0, and ids are positive")
 
 
 def _to_end(ids: Sequence[int]) -> list[int]:

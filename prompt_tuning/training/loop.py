@@ -21,6 +21,7 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.runtime.preemption import Preempted, Watch
+from prompt_tuning.t5.vocabulary import check_ids
 from prompt_tuning.training import run_settings
 from prompt_tuning.training.log import TrainLog
 from prompt_tuning.training.loss import Loss
@@ -32,6 +33,7 @@ from prompt_tuning.training.step import TrainState, make_train_step
 
 HostBatch = Mapping[str, np.ndarray]
 Batches = Callable[[int], Iterator[HostBatch]]
+_TOKENS = {"encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens"}
 
 
 class Evaluator(Protocol):
@@ -111,7 +113,8 @@ class Fit:
           The model with its trained leaves.
 
         Raises:
-          UserError: If another run uses `model_dir`.
+          UserError: If another run uses `model_dir`, or a batch has a token that the embedding has
+            no row for.
           CheckpointError: If the run cannot resume from the checkpoint in `model_dir`.
           FloatingPointError: If the loss is not finite.
           Preempted: On SIGTERM, once the current step is finished and saved.
@@ -273,7 +276,8 @@ class _Loop:
         )
         # Batches are placed ahead of the step; the log counts the tokens of the host's copies.
         self._batches = prefetch(
-            (batch, sharding.put_batch(batch, tuned.layout)) for batch in host_batches
+            (batch, sharding.put_batch(batch, tuned.layout))
+            for batch in map(self._checked, host_batches)
         )
 
     def run(self) -> TunedModel:
@@ -306,6 +310,12 @@ class _Loop:
         of_state = jax.tree.map(lambda leaf: leaf.sharding, self._state)
         shardings = (of_state, tuned.layout.everywhere)
         return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+
+    def _checked(self, batch: HostBatch) -> HostBatch:
+        """Returns a batch; raises UserError if the embedding has no row for one of its tokens."""
+        for name in _TOKENS & batch.keys():
+            check_ids(np.asarray(batch[name]), self._initial.model.config.vocab_size)
+        return batch
 
     def _take_step(self, step: int) -> None:
         batch, placed = next(self._batches)

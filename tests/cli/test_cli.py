@@ -424,7 +424,9 @@ def test_evaluates(command, tmp_path):
     assert all(row["prediction"] == max(row["scores"], key=row["scores"].get) for row in rows)
     right = np.mean([row["target"] == row["prediction"] for row in rows])
     metrics = json.loads((tmp_path / "out" / "files-test-metrics.json").read_text())
-    assert metrics == {"rank/accuracy": right}
+    assert metrics["rank/accuracy"] == right
+    assert metrics["majority_class"] == 0.5
+    assert f"majority class  {0.5:18.4f}" in result.out
 
 
 def test_infers_in_t5x_form(command, tmp_path):

@@ -1,5 +1,7 @@
 """Metrics as users' functions return them."""
 
+import dataclasses
+import json
 from decimal import Decimal
 
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import numpy as np
 import pytest
 import seqio
 
+from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation import predictions
 from prompt_tuning.evaluation.scores import majority, measure
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 
@@ -64,3 +68,35 @@ def test_a_metric_that_is_no_number(values, message):
     with pytest.raises(UserError, match=message) as caught:
         measure(of_metrics(*map(returns, values)), Predictions(["x", "y"]))
     assert "\n" not in str(caught.value)
+
+
+CONSTANTS = [
+    (["no", "yes", "yes"], {"rank": ["yes"] * 3}, 2 / 3, {"rank": "yes"}),
+    (
+        ["no", "yes"],
+        {"rank": ["no", "no"], "generate": ["", ""]},
+        1 / 2,
+        {"rank": "no", "generate": ""},
+    ),
+    (["no", "yes"], {"rank": ["no", "yes"], "generate": ["no", "no"]}, 1 / 2, {"generate": "no"}),
+    (["no", "no"], {"rank": ["no", "yes"]}, 1.0, {}),
+    (["no"], {"rank": ["no"]}, 1.0, {}),
+]
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), ()])
+@pytest.mark.parametrize(("targets", "answers", "share", "constant"), CONSTANTS)
+def test_constant_answers_are_marked(tmp_path, capsys, labels, targets, answers, share, constant):
+    data = dataclasses.replace(of_metrics(accuracy), inputs=targets, targets=targets, labels=labels)
+    by_method = {name: Predictions(texts) for name, texts in answers.items()}
+    metrics = predictions.write(tmp_path, data, by_method)
+    content = json.loads((tmp_path / "mine-test-metrics.json").read_text())
+    assert content.items() >= metrics.items()
+    assert content.get("majority_class") == (pytest.approx(share) if labels else None)
+    assert content.get("constant_answers", {}) == constant
+    predictions.show(data, "this model", metrics, by_method)
+    shown = capsys.readouterr().out
+    assert f"{share:.4f}" in shown
+    for name, text in constant.items():
+        assert f"warning: mine: every answer by {name} is {text!r}; the metrics" in shown
+    assert shown.count("warning") == len(constant)

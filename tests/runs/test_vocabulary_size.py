@@ -18,10 +18,12 @@ from prompt_tuning.t5.vocabulary import SentencePiece
 from prompt_tuning.testing import (
     Numbers,
     clean_registries,
+    random_batch,
     random_leaves,
     tiny_config,
     tiny_model,
 )
+from prompt_tuning.trainer import fit
 
 PIECES = SentencePiece(embedded.vocabulary()).size
 
@@ -97,3 +99,22 @@ def test_ids_beyond_the_embedding(largest):
         eval_set = EvalSet("mine", "test", texts, texts, inputs, words, labels, 2, (), str)
         with pytest.raises(UserError, match=message):
             predict(tuned, eval_set, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "message"),
+    [
+        ("encoder_input_tokens", 64, "token id 64, but the backbone's embedding has 64 rows"),
+        ("decoder_target_tokens", 32_099, "token id 32,099, but .* has 64 rows"),
+        ("decoder_input_tokens", 65, "token id 65, but .* has 64 rows"),
+        ("encoder_input_tokens", -1, "token id -1; padding is 0"),
+        ("decoder_target_tokens", -100, "token id -100; padding is 0"),
+    ],
+)
+def test_batches_of_ones_own_with_other_ids(tmp_path, name, token, message):
+    """Nothing is compiled, since a batch is checked before its step."""
+    good = random_batch(batch=1)
+    batch = {**good, name: np.array(good[name])}
+    batch[name][0, 1] = token
+    with pytest.raises(UserError, match=message):
+        fit(tiny_model(), model_dir=tmp_path, batches=lambda start: iter([batch]), total_steps=1)

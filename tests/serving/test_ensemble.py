@@ -122,7 +122,9 @@ def test_the_majority_answers(folder, layout, tmp_path, labels, kind):
     assert [predictions[i] for i in clear] == [votes[i][0][0] for i in clear]
     expected = {f"{kind}/agreement": agreement(rows.targets, predictions)["agreement"]}
     assert metrics == {"numbers": expected}
-    assert json.loads((tmp_path / "numbers-test-metrics.json").read_text()) == expected
+    written = json.loads((tmp_path / "numbers-test-metrics.json").read_text())
+    assert written.items() >= expected.items()
+    assert ("majority_class" in written) == bool(labels)
 
 
 def test_no_prompts(folder, layout, tmp_path):
