@@ -1,24 +1,29 @@
-"""Reads and writes one prompt: `.npy` as in the original code, `.safetensors`, or PEFT's."""
+"""Reads one prompt: `.npy` as in the original code, `.safetensors`, PEFT's, or in a T5X checkpoint.
+
+Writes the first two.
+"""
 
 import numpy as np
 from etils import epath
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from prompt_tuning.checkpoint.formats import peft, safetensors_file
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.formats import peft, safetensors_file, t5x_orbax
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import renamed_when_done
 
 SUFFIXES = (".npy", safetensors_file.SUFFIX)  # of the files that `save` writes
 TENSOR = "prompt"
+PROMPT_PATH = "encoder/prompt/prompt/prompt"  # of the leaf in a model, and in a T5X checkpoint
 
 
 def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Reads a prompt [P, D] as float32; never unpickles.
 
     Args:
-      path: `.safetensors` file, `.npy` file with any suffix, or folder of a PEFT adapter with one
-        prompt.
+      path: `.safetensors` file, `.npy` file with any suffix, folder of a PEFT adapter with one
+        prompt, or T5X checkpoint, native or Orbax, of a model with a prompt.
       shape: required (P, D); None for any.
 
     Raises:
@@ -28,10 +33,14 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
     path = epath.Path(path).expanduser()
     if path.is_dir() and peft.is_adapter(path):
         prompt = peft.load_prompt(path)
+    elif t5x_orbax.is_folder(path) or (path / "checkpoint").is_file():
+        prompt = _in_t5x(path)
     elif path.is_file():
         prompt = _read(path)
     else:
-        raise CheckpointError(f"{path}: no such prompt file; check PROMPT_FILE")
+        steps = ", ".join(sorted(step.name for step in path.glob("checkpoint_*")))
+        advice = f"give one of {steps}, if it is T5X's" if steps else "check PROMPT_FILE"
+        raise CheckpointError(f"{path}: no such prompt file; {advice}")
     if fault := fault_of(prompt, shape[1] if shape else None):
         raise CheckpointError(f"{path}: {fault}")
     if not prompt.size:
@@ -78,6 +87,12 @@ def save(path: epath.PathLike, prompt: np.ndarray) -> None:
             file.write(save_safetensors({TENSOR: prompt}))
         else:
             np.save(file, prompt, allow_pickle=False)
+
+
+def _in_t5x(path: epath.Path) -> np.ndarray:
+    if PROMPT_PATH not in backbone.open_t5x(path).target_shapes:
+        raise CheckpointError(f"{path}: this T5X checkpoint has no {PROMPT_PATH}; give a prompt")
+    return backbone.load_leaf(path, PROMPT_PATH)
 
 
 def _read(path: epath.Path) -> np.ndarray:

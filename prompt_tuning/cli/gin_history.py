@@ -36,6 +36,7 @@ _LINES = (
     (r"\bpretraining\.(?=(?:Mixture|Phase)\b)", "mixture."),
     (r"\blayout\.layout\b", "layout.choose"),
     (r"\bsuite\.suite\b", "suite.train_tasks"),
+    (r"^TRAIN_STEPS_RELATIVE\b", "TRAIN_STEPS"),  # of T5X, whose TRAIN_STEPS are others
     (r"\bensemble\.ensemble\b", "ensemble.evaluate"),
 )
 _IMPORTS = "from __gin__ import dynamic_registration\n"

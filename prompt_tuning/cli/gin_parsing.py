@@ -153,6 +153,8 @@ def parse(
     except (ValueError, OSError, AttributeError, ImportError, TypeError, LookupError) as error:
         message, missing, _ = one_line(error).partition(" Searched config paths")
         hint = f" Searched: {', '.join(folders)}" if missing else ""
+        if "No module named 't5x" in message:
+            hint = "; T5X's gin files are for T5X, which takes prompts as docs/t5x.md says"
         raise UserError(f"gin: {message}{hint}") from error
     if not (bound := _bound(function)):
         available = sorted(f"{kind}/{path.name}" for path in configs_folder().glob(f"{kind}/*.gin"))

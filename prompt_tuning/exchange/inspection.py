@@ -195,7 +195,9 @@ def _adapter(path: epath.Path) -> Contents:
 
 def _t5x(path: epath.Path, kind: str = "T5X checkpoint") -> Contents:
     checkpoint = backbone.open_t5x(path)
-    return Contents(kind, checkpoint.leaves, checkpoint.step)
+    has_prompt = PROMPT_PATH in checkpoint.target_shapes
+    read = (lambda: backbone.load_leaf(path, PROMPT_PATH)) if has_prompt else None
+    return Contents(kind, checkpoint.leaves, checkpoint.step, prompt=read)
 
 
 def _run_step(path: epath.Path) -> Contents:

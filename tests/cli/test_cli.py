@@ -60,6 +60,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "nano.gin").write_text(NANO)
     (folder / "broken.gin").write_text("A = 1\nB = 3 4\n")
     (folder / "open.gin").write_text("A = (1,\n")
+    dynamic = "from __gin__ import dynamic_registration\n"
+    (folder / "t5x.gin").write_text(f"{dynamic}from t5x import utils\nimport t5x.no_such\n")
     (folder / "unknown.gin").write_text("A = 1\n\nnothing.a = 1\n")
     return folder
 
@@ -137,6 +139,10 @@ MISTAKES = {
     "no gin file": (["--gin_file=runs/no.gin"], "runs/no.gin. Searched: ., "),
     "broken gin file": (["--gin_file={folder}/broken.gin"], "broken.gin:2: gin cannot read 'B ="),
     "open bracket": (["--gin_file={folder}/open.gin"], "open.gin: EOF in multi-line statement"),
+    "T5X's gin file": (
+        ["--gin_file={folder}/t5x.gin"],
+        "; T5X's gin files are for T5X, which takes prompts as docs/t5x.md says",
+    ),
     "place in a gin file": (["--gin_file={folder}/unknown.gin"], "unknown.gin:3: "),
     "broken binding": (["--gin_bindings=FOO"], "--gin_bindings"),
     "no files at all": ([], "no --gin_file configures train; give one of runs/demo.gin, runs/en"),

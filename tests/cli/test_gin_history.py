@@ -41,6 +41,7 @@ def test_files_of_this_version_stay(path):
         ("suite.suite.score = @benchmarks.scores", "suite.train_tasks.score = @glue.scores"),
         ("LAYOUT = @layout.layout()", "LAYOUT = @layout.choose()"),
         ("ensemble.ensemble.method = %METHOD\n", ""),
+        ("TRAIN_STEPS_RELATIVE = 80", "TRAIN_STEPS = 80"),
     ],
 )
 def test_line(old, new):
