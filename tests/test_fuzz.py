@@ -91,6 +91,7 @@ def write_files(folder: Path) -> None:
     save_file(lora_leaves(), folder / "trained.safetensors")
     fields = dict.fromkeys(card.Card.__dataclass_fields__, "")
     fields |= {"d_model": 4, "length": 3, "learning_rate": 0.3, "steps": 9, "metric": {"a": 0.5}}
+    fields["trained_with"] = card.TrainedWith({"a": 1}, ("b",), ("c",), {"inputs": 8}, "")
     card.save(folder / "prompt.npy", card.Card(**fields))
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     (folder / "rows.jsonl").write_text(lines)

@@ -3,18 +3,50 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from prompt_tuning.checkpoint import prompts
-from prompt_tuning.errors import CheckpointError
+from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.runtime.files import write_json
 
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20
-_KINDS = {int: "a whole number from 0", float: "a number", str: "a string"}
+_EARLIER = "trained_with"  # lacking in the cards of earlier versions
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedWith:
+    """What answers depend on, besides the leaves of backbone and method.
+
+    Attributes:
+      settings: settings of the method by name (`Method.settings`), JSON values.
+      labels: label words, in the order of the training; empty for text to text.
+      tasks: names of the training tasks, in the order of a batch's `tasks`.
+      lengths: most tokens of "inputs" and "targets", end tokens included.
+      target_prefix: text before every target, such as a sentinel; "" for none.
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labels: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    target_prefix: str = ""
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number from 0",
+    float: "a number",
+    str: "a string",
+    Mapping[str, float]: "an object of numbers",
+    Mapping[str, int]: "an object of whole numbers from 0",
+    Mapping[str, Any]: "an object",
+    Sequence[str]: "a list of strings",
+    TrainedWith | None: "an object",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +68,7 @@ class Card:
       metric: validation metrics after these steps, by METHOD/METRIC; empty without validation.
       version: version of this package.
       config: gin configuration of the run; "" without gin.
+      trained_with: what answers depend on; None for a card of an earlier version.
     """
 
     backbone: str
@@ -52,6 +85,7 @@ class Card:
     metric: Mapping[str, float]
     version: str
     config: str
+    trained_with: TrainedWith | None = None
 
 
 def path_of(prompt: epath.PathLike) -> epath.Path:
@@ -63,7 +97,10 @@ def path_of(prompt: epath.PathLike) -> epath.Path:
 
 def save(prompt: epath.PathLike, card: Card) -> None:
     """Writes the card of the prompt at path `prompt`."""
-    write_json(path_of(prompt), dataclasses.asdict(card))
+    fields = dataclasses.asdict(card)
+    if card.trained_with is None:
+        del fields[_EARLIER]
+    write_json(path_of(prompt), fields)
 
 
 def read(prompt: epath.PathLike) -> Card | None:
@@ -71,7 +108,7 @@ def read(prompt: epath.PathLike) -> Card | None:
 
     Raises:
       CheckpointError: if the card is larger than 1 MiB, or not a JSON object with exactly the
-        fields of `Card`.
+        fields of `Card`; `trained_with` may be missing.
     """
     path = path_of(prompt)
     if not path.is_file():
@@ -86,16 +123,30 @@ def read(prompt: epath.PathLike) -> Card | None:
         raise _refused(path, f"is not valid JSON ({error})") from error
     if not isinstance(fields, dict):
         raise _refused(path, "is not a JSON object")
-    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Card)}
-    if wrong := sorted(fields.keys() ^ kinds.keys()):
-        problem = "has an unknown" if wrong[0] in fields else "lacks the"
-        raise _refused(path, f"{problem} field {wrong[0][:100]!r}")
-    for name, kind in kinds.items():
-        if not _fits(fields[name], kind):
-            expected = _KINDS.get(kind, "an object of numbers")
-            raise _refused(path, f"the field {name!r} must be {expected}")
+    _check_fields(path, fields, Card, {_EARLIER} - fields.keys())
+    if (trained_with := fields.get(_EARLIER)) is not None:
+        _check_fields(path, trained_with, TrainedWith)
+        lists = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
+        fields[_EARLIER] = TrainedWith(**trained_with | lists)
     metric = {k: math.nan if v is None else v for k, v in fields["metric"].items()}
     return Card(**fields | {"metric": metric})
+
+
+def read_for_answers(path: epath.PathLike) -> Card | None:
+    """Reads the card of a file that is about to answer; warns if the card is of an earlier version.
+
+    Raises:
+      CheckpointError: as `read`.
+    """
+    card = read(path)
+    if card is not None and card.trained_with is None:
+        warnings.warn(
+            f"{path}: its card (METHOD = {card.method}) is of an earlier version, and does not say "
+            "with which settings of the method, labels, lengths and sentinel it was trained: they "
+            "are not compared",
+            stacklevel=2,
+        )
+    return card
 
 
 def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
@@ -116,6 +167,61 @@ def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
         )
 
 
+def check_prefix(prompt: epath.PathLike) -> None:
+    """Checks that a prompt may stand in front of an input; a prompt without a card passes.
+
+    Raises:
+      UserError: if its card says that it was trained in another place.
+      CheckpointError: as `read`.
+    """
+    card = read(prompt)
+    if card is not None and card.placement not in ("", "prefix"):
+        raise UserError(
+            f"{prompt}: was trained as {card.placement!r}; only 'prefix' can be served, or "
+            "written in another format"
+        )
+
+
+def check_method(path: epath.PathLike, method: str, settings: Mapping[str, Any]) -> None:
+    """Checks that leaves were trained by a method with these settings; passes without a card.
+
+    Args:
+      path: path of the trained leaves.
+      method: class of the method that is to use them.
+      settings: its `Method.settings`.
+
+    Raises:
+      CheckpointError: names the settings that differ, with both values.
+    """
+    card = read(path)
+    if card is None or card.trained_with is None:
+        return
+    trained = {"METHOD": card.method, **card.trained_with.settings}
+    current = json.loads(json.dumps({"METHOD": method, **settings}))
+    differing = [
+        f"{name} = {trained[name]!r}, not {value!r}"
+        for name, value in current.items()
+        if name in trained and trained[name] != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path}: was trained with {'; '.join(differing)}; use those settings, or set "
+            "ALLOW_OTHER_SETTINGS = True"
+        )
+
+
+def _check_fields(
+    path: epath.Path, fields: Mapping[str, Any], cls: type, optional: Collection[str] = ()
+) -> None:
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
+    if wrong := sorted((fields.keys() ^ kinds.keys()) - {*optional}):
+        problem = "has an unknown" if wrong[0] in fields else "lacks the"
+        raise _refused(path, f"{problem} field {wrong[0][:100]!r}")
+    for name in (name for name in kinds if name not in optional):
+        if not _fits(fields[name], kinds[name]):
+            raise _refused(path, f"the field {name!r} must be {_KINDS[kinds[name]]}")
+
+
 def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and value >= 0
@@ -123,8 +229,15 @@ def _fits(value: Any, kind: Any) -> bool:
         return type(value) in (int, float)
     if kind is str:
         return isinstance(value, str)
-    numbers = value.values() if isinstance(value, dict) else [""]
-    return all(number is None or _fits(number, float) for number in numbers)
+    if kind == Sequence[str]:
+        return isinstance(value, list) and all(_fits(part, str) for part in value)
+    if not isinstance(value, dict):
+        return False
+    if kind == Mapping[str, int]:
+        return all(_fits(number, int) for number in value.values())
+    if kind == Mapping[str, float]:
+        return all(number is None or _fits(number, float) for number in value.values())
+    return True
 
 
 def _refused(path: epath.Path, reason: str) -> CheckpointError:

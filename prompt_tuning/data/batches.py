@@ -64,6 +64,7 @@ class TaskData:
       eval_examples: Most examples of a split to evaluate, the same ones each time; None for all.
       bad_rows: Counter of the malformed rows of the task's files that are skipped.
       rank_memory_gib: See `EvalSet`.
+      target_prefix: Text before every target, such as a sentinel; "" for that of the task.
       transform: Applied to each evaluation set; None for no change.
       provider: The task or mixture itself; None to look `task` up. What is registered under its
         name later does not change this object.
@@ -84,6 +85,7 @@ class TaskData:
     eval_examples: int | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
     rank_memory_gib: float = RANK_MEMORY_GIB
+    target_prefix: str = ""
     transform: Callable[["TaskData", EvalSet], EvalSet] | None = None
     provider: Provider = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -100,6 +102,9 @@ class TaskData:
         if self.provider is None or self.provider.name != self.task:
             _check_name(self.task)
             object.__setattr__(self, "provider", seqio.get_mixture_or_task(self.task))
+        prefixes = map(target_prefix, parts(self.provider))
+        prefix = self.target_prefix or next(filter(None, prefixes), "")
+        object.__setattr__(self, "target_prefix", prefix)
         for task in parts(self.provider):
             vocabulary = task.output_features["targets"].vocabulary
             label_words.check_ids(
@@ -127,6 +132,12 @@ class TaskData:
         subtasks = seqio.get_subtasks(self.provider)
         return tuple(task.name for task in subtasks if "train" in task.splits)
 
+    def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "TaskData":
+        """The data to evaluate on, with the lengths and the target prefix of a training."""
+        return dataclasses.replace(
+            self, lengths=dict(lengths), target_prefix=target_prefix, batching=Batching()
+        )
+
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the training batches, as JSON values by setting."""
@@ -150,10 +161,9 @@ class TaskData:
 
         Sentinels count if targets begin with one.
         """
-        with_sentinels = any(map(target_prefix, parts(self.provider)))
         vocabularies = [feature.vocabulary for feature in self.provider.output_features.values()]
         return max(
-            each.vocab_size - (0 if with_sentinels else each.extra_ids)
+            each.vocab_size - (0 if self.target_prefix else each.extra_ids)
             if isinstance(each, seqio.SentencePieceVocabulary)
             else 0
             for each in vocabularies
@@ -297,12 +307,14 @@ class TaskData:
         examples = self._examples(task, split)
         feature = task.output_features["targets"]
         targets = [text_of(task, example, "targets") for example in examples]
-        labels = labels_of(task)
-        words = [label.removeprefix(target_prefix(task)).strip() for label in labels]
-        self._check_targets(task, words + targets)
+        labels = tuple(
+            label_words.without_prefix(target_prefix(task), label) for label in labels_of(task)
+        )
+        self._check_targets(task, [*labels, *targets])
         compare = _Comparison(task, examples, targets)
         label_ids = [
-            [*feature.vocabulary.encode(label), feature.vocabulary.eos_id] for label in labels
+            [*feature.vocabulary.encode(self._whole(label)), feature.vocabulary.eos_id]
+            for label in labels
         ]
         eval_set = EvalSet(
             task=task.name,
@@ -314,7 +326,10 @@ class TaskData:
             label_tokens=pad_ids(label_ids, self.lengths["targets"]),
             target_length=self.lengths["targets"],
             metric_fns=tuple(map(compare.by, task.predict_metric_fns)),
-            decode=functools.partial(decode, feature.vocabulary),
+            decode=lambda ids: label_words.without_prefix(
+                self.target_prefix, decode(feature.vocabulary, ids)
+            ),
+            target_prefix=self.target_prefix,
             notes=(
                 *self._eval_notes(task, split, examples),
                 *compare.notes(f"{task.name}, {split} split"),
@@ -368,9 +383,8 @@ class TaskData:
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]
-        prefix = target_prefix(task)
         for text in dict.fromkeys(texts):
-            whole = f"{prefix} {text}" if prefix else text
+            whole = self._whole(text)
             length = len(feature.vocabulary.encode(whole)) + feature.add_eos
             if length > most:
                 shown = whole if len(whole) <= 60 else whole[:57] + "..."
@@ -378,6 +392,10 @@ class TaskData:
                     f"{task.name}: the target {shown!r} has {length} tokens with its end token, "
                     f'more than the {most} of TASK_FEATURE_LENGTHS["targets"]'
                 )
+
+    def _whole(self, target: str) -> str:
+        """A target as the model is trained to write it."""
+        return label_words.with_prefix(self.target_prefix, target)
 
 
 def _cut_note(where: str, cut: Mapping[str, float], lengths: Mapping[str, int]) -> str:
@@ -432,7 +450,10 @@ class _Comparison:
         self._task, self._examples, self._targets = task, examples, targets
         self._vocabulary = task.output_features["targets"].vocabulary
         self._written: dict[str, str] = {}
-        self._words = {self.written(label): label for label in labels_of(task)}
+        words = [
+            label_words.without_prefix(target_prefix(task), label) for label in labels_of(task)
+        ]
+        self._words = {self.written(word): word for word in words}
 
     def written(self, text: str) -> str:
         """A text as the vocabulary writes it, without spaces around it."""

@@ -141,3 +141,13 @@ def _both(one: str, other: str) -> str:
     if unicodedata.normalize("NFKC", one).split() == unicodedata.normalize("NFKC", other).split():
         return f"{one!a} and {other!a}"
     return f"{one!r} and {other!r}"
+
+
+def with_prefix(prefix: str, target: str) -> str:
+    """A target as a model is trained to write it, after a prefix such as a sentinel."""
+    return f"{prefix} {target}" if prefix else target
+
+
+def without_prefix(prefix: str, text: str) -> str:
+    """A target or an output without the prefix."""
+    return text.strip().removeprefix(prefix).lstrip() if prefix else text

@@ -22,10 +22,12 @@ class EvalSet:
       targets: N target texts.
       encoder_input_tokens: [N, T] int32, the tokens of the inputs; 0 is padding.
       labels: K label words of a classification task; empty for other tasks.
-      label_tokens: [K, L] int32, tokens of the labels, each with its end token, then 0.
+      label_tokens: [K, L] int32, tokens of the labels, each with the target's prefix and its end
+        token, then 0.
       target_length: Maximum number of tokens to generate.
       metric_fns: Metrics of the task.
-      decode: Function from token ids to text.
+      decode: Function from token ids to text, without the target's prefix.
+      target_prefix: Text before every target, such as a sentinel; "" for none.
       notes: Lines that a run shows before it starts, such as the share of inputs that are cut.
       rank_memory_gib: Memory in which labels are scored together, on each device that rows are on.
 
@@ -43,6 +45,7 @@ class EvalSet:
     target_length: int
     metric_fns: Sequence[MetricFn]
     decode: Callable[[Sequence[int]], str]
+    target_prefix: str = ""
     notes: Sequence[str] = ()
     rank_memory_gib: float = RANK_MEMORY_GIB
 

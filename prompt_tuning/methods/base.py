@@ -1,8 +1,9 @@
 """The interface of a tuning method."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,7 +35,12 @@ class Method(Sites):
 
     Nothing outside a method's own file names the method: the trainer calls `trains`, and
     `prompt_tuning.model.params.ParamSplit` derives the rest by comparing shapes.
+
+    Attributes:
+      only_in_training: fields that do not matter once the leaves are trained.
     """
+
+    only_in_training: ClassVar[frozenset[str]] = frozenset({"initializer"})
 
     @property
     def positions(self) -> int | None:
@@ -87,6 +93,15 @@ class Method(Sites):
         """
         return {}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that trained leaves depend on, JSON values by name ("LoRA.alpha")."""
+        return {
+            f"{type(self).__name__}.{field.name}": _as_json(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in self.only_in_training
+        }
+
     def said(self, setting: str) -> str:
         """The setting as text for the model card; "" if this method has no such setting."""
         return str(getattr(self, setting, ""))
@@ -106,3 +121,11 @@ class Method(Sites):
           ValueError: if no plain backbone predicts the same.
         """
         raise ValueError(f"{type(self).__name__} cannot be merged into the backbone")
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_json(part) for part in value]
+    return re.sub(r" at 0x\w+", "", repr(value))

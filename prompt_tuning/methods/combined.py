@@ -18,6 +18,8 @@ from prompt_tuning.t5.sites import Attend, Embedded, Place
 class Combined(Method):
     """Applies several methods at each site, in order, and trains the parameters of all.
 
+    Nothing is exported, since no part predicts the same alone.
+
     Attributes:
       methods: at least two methods whose leaves have different paths.
     """
@@ -68,8 +70,12 @@ class Combined(Method):
     def said(self, setting: str) -> str:
         return ", ".join(filter(None, (method.said(setting) for method in self.methods)))
 
-    def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._union(method.exports(trained) for method in self.methods)
+    @property
+    def settings(self) -> dict[str, Any]:
+        parts = {"Combined.methods": [type(method).__name__ for method in self.methods]}
+        for i, method in enumerate(self.methods):
+            parts |= {f"methods[{i}].{name}": value for name, value in method.settings.items()}
+        return parts
 
     def folded(self) -> Method:
         return Combined([method.folded() for method in self.methods])

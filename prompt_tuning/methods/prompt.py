@@ -84,19 +84,17 @@ class InputPrompt(Method):
             if length
         }
 
+    def prompt_file(self, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """The prompt by the name of its file; nothing if the decoder has a prompt too."""
+        return {} if self.decoder_length else {"prompt": trained[PROMPT_PATH]}
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptTuning(InputPrompt):
     """Prompt tuning: P x D parameters, one vector per added encoder position."""
 
     def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
-        return prompt_files(trained)
-
-
-def prompt_files(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """Selects the prompts among trained leaves (by path); the keys are file names."""
-    names = {PROMPT_PATH: "prompt", DECODER_PROMPT_PATH: "decoder_prompt"}
-    return {name: trained[path] for path, name in names.items() if path in trained}
+        return self.prompt_file(trained)
 
 
 class Prompt(nn.Module):

@@ -31,6 +31,12 @@ def with_prompt(
                 "methods/*.gin of another method"
             )
         return method
+    whole = isinstance(method, PromptTuning) and not method.decoder_length
+    if not trained_file and not whole:
+        raise UserError(
+            f"PROMPT_FILE = {path!r}: METHOD = {type(method).__name__} is more than a prompt, or "
+            "none; leave it out, and give TRAINED_FILE if the method trains something"
+        )
     if isinstance(method, PromptTuning):
         initializer = FromFile(path, allow_other_backbone)
         return dataclasses.replace(method, length=prompts.length(path), initializer=initializer)
@@ -42,9 +48,4 @@ def with_prompt(
             for part in method.methods
         ]
         return dataclasses.replace(method, methods=parts)
-    if not trained_file:
-        raise UserError(
-            f"PROMPT_FILE = {path!r}: METHOD = {type(method).__name__} is more than a prompt, or "
-            "none; leave it out, and give TRAINED_FILE if the method trains something"
-        )
     return method

@@ -9,7 +9,7 @@ from jax import Array
 
 from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.initializers import Text
-from prompt_tuning.methods.prompt import PROMPT_PATH, InputPrompt, prompt_files
+from prompt_tuning.methods.prompt import PROMPT_PATH, InputPrompt
 from prompt_tuning.t5 import int8
 from prompt_tuning.t5.network import EMBEDDING
 
@@ -29,6 +29,8 @@ class Wayward(InputPrompt):
     text: str = ""
     weight: float = 1.0
     token_ids: Sequence[int] = ()
+
+    only_in_training = Method.only_in_training | {"text", "weight", "token_ids"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +52,7 @@ class Wayward(InputPrompt):
         return dataclasses.replace(self, token_ids=ids, initializer=Text(self.text))
 
     def exports(self, trained: Mapping[str, Any]) -> Mapping[str, Any]:
-        return prompt_files(trained)
+        return self.prompt_file(trained)
 
     def penalty(self, leaves: Mapping[str, Any]) -> Array | float:
         if not self.token_ids:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -163,14 +163,20 @@ def _random_leaves(model: T5, wanted: Mapping[str, Any], seed: int) -> dict[str,
 
 
 def with_trained(
-    tuned: TunedModel, path: epath.PathLike, allow_other_backbone: bool = False
+    tuned: TunedModel,
+    path: epath.PathLike,
+    allow_other_backbone: bool = False,
+    allow_other_settings: bool = False,
 ) -> TunedModel:
     """Returns `tuned` with trained leaves from a file of `checkpoint.trained`, onto their shards.
 
     Raises:
       CheckpointError: If the file's leaves are not the trained leaves of this model, or its card
-        names another backbone and `allow_other_backbone` is False.
+        names another backbone, or other settings of the method, that are not allowed.
     """
+    if not allow_other_settings:
+        method = cast(Method, tuned.model.sites)
+        card.check_method(path, type(method).__name__, method.settings)
     if not allow_other_backbone:
         card.check(path, lambda: fingerprint.of(tuned.backbone, tuned.sums))
     wanted = {

@@ -12,6 +12,10 @@ class Data(Protocol):
 
     task: str
     batch_size: int
+    lengths: Mapping[str, int]
+    target_prefix: str
+
+    def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "Data": ...
 
     @property
     def splits(self) -> Sequence[str]: ...

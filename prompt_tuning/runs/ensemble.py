@@ -56,19 +56,24 @@ def evaluate(
         vocabulary,
         layout=layout,
         batch_size=data.batch_size,
+        input_length=eval_sets[0].encoder_input_tokens.shape[1],
         tasks=len(prompt_files),
         allow_other_backbone=allow_other_backbone,
         rank_memory_gib=eval_sets[0].rank_memory_gib,
     )
     for eval_set in eval_sets:
-        model.add_task(eval_set.task, prompt=list(prompt_files), labels=eval_set.labels)
+        model.add_task(
+            eval_set.task,
+            prompt=list(prompt_files),
+            labels=eval_set.labels,
+            target_prefix=eval_set.target_prefix or None,
+        )
     on_start(folder)
     return {eval_set.task: _measured(model, eval_set, folder) for eval_set in eval_sets}
 
 
 def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metrics:
     [kind] = predictors_for(data, ["auto"])
-    model.input_length = data.encoder_input_tokens.shape[1]
     if kind == "rank":
         texts = [answer.label for answer in model.classify(data.inputs, data.task)]
     else:

@@ -13,6 +13,7 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.model import summary
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runs import checks, loading
+from prompt_tuning.runs.as_trained import as_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
@@ -28,6 +29,7 @@ def evaluate(
     initial_checkpoint: str,
     trained_file: str = "",
     allow_other_backbone: bool = False,
+    allow_other_settings: bool = False,
     split: str = "test",
     eval_methods: Sequence[str] = ("rank",),
     seed: int = 0,
@@ -36,8 +38,10 @@ def evaluate(
     """Measures a tuned model.
 
     The trained leaves come from `trained_file`, or else from the method's initialiser, which may
-    read a prompt file. Writes the files of `predictions.write` for each task of a mixture, and the
-    parameter counts, `parameters.json`.
+    read a prompt file; the file's card decides on lengths and sentinel (`as_trained`).
+
+    Writes the files of `predictions.write` for each task of a mixture, and the parameter counts,
+    `parameters.json`.
 
     Args:
       output_dir: Folder to write to.
@@ -45,6 +49,8 @@ def evaluate(
         `runs.train.train`.
       trained_file: A run's `trained_best.safetensors`; "" if the method reads a prompt file.
       allow_other_backbone: Whether the card of `trained_file` may name another backbone.
+      allow_other_settings: Whether the file is used with the settings given here, whatever its card
+        says.
       split: Split to measure on.
       on_start: Function called with the folder before anything is written.
 
@@ -53,6 +59,7 @@ def evaluate(
     """
     folder = checks.output_folder("EVAL_OUTPUT_DIR", output_dir)
     sharding.check_batch_size(data.batch_size, layout)
+    method, data = as_trained(method, data, trained_file, allow_other_settings)
     checks.split(split, data.splits)
     sets = data.eval_sets(split)
     checks.eval_methods(eval_methods, sets, "EVAL_METHODS")
@@ -65,6 +72,7 @@ def evaluate(
         seed=seed,
         trained_file=trained_file,
         allow_other_backbone=allow_other_backbone,
+        allow_other_settings=allow_other_settings,
     )
     on_start(folder)
     for line in (note for eval_set in sets for note in eval_set.notes):

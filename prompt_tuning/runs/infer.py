@@ -14,6 +14,7 @@ from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs import checks, infer_tasks, loading
+from prompt_tuning.runs.as_trained import as_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runs.infer_tasks import BATCHES_PER_WRITE
 from prompt_tuning.runtime import resumable_lines
@@ -33,6 +34,7 @@ def infer(
     initial_checkpoint: str,
     trained_file: str = "",
     allow_other_backbone: bool = False,
+    allow_other_settings: bool = False,
     split: str = "test",
     mode: str = "generate",
     seed: int = 0,
@@ -47,7 +49,7 @@ def infer(
     Args:
       output_dir: Folder to write to, on a local disk.
       config, method, data, initial_checkpoint, layout, seed: See `runs.train.train`.
-      trained_file, allow_other_backbone, split: See `runs.eval.evaluate`.
+      trained_file, allow_other_backbone, allow_other_settings, split: See `runs.eval.evaluate`.
       mode: "rank", "generate" or "auto".
       on_start: Function called with the folder before anything is written.
 
@@ -69,6 +71,7 @@ def infer(
             layout=layout,
             on_start=on_start,
         )
+    method, data = as_trained(method, data, trained_file, allow_other_settings)
     texts = data.eval_set(split)
     checks.eval_methods([mode], [texts], "MODE")
     [mode] = predictors_for(texts, [mode])
@@ -81,6 +84,7 @@ def infer(
         seed=seed,
         trained_file=trained_file,
         allow_other_backbone=allow_other_backbone,
+        allow_other_settings=allow_other_settings,
     )
     on_start(folder)
     for line in texts.notes:
@@ -90,6 +94,7 @@ def infer(
         texts.inputs,
         texts.encoder_input_tokens.tolist(),
         texts.labels,
+        texts.label_tokens.tolist(),
         texts.target_length,
         data.batch_size,
         config,

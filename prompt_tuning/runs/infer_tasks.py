@@ -74,6 +74,7 @@ def infer(
         [data.vocabulary.encode(text) for text, _ in rows],
         (data.batch_size, data.input_length, data.target_length),
         {task: model.labels(task) for task in tasks},
+        {task: repr(model.task_set.trained_with[task]) for task in tasks},
         config,
         model.fingerprint,
         fingerprint.of(vectors),

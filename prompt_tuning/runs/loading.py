@@ -18,6 +18,7 @@ def load(
     seed: int,
     trained_file: str = "",
     allow_other_backbone: bool = False,
+    allow_other_settings: bool = False,
 ) -> TunedModel:
     """Loads a backbone and the leaves of a method.
 
@@ -30,6 +31,7 @@ def load(
       seed: Seed of the initialisation.
       trained_file: Trained leaves of a run, read in place of the initialised ones; "" for none.
       allow_other_backbone: Whether the card of `trained_file` may name another backbone.
+      allow_other_settings: Whether it may name other settings of the method.
     """
     tuned = initialize(
         config,
@@ -41,4 +43,6 @@ def load(
         labels=data.labels,
     )
     check_size(data.vocabulary_size, config.vocab_size)
-    return with_trained(tuned, trained_file, allow_other_backbone) if trained_file else tuned
+    if not trained_file:
+        return tuned
+    return with_trained(tuned, trained_file, allow_other_backbone, allow_other_settings)

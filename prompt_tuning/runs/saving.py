@@ -8,10 +8,12 @@ from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint import trained as trained_file
-from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.checkpoint.fingerprint import Identity
+from prompt_tuning.data import label_words
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
+from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runtime import distributed
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.paths import Params, flatten
@@ -26,7 +28,7 @@ def card_at(
     identity: Identity,
     config: T5Config,
     method: Method,
-    task: str,
+    data: Data,
     fit: Fit,
     settings: str,
 ) -> Card:
@@ -37,8 +39,8 @@ def card_at(
       metrics: Validation metrics at that step.
       identity: Identity of the backbone.
       config: Configuration of the backbone.
-      method: Tuning method.
-      task: Name of the task or mixture.
+      method: Tuning method, with its settings for the task.
+      data: Task or mixture.
       fit: Settings of training.
       settings: The run's gin configuration; "" without gin.
     """
@@ -46,7 +48,7 @@ def card_at(
         backbone=identity.path,
         fingerprint=identity.fingerprint,
         d_model=config.d_model,
-        task=task,
+        task=data.task,
         method=type(method).__name__,
         length=0,
         placement=method.said("placement"),
@@ -57,6 +59,15 @@ def card_at(
         metric=metrics,
         version=__version__,
         config=settings,
+        trained_with=TrainedWith(
+            settings=method.settings,
+            labels=tuple(
+                label_words.without_prefix(data.target_prefix, label) for label in data.labels
+            ),
+            tasks=tuple(data.tasks),
+            lengths=dict(data.lengths),
+            target_prefix=data.target_prefix,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from etils import epath
 
@@ -103,6 +104,7 @@ def train(
             f"METHOD = {method}: has no trainable parameters; evaluate it with "
             "`python -m prompt_tuning.eval`"
         )
+    method = cast(Method, tuned.model.sites)  # with its settings for the task
 
     # Lock.
     with only_run(folder):
@@ -145,7 +147,7 @@ def train(
             identity=identity,
             config=config,
             method=method,
-            task=data.task,
+            data=data,
             fit=fit,
             settings=settings,
         )

@@ -12,6 +12,8 @@ from jax import Array
 
 from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint.card import TrainedWith
+from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.decoding import (
     RANK_MEMORY_GIB,
@@ -41,6 +43,7 @@ from prompt_tuning.t5.vocabulary import (
 from prompt_tuning.t5.vocabulary import read as read_vocabulary
 
 MAX_TOKENS = 32
+INPUT_LENGTH = 512
 
 
 class Model:
@@ -52,7 +55,8 @@ class Model:
 
     Attributes:
       config: Shape of the backbone.
-      input_length: Number of tokens, including the end token, to which an input is cut.
+      input_length: Number of tokens, including the end token, to which an input is cut, unless the
+        card of its task's prompt has a number.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Model:
         layout: Layout,
         *,
         batch_size: int = 64,
-        input_length: int = 512,
+        input_length: int | None = None,
         prompts: PromptBank | None = None,
         allow_other_backbone: bool = False,
         rank_memory_gib: float = RANK_MEMORY_GIB,
@@ -81,8 +85,11 @@ class Model:
         """
         if isinstance(vocabulary, SentencePiece):
             check_size(vocabulary.size, config.vocab_size)
-        self.config = config
-        self.input_length = whole_number("input_length", input_length, 1, MOST_TOKENS)
+        self.config, self.input_length = config, INPUT_LENGTH
+        self._longest_input = None
+        if input_length is not None:
+            self.input_length = whole_number("input_length", input_length, 1, MOST_TOKENS)
+            self._longest_input = self.input_length
         self._process = os.getpid()
         self._sums, self._vocabulary = sums or {}, vocabulary
         self._allow_other_backbone = allow_other_backbone
@@ -143,25 +150,38 @@ class Model:
         return task_set.bank.prompts_of(task_set.known(task))
 
     def add_task(
-        self, name: str, prompt: Any, labels: Sequence[str] = (), *, replace: bool = False
+        self,
+        name: str,
+        prompt: Any,
+        labels: Sequence[str] = (),
+        *,
+        target_prefix: str | None = None,
+        replace: bool = False,
     ) -> None:
         """Adds a task for the calls that begin afterwards.
+
+        Inputs are cut to the length with which the prompt was trained, if its card says so.
 
         Args:
           name: Name of the task, by which calls ask for it in any Unicode form.
           prompt: Array [P, D] or path (`.npy`, `.safetensors`, folder of an adapter); None for the
             backbone alone; a list of these for an ensemble.
           labels: Label words to choose from, for a classification task.
+          target_prefix: Text before every target in training, such as a sentinel, which is not part
+            of answers; None for what the card says.
           replace: Whether to replace a task of this name.
 
         Raises:
           UserError, CheckpointError: if the task already exists, or the prompt is not finite, has
-            another width or was trained on another backbone. The model is then unchanged.
+            another width, or was trained on another backbone, on longer inputs than this model
+            takes, or not as a prefix. The model is then unchanged.
         """
         name = composed(name)
         parts = prompt if isinstance(prompt, list | tuple) else [prompt]
         arrays = {name: [self._prompt_array(part) for part in parts]}
-        self._add(arrays, {name: checked_labels(name, labels, self._vocabulary)}, replace=replace)
+        words = {name: checked_labels(name, labels, self._vocabulary)}
+        trained_with = self._trained_with(name, parts, target_prefix)
+        self._add(arrays, words, {name: trained_with}, replace=replace)
 
     def add_tasks(self, folder: epath.PathLike) -> tuple[str, ...]:
         """Adds all tasks of a folder of prompts, or none if one is refused; returns their names.
@@ -176,7 +196,8 @@ class Model:
         arrays = {
             task: [self._prompt_array(path) for path in paths] for task, paths in files.items()
         }
-        self._add(arrays, words)
+        trained_with = {task: self._trained_with(task, paths) for task, paths in files.items()}
+        self._add(arrays, words, trained_with)
         return tuple(files)
 
     def remove_task(self, name: str) -> None:
@@ -287,7 +308,8 @@ class Model:
             raise UserError(
                 f"task {unlabelled[0]!r}: has no labels; add it with labels, or use generate"
             )
-        targets = _label_targets(labels, self._vocabulary.encode)
+        prefixes = {name: task_set.prefix(name) for name in labels}
+        targets = _label_targets(labels, prefixes, self._vocabulary.encode)
         rows = np.array([targets[name] for name in names])
         check_ids(rows, self.config.vocab_size)
         scores = self._map(task_set, texts, names, batches.classify, self._rank_bytes, rows)
@@ -318,6 +340,12 @@ class Model:
             whole_number(f"stop[{i}]", token, 0, self.config.vocab_size - 1)
             for i, token in enumerate(stop)
         ]
+        prefixes = [task_set.prefix(name) for name in names]
+        encode, decode = self._vocabulary.encode, self._vocabulary.decode
+        limits = [
+            limit + (len(encode(prefix)) if prefix else 0)
+            for limit, prefix in zip(limits, prefixes, strict=True)
+        ]
         search = Search(power(max(limits, default=1)), beams)
         # Padded with the end token, so that few numbers of stop tokens are compiled.
         stops = [EOS, *stop, *[EOS] * (power(len(stop) + 1, 4) - len(stop) - 1)]
@@ -329,10 +357,11 @@ class Model:
             *sampling_arrays(samplings or [None] * len(texts)),
         )
         decoded = self._map(task_set, texts, names, batches.generate, search, *arrays)
-        decode = self._vocabulary.decode
         return [
-            Generation.of([decode(row.tolist()) for row in tokens], scores)
-            for tokens, scores in decoded
+            Generation.of(
+                [label_words.without_prefix(prefix, decode(row.tolist())) for row in tokens], scores
+            )
+            for (tokens, scores), prefix in zip(decoded, prefixes, strict=True)
         ]
 
     def _map(
@@ -360,7 +389,11 @@ class Model:
         counts = [len(text_slots) for text_slots in slots]
         text_of_row = np.repeat(np.arange(len(texts)), counts)
         encode = self._vocabulary.encode
-        ids = [[*encode(text)[: self.input_length - 1], EOS] for text in texts]
+        lengths = {name: task_set.input_length(name, self.input_length) for name in {*names}}
+        ids = [
+            [*encode(text)[: lengths[name] - 1], EOS]
+            for text, name in zip(texts, names, strict=True)
+        ]
         check_ids(np.concatenate(ids), self.config.vocab_size)
         results = self._programs.map(
             function,
@@ -382,15 +415,36 @@ class Model:
         fingerprint_of_backbone = None if self._allow_other_backbone else lambda: self.fingerprint
         return prompt_folder.read(prompt, fingerprint_of_backbone)
 
+    def _trained_with(
+        self, task: str, prompts: Sequence[Any], target_prefix: str | None = None
+    ) -> TrainedWith:
+        """What the cards of a task's prompts say, which is checked against this model."""
+        found = prompt_folder.trained_with(prompts, f"task {task!r}")
+        if found is None:
+            return TrainedWith(target_prefix=target_prefix or "")
+        length, longest = found.lengths.get("inputs", 0), self._longest_input
+        if longest is not None and length > longest:
+            raise UserError(
+                f"task {task!r}: its prompt was trained on inputs of {length} tokens, but inputs "
+                f"are cut to {longest} here; set the input length to {length}"
+            )
+        if target_prefix not in (None, found.target_prefix):
+            raise UserError(
+                f"task {task!r}: target_prefix is {target_prefix!r}, but its prompt was trained "
+                f"with {found.target_prefix!r}; leave it out"
+            )
+        return found
+
     def _add(
         self,
         prompts: Mapping[str, Sequence[np.ndarray]],
         labels: Mapping[str, tuple[str, ...]],
+        trained_with: Mapping[str, TrainedWith],
         *,
         replace: bool = False,
     ) -> None:
         with self._lock:
-            self._task_set = self.task_set.add(prompts, labels, replace=replace)
+            self._task_set = self.task_set.add(prompts, labels, trained_with, replace=replace)
 
 
 def _is_sequence(setting: Any) -> bool:
@@ -420,10 +474,15 @@ def _seeds_and_numbers(seed: int | Sequence[int], count: int) -> np.ndarray:
 
 
 def _label_targets(
-    labels: Mapping[str, Sequence[str]], encode: Callable[[str], list[int]]
+    labels: Mapping[str, Sequence[str]],
+    prefixes: Mapping[str, str],
+    encode: Callable[[str], list[int]],
 ) -> dict[str, np.ndarray]:
     """Each task's labels as tokens [K, L] int32, of one shape for all tasks; 0 is padding."""
-    ids = {task: [[*encode(word), EOS] for word in words] for task, words in labels.items()}
+    ids = {
+        task: [[*encode(label_words.with_prefix(prefixes[task], word)), EOS] for word in words]
+        for task, words in labels.items()
+    }
     longest = max((len(word) for words in ids.values() for word in words), default=1)
     shape = power(max(map(len, ids.values()), default=1)), power(longest)
     targets = {task: np.zeros(shape, np.int32) for task in ids}
@@ -440,7 +499,7 @@ def load(
     *,
     layout: Layout | None = None,
     batch_size: int = 64,
-    input_length: int = 512,
+    input_length: int | None = None,
     tasks: int = 8,
     prompt_length: int = 0,
     shard_prompts: str | None = None,
@@ -456,7 +515,8 @@ def load(
         decodes.
       layout: Devices, from `sharding.layout`; None to divide rows over all devices.
       batch_size: Most rows of a batch.
-      input_length: Number of tokens, including the end token, to which an input is cut.
+      input_length: Number of tokens, including the end token, to which an input is cut if the card
+        of its prompt has no number or a larger one, which is refused; None for 512 without a card.
       tasks: Number of prompts that there is room for at the start; it doubles when more are added,
         and batches are then compiled again.
       prompt_length: Length of the prompts that there is room for at the start; it grows to the

@@ -1,12 +1,15 @@
 """Prompts of many tasks as files in one folder."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint import card, prompts
+from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.checkpoint.formats import peft
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
@@ -29,12 +32,37 @@ def read(path: epath.PathLike, fingerprint: Callable[[], str] | None = None) -> 
     prompt = prompts.load(path)
     if fingerprint is not None:
         card.check(path, fingerprint)
-    prompt_card = card.read(path)
-    if prompt_card is not None and prompt_card.placement not in ("", "prefix"):
-        raise UserError(
-            f"{path}: was trained as {prompt_card.placement!r}; only a prefix can be served"
-        )
+    card.check_prefix(path)
     return prompt
+
+
+def trained_with(paths: Sequence[Any], setting: str) -> TrainedWith | None:
+    """What prompts that answer together were trained with; None if no card says it.
+
+    Args:
+      paths: paths of prompts; what has no card (an array, None) is left out.
+      setting: what the error message begins with.
+
+    Raises:
+      UserError: if two were trained with different input lengths or target prefixes.
+    """
+    first, found = None, None
+    for path in paths:
+        prompt_card = card.read_for_answers(path) if isinstance(path, str | os.PathLike) else None
+        if prompt_card is None or (other := prompt_card.trained_with) is None:
+            continue
+        if found is None:
+            first, found = path, other
+        for name, a, b in (
+            ("input length", found.lengths.get("inputs"), other.lengths.get("inputs")),
+            ("target prefix", found.target_prefix, other.target_prefix),
+        ):
+            if a != b:
+                raise UserError(
+                    f"{setting}: {first} was trained with the {name} {a!r}, {path} with {b!r}; "
+                    "prompts that answer together must agree"
+                )
+    return found
 
 
 def files(folder: epath.PathLike) -> dict[str, list[epath.Path]]:

@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
@@ -32,12 +34,14 @@ class TaskSet:
       backbone: Leaves of the backbone.
       bank: Prompts of all tasks.
       labels: Label words by task; empty for a task that generates text.
+      trained_with: What the cards of a task's prompts say, by task; none for a task without cards.
     """
 
     config: T5Config
     backbone: Params
     bank: PromptBank
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    trained_with: Mapping[str, TrainedWith] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def model(self) -> T5:
@@ -53,6 +57,7 @@ class TaskSet:
         self,
         prompts: Mapping[str, Sequence[np.ndarray]],
         labels: Mapping[str, tuple[str, ...]],
+        trained_with: Mapping[str, TrainedWith] = MappingProxyType({}),
         *,
         replace: bool = False,
     ) -> "TaskSet":
@@ -61,15 +66,21 @@ class TaskSet:
         Args:
           prompts: Arrays [P, D] by task.
           labels: Label words by task.
+          trained_with: What the prompts were trained with, by task.
           replace: Whether to replace tasks that exist.
 
         Raises:
           UserError: as `PromptBank.add`.
         """
-        bank = self.bank
+        rest = self
         for task in prompts if replace else ():
-            bank = bank.remove(task) if task in bank.slots else bank
-        return self._with(bank.add(prompts), {**self.labels, **labels})
+            rest = rest.remove(task) if task in rest.bank.slots else rest
+        return dataclasses.replace(
+            rest,
+            bank=rest.bank.add(prompts),
+            labels={**rest.labels, **labels},
+            trained_with={**rest.trained_with, **trained_with},
+        )
 
     def remove(self, task: str) -> "TaskSet":
         """A snapshot without a task.
@@ -78,8 +89,11 @@ class TaskSet:
           UserError: if there is no such task.
         """
         task = self.known(task)
-        labels = {name: words for name, words in self.labels.items() if name != task}
-        return self._with(self.bank.remove(task), labels)
+        labels, trained_with = {**self.labels}, {**self.trained_with}
+        bank = self.bank.remove(task)
+        labels.pop(task, None)
+        trained_with.pop(task, None)
+        return dataclasses.replace(self, bank=bank, labels=labels, trained_with=trained_with)
 
     def known(self, task: str) -> str:
         """The name of a task, given in any Unicode form.
@@ -106,8 +120,14 @@ class TaskSet:
         known = {name: self.known(name) for name in dict.fromkeys(names)}
         return [known[name] for name in names]
 
-    def _with(self, bank: PromptBank, labels: Mapping[str, tuple[str, ...]]) -> "TaskSet":
-        return TaskSet(self.config, self.backbone, bank, labels)
+    def prefix(self, task: str) -> str:
+        """Text before every target of a task, such as a sentinel; "" for none."""
+        return self.trained_with[task].target_prefix if task in self.trained_with else ""
+
+    def input_length(self, task: str, without_card: int) -> int:
+        """Number of tokens to which the inputs of a task are cut."""
+        with_ = self.trained_with.get(task, TrainedWith())
+        return with_.lengths.get("inputs", without_card)
 
 
 def checked_texts(texts: Any, name: str = "texts") -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.checkpoint import card, fingerprint, prompts
-from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Backbone
@@ -27,6 +27,9 @@ CARD = Card(
     metric={"rank/accuracy": 0.9},
     version="0.1.0",
     config="PROMPT_LENGTH = 4\n",
+    trained_with=TrainedWith(
+        {"PromptTuning.length": 4}, ("a", "b"), ("sst2",), {"inputs": 16, "targets": 4}
+    ),
 )
 FIELDS = dataclasses.asdict(CARD)
 
@@ -36,7 +39,15 @@ def test_what_is_saved_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["prompt_best.card.json"]
     for name in ("prompt_best.npy", "prompt_best.safetensors"):
         assert card.read(tmp_path / name) == CARD
-    assert json.loads((tmp_path / "prompt_best.card.json").read_text()) == FIELDS
+    written = json.loads((tmp_path / "prompt_best.card.json").read_text())
+    assert written == json.loads(json.dumps(FIELDS))
+
+
+def test_a_card_of_an_earlier_version_is_read(tmp_path):
+    earlier = dataclasses.replace(CARD, trained_with=None)
+    card.save(tmp_path / "prompt.npy", earlier)
+    assert "trained_with" not in json.loads((tmp_path / "prompt.card.json").read_text())
+    assert card.read(tmp_path / "prompt.npy") == earlier
 
 
 def test_each_file_has_a_card_of_its_own(tmp_path):
@@ -72,6 +83,21 @@ def test_each_file_has_a_card_of_its_own(tmp_path):
             "the field 'metric' must be an object of numbers",
         ),
         (json.dumps(FIELDS | {"config": "x" * 2**20}), "is larger than 1048576 bytes"),
+        *(
+            (
+                json.dumps(FIELDS | {"trained_with": FIELDS["trained_with"] | change}),
+                f"the field {next(iter(change))!r} must be {kind}",
+            )
+            for change, kind in (
+                ({"settings": 1}, "an object"),
+                ({"labels": "ab"}, "a list of strings"),
+                ({"tasks": [1]}, "a list of strings"),
+                ({"lengths": {"inputs": -1}}, "an object of whole numbers from 0"),
+                ({"target_prefix": None}, "a string"),
+            )
+        ),
+        (json.dumps(FIELDS | {"trained_with": {}}), "lacks the field 'labels'"),
+        (json.dumps(FIELDS | {"trained_with": None}), "the field 'trained_with' must be an object"),
     ],
 )
 def test_a_damaged_card_is_one_line(tmp_path, content, part):

@@ -202,6 +202,12 @@ def test_the_card(finished, backbone_file):
         metric={"rank/accuracy": result.validation["rank/accuracy"]},
         version=__version__,
         config="PROMPT_LENGTH = 4",
+        trained_with=card.TrainedWith(
+            settings=PROMPT.settings,
+            labels=("negative", "positive"),
+            tasks=("demo_reviews",),
+            lengths={"inputs": 8, "targets": 4},
+        ),
     )
     assert (last.steps, last.length) == (4, 4)
     leaves = {name: np.asarray(leaf) for name, leaf in stored(Path(backbone_file)).items()}

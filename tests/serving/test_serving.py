@@ -298,8 +298,8 @@ def test_many_tasks_on_the_embedded_backbone(tmp_path, count):
     assert model.compile_count == 1
 
 
-def saved(folder, fingerprint: str, placement: str = "prefix"):
-    path = folder / "p.npy"
+def saved(folder, fingerprint: str, placement: str = "prefix", name: str = "p", **trained_with):
+    path = folder / f"{name}.npy"
     prompts.save(path, prompt(2))
     fields = {"backbone": "other.safetensors", "d_model": D, "task": "t", "length": 2, "steps": 1}
     texts = dict.fromkeys(("method", "initialisation", "optimizer", "version", "config"), "")
@@ -308,6 +308,7 @@ def saved(folder, fingerprint: str, placement: str = "prefix"):
         placement=placement,
         learning_rate=0.3,
         metric={},
+        trained_with=card.TrainedWith(**trained_with),
         **fields,
         **texts,
     )
@@ -324,6 +325,70 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path):
     model.add_task("t", saved(tmp_path, model.fingerprint))
     with pytest.raises(UserError, match="was trained as 'suffix'"):
         model.add_task("u", saved(tmp_path, model.fingerprint, "suffix"))
+
+
+def test_inputs_are_cut_as_in_training(tmp_path):
+    """Each task's own, also in one batch; an array has no card."""
+    long, cut = text(9, 1), " ".join(text(9, 1).split()[:3])
+    model = empty(allow_other_backbone=True)
+    model.add_task("long", prompt(2), ["5", "7"])
+    model.add_task("short", saved(tmp_path, "", lengths={"inputs": 4, "targets": 2}), ["5", "7"])
+    answers = model.classify([long, long, cut], ["short", "long", "long"])
+    assert answers[0].probabilities == pytest.approx(answers[2].probabilities)
+    assert answers[0].probabilities != pytest.approx(answers[1].probabilities, rel=1e-3)
+
+
+@pytest.mark.parametrize("longest", [4, 7, 8, 12, None])
+def test_longer_inputs_in_training_than_here_are_refused(longest, tmp_path):
+    model = empty(allow_other_backbone=True, input_length=longest)
+    paths = [saved(tmp_path, "", name="t", lengths={"inputs": 8, "targets": 2})]
+    adds = {
+        "one": lambda: model.add_task("t", paths[0]),
+        "an ensemble": lambda: model.add_task("t", [prompt(2), *paths], replace=True),
+        "a folder": lambda: empty(allow_other_backbone=True, input_length=longest).add_tasks(
+            tmp_path
+        ),
+    }
+    for add in adds.values():
+        if longest in (4, 7):
+            with pytest.raises(UserError, match=f"trained on inputs of 8 .* are cut to {longest} "):
+                add()
+            assert model.tasks == ()
+        else:
+            add()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({"lengths": {"inputs": 8}}, {"lengths": {"inputs": 9}}, "the input length 8, .* with 9"),
+        ({"lengths": {"inputs": 8}}, {}, "the input length 8, .* with None"),
+        ({"target_prefix": "4"}, {"target_prefix": ""}, "the target prefix '4', .* with ''"),
+    ],
+)
+def test_prompts_that_answer_together_agree(one, other, message, tmp_path):
+    paths = [saved(tmp_path, "", name="a", **one), saved(tmp_path, "", name="b", **other)]
+    with pytest.raises(UserError, match=f"task 't': .*a.npy was trained with {message}; prompts"):
+        empty(allow_other_backbone=True).add_task("t", paths)
+
+
+def test_a_prefix_of_targets_is_not_part_of_answers(tmp_path):
+    """Answers are those of the plain backbone after the prefix, as in training."""
+    model, line = empty(allow_other_backbone=True), text(5, 1)
+    model.add_task("plain", prompt(2), ["4 5 6", "4 7"])
+    model.add_task("card", saved(tmp_path, "", target_prefix="4"), ["5 6", "7"])
+    model.add_task("array", prompt(2), ["5 6", "7"], target_prefix="4")
+    plain, *prefixed = model.classify([line] * 3, ["plain", "card", "array"])
+    for answer in prefixed:
+        assert list(answer.probabilities) == ["5 6", "7"]
+        assert [*answer.probabilities.values()] == pytest.approx([*plain.probabilities.values()])
+    [generated] = model.generate([line], "plain", max_tokens=4)
+    first, *rest = generated.text.split()
+    model.add_task("first", prompt(2), target_prefix=first)
+    [answer] = model.generate([line], "first", max_tokens=3)
+    assert (answer.text, answer.score) == (" ".join(rest), pytest.approx(generated.score))
+    with pytest.raises(UserError, match=r"target_prefix is '9', but its prompt was .* with '4'"):
+        model.add_task("card", tmp_path / "p.npy", target_prefix="9", replace=True)
 
 
 def test_a_folder_holds_tasks_and_ensembles(tmp_path):

@@ -4,9 +4,6 @@ Lester et al., 2021 (arXiv 2104.08691), section 2.2: "span corruption + sentinel
 `<extra_id_0>` before every target, as pre-training does.
 """
 
-import functools
-from typing import Any
-
 from prompt_tuning.data import tasks
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.tasks import TfExample
@@ -18,8 +15,7 @@ SENTINEL = "<extra_id_0>"
 def register(name: str) -> str:
     """Registers `{name}_sentinel`, with the source and metrics of `name`.
 
-    Inputs are unchanged. Label words begin with the sentinel too; post-processing takes it off
-    predictions.
+    Inputs are unchanged. Label words begin with the sentinel too; evaluation sets have plain words.
 
     Args:
       name: A registered task, whose vocabulary has T5's sentinels.
@@ -42,7 +38,7 @@ def register(name: str) -> str:
         new_name,
         source=task.source,
         preprocessors=preprocessors,
-        postprocess_fn=functools.partial(_without_sentinel, task=task),
+        postprocess_fn=task.postprocessor,
         metric_fns=task.metric_fns,
         output_features=task.output_features,
         labels=[f"{SENTINEL} {label}" for label in tasks.labels_of(task)],
@@ -50,10 +46,6 @@ def register(name: str) -> str:
         target_prefix=SENTINEL,
     )
     return new_name
-
-
-def _without_sentinel(text: str, *, task: seqio.Task, **options: Any) -> Any:
-    return task.postprocess_fn(text.strip().removeprefix(SENTINEL).lstrip(), **options)
 
 
 def _before_targets(

@@ -1,0 +1,67 @@
+"""What the card of a trained file decides: labels, tasks, lengths and sentinel of the training."""
+
+from prompt_tuning.checkpoint import card as cards
+from prompt_tuning.errors import UserError
+from prompt_tuning.methods import FromFile
+from prompt_tuning.methods.base import Method
+from prompt_tuning.runs.data_protocol import Data
+
+
+def as_trained(
+    method: Method, data: Data, trained_file: str = "", allow_other_settings: bool = False
+) -> tuple[Method, Data]:
+    """Returns method and data as the leaves in a file were trained; says what it changes.
+
+    Label words and tasks that the method depends on are those of the training, in its order; inputs
+    are cut to its length, and targets begin with its sentinel. Without a card nothing changes.
+
+    Args:
+      method: Method of the leaves.
+      data: Data to answer on.
+      trained_file: File of trained leaves; "" if the method reads a prompt file, or none.
+      allow_other_settings: Whether to leave everything as it is.
+
+    Raises:
+      UserError: If the placement of a prompt is another one, or targets have a sentinel that the
+        training did not have.
+      CheckpointError: As `card.read`.
+    """
+    prompt_file = _prompt_file(method)
+    path = trained_file or prompt_file
+    card = cards.read_for_answers(path) if path else None
+    if card is None or allow_other_settings:
+        return method, data
+    placement = method.said("placement") or "prefix"
+    if not trained_file and card.placement not in ("", placement):
+        raise UserError(
+            f"PROMPT_PLACEMENT = {_value(placement)}: {path} was trained as "
+            f"{_value(card.placement)}; set PROMPT_PLACEMENT = {_value(card.placement)}"
+        )
+    with_ = card.trained_with
+    if with_ is None:
+        return method, data
+    if data.target_prefix and data.target_prefix != with_.target_prefix:
+        raise UserError(
+            f"SENTINEL_TARGETS = True: {path} was trained without; set SENTINEL_TARGETS = False"
+        )
+    if with_.target_prefix and not data.target_prefix:
+        print(f"{path}: targets begin with {with_.target_prefix}, as in training", flush=True)
+    # Outputs may be longer than those of the training; they end by themselves.
+    longest = max(data.lengths["targets"], with_.lengths.get("targets", 0))
+    lengths = {"inputs": data.lengths["inputs"], **with_.lengths, "targets": longest}
+    if lengths != dict(data.lengths):
+        print(f"{path}: TASK_FEATURE_LENGTHS = {lengths}, as in training", flush=True)
+    method = method.for_task(data.encode, with_.labels, with_.tasks) if trained_file else method
+    return method, data.as_trained(lengths, with_.target_prefix)
+
+
+def _value(placement: str) -> str:
+    """A placement as it is set: a name in quotes, or a position."""
+    return placement if placement.isdigit() else repr(placement)
+
+
+def _prompt_file(method: Method) -> str:
+    """The prompt file that the method, or a part of it, starts from; "" for none."""
+    parts = getattr(method, "methods", (method,))
+    initializers = [getattr(part, "initializer", None) for part in parts]
+    return next((start.path for start in initializers if isinstance(start, FromFile)), "")

@@ -1,0 +1,353 @@
+"""Trained files are used as they were trained: the card decides, or refuses in one line."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import prompt_tuning as prompt_tuning_package
+from prompt_tuning import embedded, methods, sharding
+from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint.fingerprint import Identity
+from prompt_tuning.data import source, tasks
+from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.files import TextFiles
+from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.methods import Method
+from prompt_tuning.methods.prompt_file import with_prompt
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.model.tuned import with_trained
+from prompt_tuning.runs import saving
+from prompt_tuning.runs.as_trained import as_trained
+from prompt_tuning.runs.eval import evaluate
+from prompt_tuning.runs.infer import infer
+from prompt_tuning.serving import prompt_folder
+from prompt_tuning.t5.config import preset
+from prompt_tuning.testing import clean_registries, random_leaves, tiny_config, tiny_model
+from prompt_tuning.training.loop import Fit
+
+CONFIG = tiny_config(vocab_size=preset("demo").vocab_size + 100)  # and the sentinels
+LABELS = ("negative", "positive", "entity")
+SENTINEL = "<extra_id_0>"
+P = 3
+ONE = sharding.layout(devices=jax.devices()[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What `as_trained` reads of `runs.data_protocol.Data`."""
+
+    labels: tuple[str, ...] = ("7", "8", "9")
+    tasks: tuple[str, ...] = ("a", "b")
+    lengths: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: {"inputs": 16, "targets": 4}
+    )
+    target_prefix: str = ""
+    task: str = "mixture"
+    vocabulary_size: int = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "Numbers":
+        return dataclasses.replace(self, lengths=lengths, target_prefix=target_prefix)
+
+
+def save(folder: Path, method: Method, data: Any = None, config: Any = None) -> Path:
+    """Saves the files of a run of random leaves."""
+    data = data or Numbers()
+    config = config or tiny_config()
+    method = method.for_task(data.encode, data.labels, data.tasks)
+    tuned = tiny_model(method, config)
+    of_run = saving.card_at(
+        1,
+        {},
+        identity=Identity("a_backbone", "0" * 16, {}),
+        config=config,
+        method=method,
+        data=data,
+        fit=Fit(total_steps=1),
+        settings="",
+    )
+    saving.save_trained(folder, "best", method, tuned.trained, of_run)
+    return folder
+
+
+UNIFORM = methods.Uniform()
+
+
+def prompt_tuning(**fields: Any) -> methods.PromptTuning:
+    return methods.PromptTuning(P, initializer=UNIFORM, **fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "followed"),
+    [
+        (
+            methods.Warp(P, initializer=UNIFORM),
+            {"labels": ("9", "7", "8")},
+            {"label_ids": (7, 8, 9)},
+        ),
+        (methods.Warp(P, initializer=UNIFORM), {"labels": ()}, {"label_ids": (7, 8, 9)}),
+        (methods.MultitaskPrompt(P), {"tasks": ("b", "a")}, {"tasks": ("a", "b")}),
+        (methods.MultitaskPrompt(P), {"tasks": ("b",)}, {"tasks": ("a", "b")}),
+        (methods.MultitaskPrompt(P), {"tasks": ()}, {"tasks": ("a", "b")}),
+        (methods.LoRA(2), {"lengths": {"inputs": 64, "targets": 4}}, {}),
+        (methods.LoRA(2), {"lengths": {"inputs": 8, "targets": 2}}, {}),
+    ],
+)
+def test_the_card_decides(method, change, followed, tmp_path, capsys):
+    path = str(save(tmp_path, method) / "trained_best.safetensors")
+    data = dataclasses.replace(Numbers(), **change)
+    found, data_found = as_trained(method, data, path)
+    assert {name: getattr(found, name) for name in followed} == followed
+    assert data_found.lengths == Numbers().lengths
+    assert ("as in training" in capsys.readouterr().out) == ("lengths" in change)
+    with_trained(tiny_model(found), path, allow_other_backbone=True)
+    as_given = as_trained(method, data, path, allow_other_settings=True)
+    assert as_given == (method, data)
+
+
+def test_targets_may_be_longer_than_in_training(tmp_path):
+    path = str(save(tmp_path, methods.IA3()) / "trained_best.safetensors")
+    data = dataclasses.replace(Numbers(), lengths={"inputs": 16, "targets": 9})
+    assert as_trained(methods.IA3(), data, path)[1].lengths == data.lengths
+
+
+@pytest.mark.parametrize(
+    ("trained", "used", "message"),
+    [
+        (methods.LoRA(2), methods.LoRA(2, alpha=4.0), "LoRA.alpha = 16.0, not 4.0"),
+        (
+            methods.Warp(P, initializer=UNIFORM),
+            methods.Warp(P, initializer=UNIFORM, label_ids=(9, 8, 7)),
+            "Warp.label_ids = [7, 8, 9], not [9, 8, 7]",
+        ),
+        (
+            methods.MultitaskPrompt(P),
+            methods.MultitaskPrompt(P, ("b", "a")),
+            "MultitaskPrompt.tasks = ['a', 'b'], not ['b', 'a']",
+        ),
+        (
+            prompt_tuning(placement="suffix"),
+            prompt_tuning(),
+            "PromptTuning.placement = 'suffix', not 'prefix'",
+        ),
+        (
+            methods.Wayward(P, text="7 8", placement=2),
+            methods.Wayward(P, text="9", weight=2.0),
+            "Wayward.placement = 2, not 'prefix'; use",
+        ),
+        (
+            methods.Warp(P, placement="suffix", initializer=UNIFORM),
+            methods.Warp(P, initializer=UNIFORM),
+            "Warp.placement = 'suffix', not 'prefix'; use",
+        ),
+        (
+            methods.Combined([prompt_tuning(), methods.LoRA(2, alpha=2.0)]),
+            methods.Combined([prompt_tuning(), methods.LoRA(2)]),
+            "methods[1].LoRA.alpha = 2.0, not 16.0",
+        ),
+        (methods.Adapter(2), methods.IA3(), "METHOD = 'Adapter', not 'IA3'"),
+        (
+            methods.PrefixTuning(P, gated=True),
+            methods.PrefixTuning(P),
+            "PrefixTuning.gated = True, not False",
+        ),
+    ],
+)
+def test_leaves_under_other_settings_of_the_method_are_refused(trained, used, message, tmp_path):
+    path = str(save(tmp_path, trained) / "trained_best.safetensors")
+    method, _ = as_trained(used, Numbers(), path)
+    with pytest.raises(CheckpointError) as error:
+        with_trained(tiny_model(method), path, allow_other_backbone=True)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_other_settings_can_be_allowed(allowed, tmp_path):
+    path = save(tmp_path, methods.LoRA(2)) / "trained_best.safetensors"
+    tuned = tiny_model(methods.LoRA(2, alpha=4.0))
+    options = {"allow_other_backbone": True, "allow_other_settings": allowed}
+    if allowed:
+        assert with_trained(tuned, path, **options).trained.keys() == tuned.trained.keys()
+        return
+    with pytest.raises(CheckpointError, match="ALLOW_OTHER_SETTINGS"):
+        with_trained(tuned, path, **options)
+
+
+@pytest.mark.parametrize("trained", ["suffix", "suffix_before_eos", 2, "prefix"])
+@pytest.mark.parametrize("used", ["prefix", "suffix", 2])
+@pytest.mark.parametrize("part", [False, True])
+def test_a_prompt_is_measured_where_it_was_trained(trained, used, part, tmp_path):
+    path = str(save(tmp_path, prompt_tuning(placement=trained)) / "prompt_best.npy")
+    method: Method = methods.PromptTuning(P, used, methods.FromFile(path))
+    if part:
+        method = methods.Combined([method, methods.PromptDesign()])
+    if trained == used:
+        assert as_trained(method, Numbers(), "")[0] == method
+        return
+    with pytest.raises(UserError) as error:
+        as_trained(method, Numbers(), "")
+    assert f"PROMPT_PLACEMENT = {used!r}: {path} was trained as {trained!r}; set" in str(
+        error.value
+    )
+    assert as_trained(method, Numbers(), "", allow_other_settings=True)[0] == method
+
+
+@pytest.mark.parametrize(
+    ("method", "files"),
+    [
+        (prompt_tuning(), {"prompt"}),
+        (methods.PTuning(P), {"prompt"}),
+        (methods.Wayward(P, text="7"), {"prompt"}),
+        (methods.MultitaskPrompt(P), {"prompt_a", "prompt_b"}),
+        (prompt_tuning(decoder_length=2), set()),
+        (methods.PromptTuning(0, decoder_length=2), set()),
+        (methods.Wayward(P, text="7", decoder_length=1), set()),
+        (methods.Combined([prompt_tuning(), methods.LoRA(2)]), set()),
+        (methods.Combined([methods.PTuning(P), methods.BitFit()]), set()),
+        (methods.Warp(P), set()),
+    ],
+)
+def test_only_what_stands_alone_is_exported(method, files, tmp_path):
+    save(tmp_path, method)
+    assert {path.name for path in tmp_path.glob("*.npy")} == {f"{name}_best.npy" for name in files}
+    assert (tmp_path / "trained_best.safetensors").exists()
+
+
+def without_news(folder: Path) -> Path:
+    """Turns the cards of a folder into those of an earlier version."""
+    for path in folder.glob("*.card.json"):
+        fields = json.loads(path.read_text())
+        del fields["trained_with"]
+        path.write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["trained_best.safetensors", "prompt_best.npy"])
+def test_a_card_of_an_earlier_version_is_taken_with_a_warning(kind, tmp_path):
+    path = str(without_news(save(tmp_path, prompt_tuning())) / kind)
+    data = dataclasses.replace(Numbers(), lengths={"inputs": 8, "targets": 4})
+    method, trained_file = prompt_tuning(), path
+    if kind == "prompt_best.npy":
+        method, trained_file = methods.PromptTuning(P, "prefix", methods.FromFile(path)), ""
+    with pytest.warns(UserWarning, match="of an earlier version") as warned:
+        assert as_trained(method, data, trained_file) == (method, data)
+    assert len(warned) == 1 and "\n" not in str(warned[0].message)
+    if kind == "prompt_best.npy":
+        with pytest.warns(UserWarning, match="of an earlier version"):
+            assert prompt_folder.trained_with([path], "task 't'") is None
+
+
+@pytest.fixture(scope="module")
+def backbone_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
+    shapes = ParamSplit.of(CONFIG, methods.ModelTuning()).shapes
+    backbone.save(path, random_leaves(shapes), "float32")
+    return str(path)
+
+
+def texts(folder: Path, labels=LABELS, inputs: int = 16, **settings: Any) -> TaskData:
+    file = folder / "test.jsonl"
+    rows = [{"text": f"film number {i} of many", "label": LABELS[i % 3]} for i in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return source.task_data(
+        task=None,
+        files=TextFiles(test=str(file), labels=labels),
+        vocabulary=tasks.vocabulary(embedded.vocabulary()),
+        lengths={"inputs": inputs, "targets": 6},
+        batch_size=12,
+        **settings,
+    )
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def run(backbone_file, tmp_path):
+    """Runs `eval` or `infer` with a file, and returns the lines that it wrote."""
+
+    def run(command: Any, method: Method, data: TaskData, **settings: Any) -> list[dict]:
+        output = tmp_path / f"output_{len(list(tmp_path.iterdir()))}"
+        options = {"eval_methods": ["rank"]} if command is evaluate else {"mode": "rank"}
+        command(
+            output_dir=str(output),
+            config=CONFIG,
+            method=method,
+            layout=ONE,
+            data=data,
+            initial_checkpoint=backbone_file,
+            allow_other_backbone=True,
+            **{**options, **settings},
+        )
+        [path] = output.glob("*.jsonl")
+        return lines(path)
+
+    with clean_registries():
+        yield run
+
+
+def test_label_words_in_another_order_give_the_same_scores(run, tmp_path):
+    warp = methods.Warp(P, initializer=UNIFORM)
+    data = texts(tmp_path)
+    path = str(save(tmp_path, warp, data, CONFIG) / "trained_best.safetensors")
+    expected = run(infer, warp, data, trained_file=path)
+    other = run(infer, warp, texts(tmp_path, LABELS[::-1]), trained_file=path)
+    for line, again in zip(expected, other, strict=True):
+        assert list(again["scores"]) == list(line["scores"])[::-1]
+        assert again["scores"] == pytest.approx(line["scores"])
+        assert again["prediction"] == line["prediction"]
+
+
+def test_a_sentinel_is_known_wherever_a_prompt_answers(run, backbone_file, tmp_path):
+    """The scores are those of words with the sentinel, under the names of the plain words."""
+    data = texts(tmp_path, sentinel_targets=True)
+    path = str(save(tmp_path, prompt_tuning(), data, CONFIG) / "prompt_best.npy")
+    method = methods.PromptTuning(P, "prefix", methods.FromFile(path, True))
+    expected = run(evaluate, method, data)
+    assert [*expected[0]["scores"]] == list(LABELS) and SENTINEL not in str(expected)
+    plain = texts(tmp_path)
+    assert run(evaluate, method, plain, allow_other_settings=True) != expected
+    assert run(evaluate, method, plain) == expected
+    inferred = run(infer, method, texts(tmp_path, inputs=32))
+    assert [line["scores"] for line in inferred] == [line["scores"] for line in expected]
+    model = prompt_tuning_package.load(
+        CONFIG, backbone_file, embedded.vocabulary(), layout=ONE, allow_other_backbone=True
+    )
+    model.add_task("t", path, LABELS)
+    served = model.classify([line["input"] for line in expected], "t")
+    for line, answer in zip(expected, served, strict=True):
+        odds = np.exp([line["scores"][word] for word in LABELS])
+        probabilities = dict(zip(LABELS, odds / odds.sum(), strict=True))
+        assert answer.probabilities == pytest.approx(probabilities, rel=1e-4)
+
+
+def test_a_sentinel_that_the_training_did_not_have_is_refused(tmp_path):
+    path = str(save(tmp_path, methods.IA3()) / "trained_best.safetensors")
+    data = dataclasses.replace(Numbers(), target_prefix=SENTINEL)
+    with pytest.raises(UserError, match=r"SENTINEL_TARGETS = True: .* was trained without"):
+        as_trained(methods.IA3(), data, path)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.Combined([prompt_tuning(), methods.LoRA(2)]),
+        prompt_tuning(decoder_length=2),
+        methods.PromptTuning(0, decoder_length=2),
+        methods.Warp(P),
+        methods.LoRA(2),
+    ],
+)
+def test_a_prompt_file_alone_is_not_taken_for_the_rest_of_a_method(method):
+    with pytest.raises(UserError, match=r"PROMPT_FILE = 'p.npy': .* give TRAINED_FILE"):
+        with_prompt(method, "p.npy")
+    assert with_prompt(method, "", "trained_best.safetensors") == method
