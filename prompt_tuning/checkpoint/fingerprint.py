@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime import distributed
 from prompt_tuning.t5 import int8, stacked_leaves
 from prompt_tuning.t5.paths import flatten
@@ -54,7 +55,10 @@ def of(params: Mapping[str, Any], sums: Mapping[str, np.ndarray] = MappingProxyT
     Args:
       params: leaves of the backbone, nested or by path: floating-point arrays of JAX or NumPy, or
         int8 matrices.
-      sums: `sum_of` of leaves before they were converted to int8, by path in files.
+      sums: `sum_of` of leaves before they were converted, by path in files.
+
+    Raises:
+      CheckpointError: If a leaf has a NaN or an infinity; the message names the leaf.
     """
     parts, sums_of_parts = [], []
     for path, leaf in flatten(params).items():
@@ -66,7 +70,9 @@ def of(params: Mapping[str, Any], sums: Mapping[str, np.ndarray] = MappingProxyT
         else:
             # One at a time: simulated devices can stall where several sums wait for each other.
             add_up = _sum if single else _sums
-            sums_of_parts.append(distributed.to_host(add_up(int8.dequantize(leaf))))
+            values, finite = add_up(int8.dequantize(leaf))
+            _check_finite(path, finite)
+            sums_of_parts.append(distributed.to_host(values))
     lines = (
         f"{name} {shape} {value:08x}"
         for (names, shape), values in zip(parts, sums_of_parts, strict=True)
@@ -75,9 +81,22 @@ def of(params: Mapping[str, Any], sums: Mapping[str, np.ndarray] = MappingProxyT
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
-def sum_of(leaf: Array) -> np.ndarray:
-    """A leaf's contribution to the fingerprint, a uint32; the leaf is one of those in files."""
-    return distributed.to_host(_sum(leaf))
+def sum_of(path: str, leaf: Array) -> np.ndarray:
+    """A leaf's contribution to the fingerprint, a uint32; the leaf is one of those in files.
+
+    Raises:
+      CheckpointError: As `of`.
+    """
+    value, finite = _sum(leaf)
+    _check_finite(path, finite)
+    return distributed.to_host(value)
+
+
+def _check_finite(path: str, finite: Array) -> None:
+    if not distributed.to_host(finite).all():
+        raise CheckpointError(
+            f"the backbone's leaf {path} has a NaN or an infinity; use another checkpoint"
+        )
 
 
 def _names(path: str, leaf: Array) -> list[str]:
@@ -86,8 +105,11 @@ def _names(path: str, leaf: Array) -> list[str]:
 
 
 @jax.jit
-def _sum(leaf: Array) -> Array:
-    """Sums, modulo 2^32, a hash of each value's bits and index (MurmurHash3's finaliser)."""
+def _sum(leaf: Array) -> tuple[Array, Array]:
+    """Sums, modulo 2^32, a hash of each value's bits and index (MurmurHash3's finaliser).
+
+    Also returns whether all values are finite, which the same pass over the leaf finds.
+    """
     bits = lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
     index = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
@@ -95,7 +117,7 @@ def _sum(leaf: Array) -> Array:
     mixed = index * jnp.uint32(0x9E3779B1) ^ bits * jnp.uint32(0x85EBCA77)
     mixed = (mixed ^ mixed >> 16) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ mixed >> 13) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ mixed >> 16, dtype=jnp.uint32)
+    return jnp.sum(mixed ^ mixed >> 16, dtype=jnp.uint32), jnp.isfinite(leaf).all()
 
 
 _sums = jax.jit(jax.vmap(_sum))

@@ -246,9 +246,10 @@ def _check_backbone(
     folder: epath.Path, saved: Mapping[str, Any] | None, current: Identity | None
 ) -> None:
     if saved and current and saved["fingerprint"] != current.fingerprint:
+        path = "its weights have changed" if saved["path"] == current.path else repr(current.path)
         raise CheckpointError(
             f"{folder}: was trained on the backbone {saved['fingerprint']} ({saved['path']!r}), "
-            f"but this one is {current.fingerprint} ({current.path!r}); "
+            f"but this one is {current.fingerprint} ({path}); "
             "resume with the original backbone, or set another MODEL_DIR"
         )
 

@@ -13,9 +13,10 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
-from prompt_tuning.errors import whole_number
+from prompt_tuning.errors import CheckpointError, whole_number
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runtime import distributed
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import int8, stacked_leaves
 from prompt_tuning.t5.config import T5Config
@@ -35,7 +36,8 @@ class TunedModel:
       frozen: Tree of frozen leaves.
       layout: Layout of the leaves on the devices.
       source: Path of the backbone's weights; "" for random weights.
-      sums: Fingerprint sums, by path, of leaves that were converted to int8 when they were read.
+      sums: Fingerprint sums, by path, of leaves that were converted to int8 or float16 when they
+        were read.
     """
 
     model: T5
@@ -117,26 +119,42 @@ def initialize(
 def _read(
     checkpoint: epath.PathLike, wanted: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads leaves of a checkpoint, and returns the fingerprint sums of those that become int8.
+    """Reads leaves of a checkpoint, and returns the fingerprint sums of those that are rounded.
 
-    A leaf is converted to int8 before the next one is read; its sum, by its path in the file, is
-    that of the values that were read.
+    They become int8 or float16, each before the next one is read. Sums, by path in the file, are
+    those of the values that were read.
+
+    Raises:
+      CheckpointError: As `backbone.load`; also if such a leaf is not finite, or not as float16.
     """
     in_files, sums = stacked_leaves.layer_shapes(wanted), {}
 
     def finish(path: str, leaf: jax.Array) -> Any:
-        if not int8.is_int8(in_files[path]):
+        if not rounds(in_files[path]):
             return leaf
-        sums[path] = fingerprint.sum_of(leaf)
+        sums[path] = fingerprint.sum_of(path, leaf)
+        if not int8.is_int8(in_files[path]):
+            narrow = leaf.astype(jnp.float16)
+            if not distributed.to_host(jnp.isfinite(narrow).all()):
+                raise CheckpointError(
+                    f"BACKBONE_DTYPE = 'float16': {path} of {checkpoint} has values above its "
+                    "largest number; use bfloat16"
+                )
+            return narrow
         quantize = jax.jit(int8.quantize, static_argnums=1, out_shardings=_places(in_files[path]))
         return jax.block_until_ready(quantize(leaf, path.rpartition("/")[2]))
 
+    def rounds(leaf: Any) -> bool:
+        """Whether a leaf's values may not round to the same bfloat16 as those of the file."""
+        return int8.is_int8(leaf) or leaf.dtype == jnp.float16
+
     def as_read(leaf: Any) -> jax.ShapeDtypeStruct:
         place = jax.tree.leaves(leaf)[0].sharding
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        dtype = jnp.float32 if leaf.dtype == jnp.float16 else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place)
 
     read = {path: as_read(leaf) for path, leaf in in_files.items()}
-    each = finish if any(map(int8.is_int8, in_files.values())) else None
+    each = finish if any(map(rounds, in_files.values())) else None
     return stacked_leaves.stack(backbone.load(checkpoint, read, each), wanted), sums
 
 

@@ -1,5 +1,7 @@
 """A backbone's fingerprint depends on its values alone, not on placement or file format."""
 
+import dataclasses
+import functools
 import hashlib
 
 import jax
@@ -12,6 +14,11 @@ from jax.sharding import PartitionSpec as P
 from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import backbone, fingerprint
 from prompt_tuning.checkpoint.formats import safetensors_file
+from prompt_tuning.errors import CheckpointError
+from prompt_tuning.methods import Method, ModelTuning
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.model.tuned import initialize
+from prompt_tuning.testing import random_leaves, tiny_config
 
 RNG = np.random.default_rng(0)
 LEAVES = {
@@ -119,3 +126,63 @@ def test_a_checkpoint_and_its_copy_in_another_dtype(tmp_path):
         read = safetensors_file.stored(backbone.epath.Path(tmp_path / f"{dtype}.safetensors"))
         copies.append({path: np.asarray(leaf) for path, leaf in read.items()})
     assert fingerprint.of(copies[0]) == fingerprint.of(copies[1]) == fingerprint.of(leaves)
+
+
+CONFIG = tiny_config()
+ONE = sharding.layout(devices=jax.devices()[:1])
+RANDOM = random_leaves(ParamSplit.of(CONFIG, ModelTuning()).shapes)
+QUERY = "encoder/layers_1/attention/query/kernel"
+
+
+def stored(folder, dtype: str = "float32", **values: float) -> str:
+    """A file of random leaves, with values put into the query's kernel."""
+    leaves = RANDOM | {QUERY: RANDOM[QUERY].copy()}
+    for value in values.values():
+        leaves[QUERY][2, 3] = value
+    path = folder / f"{dtype}.safetensors"
+    backbone.save(path, leaves, dtype)
+    return str(path)
+
+
+def read(path: str, **config):
+    return initialize(dataclasses.replace(CONFIG, **config), Method(), layout=ONE, checkpoint=path)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_it_is_of_the_stored_weights_whatever_they_are_read_as(dtype, scan_layers, tmp_path):
+    path = stored(tmp_path, dtype)
+    leaves = safetensors_file.stored(backbone.epath.Path(path))
+    expected = fingerprint.of({name: np.asarray(leaf) for name, leaf in leaves.items()})
+    for frozen in ("float32", "bfloat16", "float16", "int8"):
+        tuned = read(path, frozen_dtype=frozen, scan_layers=scan_layers)
+        assert fingerprint.of(tuned.backbone, tuned.sums) == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("frozen", ["float32", "bfloat16", "float16", "int8"])
+def test_a_leaf_that_is_not_finite_is_named(value, frozen, tmp_path):
+    """When it is read if it is rounded, which could hide it, else with the fingerprint."""
+    path = stored(tmp_path, value=value)
+    tuned = read(path, frozen_dtype=frozen) if frozen in ("float32", "bfloat16") else None
+    look = (
+        functools.partial(read, path, frozen_dtype=frozen)
+        if tuned is None
+        else functools.partial(fingerprint.identity, path, tuned.backbone, tuned.sums)
+    )
+    with pytest.raises(CheckpointError) as error:
+        look()
+    assert f"the backbone's leaf {QUERY} has a NaN or an infinity" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "fits"), [(65_504, True), (70_000, False), (-1e9, False)])
+def test_values_above_the_largest_of_float16_are_refused(value, fits, tmp_path):
+    path = stored(tmp_path, value=value)
+    if fits:
+        assert read(path, frozen_dtype="float16").backbone[QUERY].max() == value
+        return
+    with pytest.raises(
+        CheckpointError, match=f"BACKBONE_DTYPE = 'float16': {QUERY} of .* bfloat16"
+    ):
+        read(path, frozen_dtype="float16")

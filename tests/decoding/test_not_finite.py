@@ -47,6 +47,7 @@ ENTRIES: dict[str, Callable[[Any], Any]] = {
     "generate when served": lambda tuned: served(tuned).generate(
         DATA.inputs, "a_task", max_tokens=2
     ),
+    "beams": lambda tuned: served(tuned).generate(DATA.inputs, "a_task", max_tokens=2, beams=2),
     "embed": lambda tuned: served(tuned).embed(DATA.inputs, "a_task"),
 }
 
@@ -76,6 +77,9 @@ def changed(path: str, value: float, **config: Any) -> Any:
         ("classify", EMBEDDING, np.nan),
         ("call", "encoder/layers_1/mlp/wo/kernel", np.inf),
         ("generate when served", "encoder/layers_0/attention/query/kernel", np.nan),
+        ("beams", EMBEDDING, np.nan),
+        ("beams", "decoder/logits_dense/kernel", np.nan),
+        ("beams", "decoder/logits_dense/kernel", -np.inf),
         ("embed", EMBEDDING, np.inf),
     ],
 )

@@ -238,9 +238,9 @@ def test_one_leaf_is_there_in_float_at_a_time(checkpoint, scan, monkeypatch):
         large = (x for x in jax.live_arrays() if x.ndim == 2 and min(x.shape) > 4)
         return sum(x.nbytes for x in large if x.dtype == jnp.float32)
 
-    def sum_of(leaf):
+    def sum_of(path, leaf):
         seen.append(float_bytes() - before)
-        return original(leaf)
+        return original(path, leaf)
 
     seen, before, original = [], float_bytes(), fingerprint.sum_of
     monkeypatch.setattr(fingerprint, "sum_of", sum_of)
@@ -333,7 +333,7 @@ def test_serving_takes_prompts_of_the_float_backbone():
     for dtype in ("float32", "int8"):
         config = preset("demo", frozen_dtype=dtype)
         files = embedded.backbone(), embedded.vocabulary()
-        model = prompt_tuning.load(config, *files, layout=ONE, input_length=32)
+        model = prompt_tuning.load(config, *files, layout=ONE, input_length=64)
         labels = ("business", "health", "politics", "science", "sport")
         model.add_task("topics", prompt, labels)
         model.add_task("both", [prompt, prompt], labels)
