@@ -65,6 +65,8 @@ class TaskData:
       bad_rows: Counter of the malformed rows of the task's files that are skipped.
       rank_memory_gib: See `EvalSet`.
       target_prefix: Text before every target, such as a sentinel; "" for that of the task.
+      balanced_classes: Whether training draws the label words of a task equally often, not as often
+        as they occur.
       transform: Applied to each evaluation set; None for no change.
       provider: The task or mixture itself; None to look `task` up. What is registered under its
         name later does not change this object.
@@ -86,6 +88,7 @@ class TaskData:
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
     rank_memory_gib: float = RANK_MEMORY_GIB
     target_prefix: str = ""
+    balanced_classes: bool = False
     transform: Callable[["TaskData", EvalSet], EvalSet] | None = None
     provider: Provider = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -149,7 +152,7 @@ class TaskData:
             "MIXTURE_OR_TASK_NAME": self.task,
             "BATCH_SIZE": self.batch_size,
             "TASK_FEATURE_LENGTHS": dict(self.lengths),
-            "BATCHING": repr(self.batching),
+            "BATCHING": f"{self.batching}{', BALANCED_CLASSES' if self.balanced_classes else ''}",
             "CLASS_LABELS": list(self.labels),
             "RANDOM_SEED (data)": self.seed,
             "training examples": tokens.hexdigest()[:16] if self._training_tokens else "a stream",
@@ -221,8 +224,11 @@ class TaskData:
           `positions`).
 
         Raises:
-          UserError: If the task has no such split, it is empty, or a target is too long.
+          UserError: If the task has no such split, it is empty, a target is too long, or
+            `balanced_classes` is set for a task without label words or in memory.
         """
+        if self.balanced_classes:
+            _ = self._balanced  # shows its mistakes before a model is loaded
         for task in self.tasks_with("train"):
             if isinstance(task.source, RowSource):
                 targets = (row.targets for row in task.source.rows("train"))
@@ -255,7 +261,7 @@ class TaskData:
     def _stream(self, first: int) -> Iterator[Example]:
         """Shuffled, endless training examples of all processes, from the `first` on."""
         if self._training_tokens:
-            yield from mixed(self._training_tokens, self._rates(), self.seed, first)
+            yield from self._drawn(first)
         dataset = self.provider.get_dataset(
             dict(self.lengths),
             split="train",
@@ -266,6 +272,36 @@ class TaskData:
         )
         yield from itertools.chain.from_iterable(chunks(dataset.skip(first)))
         raise _empty(self.task, "train")  # an endless stream ends only if it is empty
+
+    def _drawn(self, first: int) -> Iterator[Example]:
+        """The stream of examples in memory."""
+        if not self.balanced_classes:
+            yield from mixed(self._training_tokens, self._rates(), self.seed, first)
+        classes, rates, task_of_class = self._balanced
+        one_task = len(self._training_tokens) == 1
+        for inputs, targets, *number in mixed(classes, rates, self.seed, first):
+            if one_task:
+                yield inputs, targets
+            else:
+                yield inputs, targets, task_of_class[number[0]]
+
+    @functools.cached_property
+    def _balanced(self) -> tuple[list[Tokens], list[float], list[int]]:
+        """The tokens of each class of each task, their rates, and the numbers of their tasks."""
+        for task in self.tasks_with("train"):
+            if not self._training_tokens or not labels_of(task):
+                reason = "has no label words" if self._training_tokens else "is streamed"
+                raise UserError(
+                    f"BALANCED_CLASSES = True: {task.name} {reason}; set it to False, or use tasks "
+                    "with label words that fit in memory"
+                )
+        classes, rates, numbers = [], [], []
+        for number, rate in enumerate(self._rates()):
+            of_task = self._training_tokens[number].by_target()
+            classes += of_task
+            rates += [rate / len(of_task)] * len(of_task)
+            numbers += [number] * len(of_task)
+        return classes, rates, numbers
 
     def _rates(self) -> list[float]:
         """Mixing rate of each training task of a mixture."""

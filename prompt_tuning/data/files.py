@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.data import label_words
+from prompt_tuning.data import label_words, metrics
 from prompt_tuning.data.readers import records, saved_datasets
-from prompt_tuning.data.readers.records import BadRows, shortened
+from prompt_tuning.data.readers.records import BadRows, shortened, shown
 from prompt_tuning.data.unicode_form import shown_beside
 from prompt_tuning.errors import UserError
 
@@ -45,9 +45,11 @@ class TextFiles:
       labels: Label words; empty for text to text.
       quoted_cells: Whether cells of CSV and TSV may be quoted; None for CSV alone.
       bad_rows: Counter of the malformed rows that are skipped.
+      metrics: Names of metrics, see `data.metrics`; the first one chooses the best step.
 
     Raises:
-      UserError: If `labels` is not a list of distinct words, or a field's name is no name.
+      UserError: If `labels` is not a list of distinct words, a metric does not fit them, or a
+        field's name is no name.
     """
 
     train: str = ""
@@ -58,9 +60,11 @@ class TextFiles:
     labels: Sequence[str] = ()
     quoted_cells: bool | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
+    metrics: Sequence[str] = metrics.DEFAULT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", label_words.checked(self.labels, "CLASS_LABELS"))
+        object.__setattr__(self, "metrics", metrics.checked(self.metrics, self.labels))
         names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
         is_list = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
         if not (is_list and names and all(names)):
@@ -93,9 +97,10 @@ class TextFiles:
 
         def row(fields: dict[str, Any], where: str) -> Row:
             made = self.row(fields, where, numbered=numbered)
-            value = fields.get(self.label_field)
-            if self.labels and not numbered and label_words.is_index(value, self.labels):
-                indexed.add(made.targets)
+            if self.labels and self.label_field and not numbered:
+                value = records.field(fields, self.label_field, where)
+                if label_words.is_index(value, self.labels):
+                    indexed.add(made.targets)
             return made
 
         rows = records.read(path, row, self.bad_rows, self.quoted_cells)
@@ -133,10 +138,19 @@ class TextFiles:
             value = records.field(fields, self.label_field, where)
             word = label_words.word_of(value, self.labels, numbered=numbered)
             return Row(inputs, self._known(word, value, where))
-        if isinstance(records.field(fields, self.label_field, where), int):
+        value = records.field(fields, self.label_field, where)
+        if needing := metrics.of_numbers(self.metrics):
+            if isinstance(value, bool) or label_words.number(str(value)) is None:
+                raise UserError(
+                    f"{where}: {self.label_field!r} is {shown(value)}, not a number, which the "
+                    f"metric {needing} needs"
+                )
+            return Row(inputs, str(value).strip())
+        if isinstance(value, int):
             raise UserError(
                 f"{where}: {self.label_field!r} is a number, not the target text; "
-                "set CLASS_LABELS to the words that the numbers stand for"
+                "set CLASS_LABELS to the words that the numbers stand for, or METRICS to "
+                "correlations"
             )
         return Row(inputs, _text(fields, self.label_field, where))
 
@@ -160,13 +174,14 @@ def of_folder(
     label_field: str = "label",
     labels: Sequence[str] = (),
     quoted_cells: bool | None = None,
+    metrics: Sequence[str] = metrics.DEFAULT,
 ) -> TextFiles:
     """A task of the files `train.*`, `validation.*` and `test.*` of the folder `data_dir/name`.
 
     Args:
       name: Name of the folder.
       data_dir: Folder that contains it.
-      text_field, label_field, labels, quoted_cells: See `TextFiles`.
+      text_field, label_field, labels, quoted_cells, metrics: See `TextFiles`.
 
     Raises:
       UserError: If none of the files exists, or two exist for one split.
@@ -179,7 +194,7 @@ def of_folder(
         raise UserError(f"{double[0][0]} and {double[0][1].name}: two files for one split")
     first = {split: str(paths[0]) if paths else "" for split, paths in candidates.items()}
     paths = first["train"], first["validation"], first["test"]
-    return TextFiles(*paths, text_field, label_field, labels, quoted_cells)
+    return TextFiles(*paths, text_field, label_field, labels, quoted_cells, metrics=metrics)
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from prompt_tuning.data import tasks
+from prompt_tuning.data import metrics, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.batching.settings import Batching
 from prompt_tuning.data.catalogue import all_tasks, mixtures
@@ -45,6 +45,7 @@ def task_data(
     skip_bad_rows: int = 0,
     sentinel_targets: bool = False,
     rank_memory_gib: float = RANK_MEMORY_GIB,
+    balanced_classes: bool = False,
 ) -> TaskData:
     """Registers the package's tasks and the user's files, and returns the data of a run.
 
@@ -57,8 +58,8 @@ def task_data(
         `task` are called.
       benchmarks_dir: Folder of local data sets that the tasks of `catalogue` are read from; "" for
         TensorFlow Datasets.
-      lengths, batch_size, seed, module, use_cached, cache_dir, eval_examples, rank_memory_gib: See
-        `TaskData`.
+      lengths, batch_size, seed, module, use_cached, cache_dir, eval_examples, rank_memory_gib,
+        balanced_classes: See `TaskData`.
       batching, bucket_bounds, packed_lengths, tokens_per_batch: See `Batching`.
       few_shot, few_shot_seed: Training examples per class and the seed of their choice (see
         `FewShot`); None for all.
@@ -71,6 +72,11 @@ def task_data(
     if task and files.splits:
         raise UserError(
             f"MIXTURE_OR_TASK_NAME = {task!r} and files are both set; set one of the two"
+        )
+    if tuple(files.metrics) != metrics.DEFAULT and not files.splits:
+        raise UserError(
+            f"METRICS = {files.metrics!r}: is for files of your own; a task of FILE_TASKS has "
+            "metrics of its own in files.of_folder, and a registered task its own"
         )
     bad_rows = BadRows(skip_bad_rows)
     names = [composed(name) for name in ([task] if isinstance(task, str) else task or ()) if name]
@@ -102,6 +108,7 @@ def task_data(
         eval_examples=eval_examples,
         bad_rows=bad_rows,
         rank_memory_gib=rank_memory_gib,
+        balanced_classes=balanced_classes,
     )
     _check_vocabulary(data, vocabulary)
     if sentinel_targets:

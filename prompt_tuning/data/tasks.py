@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from prompt_tuning import embedded
+from prompt_tuning.data import metrics
 from prompt_tuning.data.files import MACROS, Row, TextFiles
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.data.quiet import seqio, tf
@@ -197,13 +198,13 @@ def register(
     )
 
 
-def register_files(
-    name: str,
-    files: TextFiles,
-    vocabulary: seqio.Vocabulary,
-    metric_fns: Sequence[MetricFn] = (accuracy,),
-) -> Task:
-    """Registers the splits and labels of `files`; see `register`."""
+def register_files(name: str, files: TextFiles, vocabulary: seqio.Vocabulary) -> Task:
+    """Registers the splits, labels and metrics of `files`; see `register`."""
+
+    def written(text: str) -> str:
+        return decode(vocabulary, vocabulary.encode(text)).strip()
+
+    metric_fns = metrics.by_name(files.metrics, files.labels, written)
     rows = {split: functools.partial(files.rows, split) for split in files.splits}
     return register(name, rows, vocabulary, metric_fns, files.labels)
 

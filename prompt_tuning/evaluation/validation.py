@@ -8,7 +8,7 @@ from etils import epath
 from prompt_tuning.checkpoint.run import RunCheckpoints, steps
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.evaluation.predict import predictors_for
-from prompt_tuning.evaluation.scores import mean_score, score
+from prompt_tuning.evaluation.scores import mean_score, measure, most_frequent, score
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.t5.paths import Params
@@ -135,11 +135,17 @@ def check_resumes(
     for data in sets:
         log = _folder(model_dir) / data.task / "metrics.jsonl"
         if history := read_metrics(log):
-            method = next(name for name in history[0] if name != "step").partition("/")[0]
+            chosen = next(name for name in history[0] if name != "step")
+            method, _, metric = chosen.partition("/")
             if method != predictors_for(data, methods)[0]:
                 raise UserError(
                     f"{log}: this run chooses its best step by {method!r}; put it first in "
                     "EVAL_METHODS, or set another MODEL_DIR"
+                )
+            if (now := next(iter(measure(data, most_frequent(data))))) != metric:
+                raise UserError(
+                    f"{log}: this run chooses its best step by {metric!r}, not {now!r}; put it "
+                    "first in METRICS, or set another MODEL_DIR"
                 )
     best = _best_step(_read_metrics(_folders(model_dir, sets), start))
     if best is not None:

@@ -102,3 +102,16 @@ def test_files_of_metrics_are_json(value, tmp_path):
     assert strict((folder / records.RECORD).read_text())["results"] == [{"metrics": {"m": None}}]
     read = records.read(tmp_path)
     assert math.isnan(read["results"][0]["metrics"]["m"]) and read["error"] is None
+
+
+def test_another_first_metric_does_not_go_on_choosing_the_best_step(tmp_path, monkeypatch):
+    with validated(tmp_path, {"a": [0.4]}, monkeypatch):
+        pass
+
+    def other(targets, predictions) -> dict[str, float]:
+        return {"other": 1.0}
+
+    data = SimpleNamespace(task="a", labels=("x",), targets=["x"], metric_fns=[other])
+    trained = tiny_model(PromptTuning(2)).trained
+    with pytest.raises(UserError, match="chooses its best step by 'm', not 'other'; put it first"):
+        validation.check_resumes(tmp_path, [data], ("auto",), trained, 0)

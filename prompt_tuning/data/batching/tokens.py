@@ -57,6 +57,24 @@ class Tokens:
     def __iter__(self) -> Iterator[Example]:
         return map(self.__getitem__, range(len(self)))
 
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Tokens":
+        """Some of the examples, in the order of their indices; `cut` is NaN."""
+        inputs, targets = zip(*(self[i] for i in indices), strict=True)
+        return Tokens(
+            inputs=np.concatenate(inputs),
+            input_ends=np.cumsum([0, *map(len, inputs)]),
+            targets=np.concatenate(targets),
+            target_ends=np.cumsum([0, *map(len, targets)]),
+            cut=np.full(2, np.nan),
+        )
+
+    def by_target(self) -> list["Tokens"]:
+        """The examples of each target, the targets in the order of their first examples."""
+        groups: dict[bytes, list[int]] = {}
+        for i, (begin, end) in enumerate(itertools.pairwise(self.target_ends)):
+            groups.setdefault(self.targets[begin:end].tobytes(), []).append(i)
+        return [self.take(group) for group in groups.values()]
+
     @classmethod
     def of(cls, parts: Iterable["Tokens"]) -> "Tokens":
         """All examples of `parts`, in their order."""
