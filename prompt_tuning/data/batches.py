@@ -45,6 +45,8 @@ from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn
 
+MOST_SHARED = 0.01  # share of a split's inputs that are training inputs, above which a run warns
+MOST_UNKNOWN = 0.01  # share of pieces of the inputs that are unknown, above which a run warns
 MOST_CUT = 0.01  # share of inputs or targets that are cut, above which a run warns
 
 
@@ -173,7 +175,8 @@ class TaskData:
         )
 
     def train_notes(self) -> list[str]:
-        """Lines for the start of a run: the share of training examples that `lengths` cut.
+        """Lines for the start of a run: the share of training examples that `lengths` cut, and
+        warnings of what the vocabulary does not know and of rows that are in another split too.
 
         Examples in memory are all tokenised for it, once; of a stream the first ones are read.
         Tasks that do not keep their text, as those of pre-training, have no line.
@@ -190,8 +193,10 @@ class TaskData:
             if sample and not np.isnan(sample.cut).any():
                 cut = dict(zip(FEATURES, sample.cut / len(sample), strict=True))
                 read = "" if self._training_tokens else f", first {len(sample):,} examples"
-                notes.append(_cut_note(f"{task.name}, train split{read}", cut, self.lengths))
-        return notes
+                where = f"{task.name}, train split{read}"
+                notes.append(_cut_note(where, cut, self.lengths))
+                notes += _unknown_notes(where, sample.inputs, task.output_features["inputs"])
+        return [*notes, *(note for task in tasks for note in _shared_notes(task))]
 
     def remarks(self) -> list[str]:
         """Lines for the end of a run: how many malformed rows were skipped."""
@@ -415,7 +420,9 @@ class TaskData:
             for example in examples
         ]
         share = float(np.mean(cut))
-        return (_cut_note(f"{task.name}, {split} split", {"inputs": share}, self.lengths),)
+        where, ids = f"{task.name}, {split} split", np.concatenate([e["inputs"] for e in examples])
+        cut_note = _cut_note(where, {"inputs": share}, self.lengths)
+        return (cut_note, *_unknown_notes(where, ids, feature))
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]
@@ -444,6 +451,32 @@ def _cut_note(where: str, cut: Mapping[str, float], lengths: Mapping[str, int]) 
     if max(cut.values()) <= MOST_CUT:
         return line
     return f"warning: {line}; raise the length to keep whole texts"
+
+
+def _unknown_notes(where: str, ids: np.ndarray, feature: seqio.Feature) -> list[str]:
+    """A line on the share of pieces that the vocabulary does not know, if it is more than a few."""
+    share = float(np.mean(ids == feature.vocabulary.unk_id)) if len(ids) else 0.0
+    if share <= MOST_UNKNOWN:
+        return []
+    return [
+        f"warning: {where}: {100 * share:.3g} % of the pieces of the inputs are unknown to the "
+        "vocabulary, so the model cannot tell them apart; use a backbone of the texts' language"
+    ]
+
+
+def _shared_notes(task: seqio.Task) -> list[str]:
+    """A line on each split of a task in memory that has many training inputs."""
+    if not isinstance(task.source, RowSource):
+        return []
+    trained, notes = {row.inputs for row in task.source.rows("train")}, []
+    for split in set(task.splits) - {"train"}:
+        share = float(np.mean([row.inputs in trained for row in task.source.rows(split)]))
+        if share > MOST_SHARED:
+            notes.append(
+                f"warning: {task.name}, {split} split: {100 * share:.3g} % of the inputs are in "
+                "the train split too, so what is measured on them was trained on"
+            )
+    return sorted(notes)
 
 
 def _import(module: str) -> None:

@@ -74,6 +74,11 @@ class TextFiles:
             )
         if not isinstance(self.label_field, str):
             raise UserError(f"LABEL_FIELD = {self.label_field!r}: must be the name of a field")
+        if self.labels and self.label_field in names:
+            raise UserError(
+                f"LABEL_FIELD = {self.label_field!r}: is in TEXT_FIELD too, so that inputs would "
+                "give the label away"
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:

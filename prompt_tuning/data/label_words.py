@@ -8,7 +8,7 @@ from typing import Any
 
 from prompt_tuning.errors import UserError
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # digits of any script
 _UNKNOWN = 2  # id of the unknown piece in T5's vocabularies
 
 

@@ -69,9 +69,15 @@ def infer(
     on_start(folder)
     path = folder / f"tasks-{mode}.jsonl"
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
+    ids = [data.vocabulary.encode(text) for text, _ in rows]
+    cut = sum(
+        len(row) >= model.task_set.input_length(task, data.input_length)
+        for row, (_, task) in zip(ids, rows, strict=True)
+    )
+    print(f"{cut} of {len(rows)} inputs are cut to the input length", flush=True)
     key = resumable_lines.digest(
         rows,
-        [data.vocabulary.encode(text) for text, _ in rows],
+        ids,
         (data.batch_size, data.input_length, data.target_length),
         {task: model.labels(task) for task in tasks},
         {task: repr(model.task_set.trained_with[task]) for task in tasks},

@@ -3,6 +3,7 @@
 import functools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.t5.vocabulary import (
     EOS,
+    UNKNOWN,
     SentencePiece,
     Vocabulary,
     check_ids,
@@ -390,9 +392,10 @@ class Model:
         text_of_row = np.repeat(np.arange(len(texts)), counts)
         encode = self._vocabulary.encode
         lengths = {name: task_set.input_length(name, self.input_length) for name in {*names}}
+        whole = [encode(text) for text in texts]
+        _warn_of_texts(whole, [lengths[name] - 1 for name in names])
         ids = [
-            [*encode(text)[: lengths[name] - 1], EOS]
-            for text, name in zip(texts, names, strict=True)
+            [*pieces[: lengths[name] - 1], EOS] for pieces, name in zip(whole, names, strict=True)
         ]
         check_ids(np.concatenate(ids), self.config.vocab_size)
         results = self._programs.map(
@@ -445,6 +448,27 @@ class Model:
     ) -> None:
         with self._lock:
             self._task_set = self.task_set.add(prompts, labels, trained_with, replace=replace)
+
+
+def _warn_of_texts(ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    """Warns, once in a process, of texts that are cut, and of those that the model cannot read.
+
+    Args:
+      ids: Token ids of each text, without an end token.
+      lengths: Most ids of each text that are kept.
+    """
+    if any(len(row) > length for row, length in zip(ids, lengths, strict=True)):
+        warnings.warn(
+            "texts of more tokens than the input length are cut; load the model with a larger "
+            "input_length to keep them whole",
+            stacklevel=1,
+        )
+    if any(2 * list(row).count(UNKNOWN) > len(row) for row in ids):
+        warnings.warn(
+            "the vocabulary does not know most pieces of some texts, so the model cannot tell them "
+            "apart; use a backbone of the texts' language",
+            stacklevel=1,
+        )
 
 
 def _is_sequence(setting: Any) -> bool:

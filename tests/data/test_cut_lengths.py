@@ -33,13 +33,40 @@ def data(inputs: int, task: str = NAME, **options) -> TaskData:
 @pytest.mark.parametrize(("length", "share"), [(11, "0"), (6, "50")])
 def test_shares(length, share):
     """An input that just fits is not cut."""
-    [train] = data(length).train_notes()
+    [train, _] = data(length).train_notes()
     assert f"TASK_FEATURE_LENGTHS cuts {share} % of the inputs to {length} tokens" in train
     assert "and 0 % of the targets to 4 tokens" in train
     assert train.startswith("warning: ") == (share != "0")
     assert train.endswith("; raise the length to keep whole texts") == (share != "0")
     [validation] = data(length).eval_set("validation").notes
     assert f"{NAME}, validation split: TASK_FEATURE_LENGTHS cuts {share} % of" in validation
+
+
+@pytest.mark.parametrize(
+    ("validation", "share"),
+    [(ROWS, "100"), (ROWS[:3], "100"), ([*ROWS[:1], *[Row("b", "yes")] * 9], "10"), ([], "")],
+)
+def test_rows_that_are_in_two_splits(vocabulary, validation, share):
+    rest = [Row("c", "yes")] * (0 if share else 10)
+    splits = {"train": lambda: ROWS, "validation": lambda: [*validation, *rest]}
+    tasks.register(NAME, splits, vocabulary)
+    [_, *warned] = data(11).train_notes()
+    assert len(warned) == bool(share)
+    for line in warned:
+        assert line.startswith(f"warning: {NAME}, validation split: {share} % of the inputs are in")
+
+
+@pytest.mark.parametrize(
+    "text", ["\u8d1f\u9762 film", "\U0001f600", "\u041f\u0440\u0438\u0432\u0435\u0442"]
+)
+def test_texts_that_the_vocabulary_does_not_know(vocabulary, text):
+    rows = [Row("a good film", "yes"), Row(text, "yes")]
+    tasks.register(NAME, {"train": lambda: rows, "test": lambda: rows[1:]}, vocabulary)
+    [_, train, _] = data(32).train_notes()
+    [_, test] = data(32).eval_set("test").notes
+    for line, where in ((train, "train"), (test, "test")):
+        assert line.startswith(f"warning: {NAME}, {where} split: ")
+        assert "of the pieces of the inputs are unknown to the vocabulary" in line
 
 
 def test_one_per_cent_is_no_warning(vocabulary):
@@ -101,7 +128,7 @@ def test_nothing_is_said_of_pieces_of_pre_training(tmp_path, vocabulary):
 def test_each_task_of_a_mixture_and_few_shots(vocabulary):
     tasks.register("short", {"train": lambda: ROWS[:2]}, vocabulary)
     tasks.add_mixture("both", {NAME: 1.0, "short": 1.0})
-    notes = data(6, "both").train_notes()
+    notes = [note for note in data(6, "both").train_notes() if "cuts" in note]
     assert [note.split(" % ")[0].split()[-1] for note in notes] == ["0", "50"]
     limited = few_shot.register(NAME, FewShot(10), {"inputs": 6, "targets": 4}, False)
     assert "cuts 50 % of the inputs" in data(6, limited).train_notes()[0]

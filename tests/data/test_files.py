@@ -193,6 +193,13 @@ def test_a_warning_of_cells_that_seem_to_be_quoted(tmp_path):
     assert row.inputs == 'He said "no".'
 
 
+@pytest.mark.parametrize("text_field", ["label", ["text", "label"], ("label",)])
+def test_a_label_in_the_input(text_field):
+    with pytest.raises(UserError, match="LABEL_FIELD = 'label': is in TEXT_FIELD too"):
+        TextFiles(text_field=text_field, labels=LABELS)
+    assert TextFiles(text_field=text_field).labels == ()  # to copy a text is a task
+
+
 GOOD = jsonl({"text": "fine", "label": "positive"})
 TABLE = "text,label\nfine,positive\n"
 
@@ -220,6 +227,8 @@ TABLE = "text,label\nfine,positive\n"
         ("a.csv", TABLE + "fine, not,\n", r"line 3: 3 columns, but 2 in the header"),
         ("a.csv", "text,label\n,\nfine,positive\n", r"a\.csv, line 2: 'text' is empty"),
         ("a.csv", 'text\n""\nfine\n', r"a\.csv, line 2: 'text' is empty"),
+        ("a.jsonl", '{"text": "fine", "label": "x", "text": "dull"}', "same name 'text'"),
+        ("a.jsonl", '{"label": "x", "more": [{"a": 1, "a": 2}]}', "same name 'a'"),
         ("a.json", '[{"text": "fine"}]', "line 1: expected a JSON object, got"),
         ("a.json", '[\n{"text": "fine"}\n]', "line 1: not JSON .* an object on a line of its own"),
         ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),

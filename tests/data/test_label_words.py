@@ -196,6 +196,7 @@ RATINGS = ("awful", "bad", "fair", "good", "great")
         (RATINGS, ("bad", "good"), ""),
         (STARS, (1, 2), ""),
         (STARS, (2, 3), ""),
+        (("\uff11", "\uff10"), (1, 1), ""),
     ],
 )
 def test_indices_that_may_start_at_1(tmp_path, recwarn, labels, values, lowest, ending):

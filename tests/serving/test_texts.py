@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import warnings
 
 import datasets
 import numpy as np
@@ -56,6 +57,25 @@ def test_texts_are_taken_by_position(model, kind, call):
     function, names = CALLS[call], pd.Series(["a", "b", "a"], index=[5, 3, 4])
     assert function(model, SEQUENCES[kind](), "a") == function(model, TEXTS, "a")
     assert function(model, SEQUENCES[kind](), names) == function(model, TEXTS, ["a", "b", "a"])
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["4", "5 6 7 8"], "texts of more tokens than the input length are cut"),
+        (["2 2 4", "5"], "does not know most pieces of some texts"),
+        (["4", "2"], "does not know most pieces of some texts"),
+        (["2 4", "5 6 7"], ""),
+    ],
+)
+def test_texts_that_a_model_cannot_read(model, monkeypatch, call, texts, message):
+    """2 is the unknown piece."""
+    monkeypatch.setattr(model, "input_length", 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CALLS[call](model, texts, "a")
+    assert [message in str(warning.message) for warning in caught] == [True] * bool(message)
 
 
 def test_settings_of_each_text_are_taken_by_position(model):

@@ -212,12 +212,26 @@ def _json_records(lines: Lines) -> Records:
             yield f"line {number}", line if isinstance(line, Bad) else _json_object(line)
 
 
+class _TwiceError(Exception):
+    """An object has two fields of the same name, of which JSON keeps the last."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise _TwiceError(shown(max(counts, key=counts.__getitem__)))
+    return fields
+
+
 def _json_object(line: str) -> dict[str, Any] | Bad:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         hint = "; write each row as an object on a line of its own" if line[:1] in "[{" else ""
         return Bad(f"not JSON ({error.msg}){hint}")
+    except _TwiceError as error:
+        return Bad(f"two fields with the same name {error}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep brackets
         return Bad(f"JSON that cannot be read ({error})")
     if not isinstance(fields, dict):
