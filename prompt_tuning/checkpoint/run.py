@@ -69,6 +69,13 @@ class RunCheckpoints:
         latest = self.latest
         return {} if latest is None or self._newest is None else self._newest[1].get("about", {})
 
+    @property
+    def backbone_path(self) -> str:
+        """Path of the backbone that the newest checkpoint was trained on; "" if unknown."""
+        latest = self.latest
+        known = self._newest[1]["backbone"] if latest is not None and self._newest else None
+        return known["path"] if known else ""
+
     def save(
         self,
         step: int,

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from prompt_tuning.evaluation.validation import Metrics
-from prompt_tuning.runs import checks, result_file
+from prompt_tuning.runs import checks
 from prompt_tuning.runs.result_file import ROWS, Result
 from prompt_tuning.runtime import files
 from prompt_tuning.runtime.files import renamed_when_done
@@ -24,7 +24,8 @@ def train_tasks(
     """Trains the tasks one after the other and scores them together.
 
     Each task has its own folder `MODEL_DIR/NAME`, with the files that `runs.train.train` writes. A
-    task with a `result.json` is finished and is not run again; one that was interrupted resumes.
+    finished task is not run again if its settings are the same, else the suite ends with an error
+    that lists them; one that was interrupted resumes.
     Finally writes a table with one row per task and score, `MODEL_DIR/suite.md`, and all numbers,
     `MODEL_DIR/suite.json`.
 
@@ -73,12 +74,8 @@ def results(
 def _result(
     folder: epath.Path, name: str, train: Callable[..., Result], on_start: OnStart
 ) -> Result:
-    path = folder / name / result_file.NAME
-    if path.exists():
-        print(f"{name}: already finished, see {path}", flush=True)
-        return Result.read(folder / name)
     print(f"\n{name}", flush=True)
-    return train(model_dir=str(folder / name), on_start=on_start)
+    return train(model_dir=str(folder / name), on_start=on_start, measure_again=False)
 
 
 def _measured(result: Result) -> dict[str, dict[str, Any]]:

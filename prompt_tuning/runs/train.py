@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
@@ -12,8 +13,10 @@ from prompt_tuning.analysis import learning_curve
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table
+from prompt_tuning.evaluation.predict import AUTO
 from prompt_tuning.evaluation.scores import (
     constant_notes,
     majority,
@@ -25,13 +28,16 @@ from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Validation, check_resumes, one_row
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model import summary
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
-from prompt_tuning.runs import checks, loading, saving
+from prompt_tuning.runs import checks, loading, result_file, saving
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED, Result
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
+from prompt_tuning.t5.network import T5
+from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.training.loop import Fit
 from prompt_tuning.training.metrics_writer import read_metrics
 
@@ -49,6 +55,7 @@ def train(
     eval_batch_size: int = 32,
     seed: int = 0,
     on_start: Callable[[epath.Path], str | None] = lambda folder: None,
+    measure_again: bool = True,
 ) -> Result:
     """Trains, validates every `fit.eval_period` steps, and measures the best step at the end.
 
@@ -76,6 +83,8 @@ def train(
       seed: Seed of the initialisation.
       on_start: Function called with the folder once all settings are checked and before anything is
         written; may return the settings as text, for the cards.
+      measure_again: Whether a finished run is measured again; otherwise its settings are compared,
+        without loading the backbone, and its results are returned.
 
     Returns:
       The content of `result.json`.
@@ -85,6 +94,13 @@ def train(
     # Check.
     folder = checks.output_folder("MODEL_DIR", model_dir)
     checks.training(fit, data, layout, eval_batch_size=eval_batch_size, seed=seed)
+    if not measure_again:
+        found = _result_of_finished(
+            folder, config, method, layout, data, initial_checkpoint, fit, eval_methods, seed
+        )
+        if found is not None:
+            print(f"already finished, see {folder / result_file.NAME}", flush=True)
+            return found
     validation_sets = data.eval_sets("validation")
     test_sets = data.eval_sets("test") if "test" in data.splits else ()
     measured_sets = list({s.task: s for s in (*validation_sets, *test_sets)}.values())
@@ -191,6 +207,45 @@ def train(
     print(f"\nThe prompt, the learning curve and result.json are in {folder}", flush=True)
     for line in data.remarks():
         print(line, flush=True)
+    return result
+
+
+def _result_of_finished(
+    folder: epath.Path,
+    config: T5Config,
+    method: Method,
+    layout: Layout,
+    data: Data,
+    initial_checkpoint: str,
+    fit: Fit,
+    eval_methods: Sequence[str],
+    seed: int,
+) -> Result | None:
+    """The result of a run that took all steps with these settings; None if `train` must look.
+
+    Raises:
+      CheckpointError: If the run had other settings, and `fit.resume_with_changes` is False.
+    """
+    if not Result.exists(folder):
+        return None
+    result, checkpoints = Result.read(folder), RunCheckpoints(folder)
+    measured = {name.partition("/")[0] for rows in result.scores.values() for name in rows[TRAINED]}
+    if AUTO not in eval_methods and measured != set(eval_methods):
+        return None
+    if checkpoints.latest is None:
+        warnings.warn(
+            f"{folder}: has a result but no checkpoint; its settings are not compared", stacklevel=2
+        )
+        return result
+    backbone = checkpoints.backbone_path
+    if checkpoints.latest != fit.total_steps or backbone != str(initial_checkpoint or ""):
+        return None
+    method = method.for_task(data.encode, data.labels, data.tasks)
+    split = ParamSplit.of(config, method)
+    trained = unflatten({path: split.shapes[path] for path in split.trained})
+    outline = TunedModel(T5(config, method), split, trained, {}, layout)
+    settings = {**data.settings, "RANDOM_SEED (initialisation)": seed}
+    fit.history(checkpoints, {**fit.described(outline), **settings})
     return result
 
 

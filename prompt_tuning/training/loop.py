@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -262,6 +263,12 @@ class _Loop:
             now["BATCH_SIZE"] = len(first["encoder_input_tokens"])
         self._changes = settings.history(self._checkpoints, now)
         if self._checkpoints.latest is not None:
+            if "settings" not in about:
+                warnings.warn(
+                    f"{model_dir}: its checkpoint is of an earlier version, which does not record "
+                    "the settings of a run: they are not compared",
+                    stacklevel=2,
+                )
             _, self._state = self._checkpoints.restore(self._state)
         of_data = {name: now[name] for name in now.keys() & {*further, "BATCH_SIZE"}}
         if run_settings.changes(about.get("settings", {}), of_data):

@@ -1,6 +1,7 @@
 """What a run records of its settings, so that it never resumes with other ones in silence."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from prompt_tuning.t5.paths import Params
 from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loss import Loss
 
+_OPTIMIZER = "OPTIMIZER"
 _STEPS = (1, 10, 100, 1_000, 10_000, 100_000)  # at which schedules are compared
 _TOLERANCE = 1e-4  # float32 arithmetic of one device against another's
 
@@ -37,7 +39,7 @@ def of_training(
         "METHOD": type(tuned.model.sites).__name__,
         **_fields(tuned.model.sites),
         "LEARNING_RATE": _rates(learning_rate),
-        "OPTIMIZER": [getattr(optimizer, "__name__", ""), *_response(optimizer, tuned.trained)],
+        _OPTIMIZER: [_name(optimizer), *_response(optimizer, tuned.trained)],
         **_fields(loss),
         "DROPOUT_RATE": tuned.model.config.dropout_rate,
         "ACTIVATION_DTYPE": tuned.model.config.dtype,
@@ -50,10 +52,33 @@ def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Lists the settings that both have and that differ, as "NAME = VALUE, now VALUE"."""
     current = json.loads(json.dumps(current))
     return [
-        f"{name} = {_shown(saved[name])}, now {_shown(value)}"
+        _change_of_optimizer(saved[name][0], value[0])
+        if name == _OPTIMIZER
+        else f"{name} = {_shown(saved[name])}, now {_shown(value)}"
         for name, value in current.items()
-        if name in saved and not _equal(saved[name], value)
+        if name in saved
+        and not (_same_optimizer if name == _OPTIMIZER else _equal)(saved[name], value)
     ]
+
+
+def _same_optimizer(saved: list[Any], current: list[Any]) -> bool:
+    """Whether names, if both have one, and updates are the same; arguments are in the updates."""
+    names = {entry[0].partition("(")[0] for entry in (saved, current)} - {""}
+    return len(names) < 2 and _equal(saved[1:], current[1:])
+
+
+def _change_of_optimizer(saved: str, current: str) -> str:
+    """What differs; the numbers by which optimizers are compared would say nothing."""
+    change = "" if saved != current else " with other hyperparameters; compare config.gin"
+    return f"{_OPTIMIZER} = {saved or 'a function'}, now {current or 'a function'}{change}"
+
+
+def _name(optimizer: Any) -> str:
+    """The name of an optimizer, with the arguments that are given in a `functools.partial`."""
+    if not isinstance(optimizer, functools.partial):
+        return getattr(optimizer, "__name__", "")
+    given = ", ".join(f"{name}={value!r}" for name, value in optimizer.keywords.items())
+    return re.sub(r" at 0x\w+", "", f"{_name(optimizer.func)}({given})")
 
 
 def _fields(settings: Any) -> dict[str, str]:
@@ -65,7 +90,8 @@ def _fields(settings: Any) -> dict[str, str]:
 
 
 def _rates(learning_rate: optax.ScalarOrSchedule) -> float | list[float]:
-    rates = [rate_at(learning_rate, step) for step in _STEPS]
+    # Schedules compute in float32, which writes 0.3 as 0.30000001192092896.
+    rates = [float(f"{rate_at(learning_rate, step):.6g}") for step in _STEPS]
     return rates if len(set(rates)) > 1 else rates[0]
 
 

@@ -24,7 +24,7 @@ NAMES = ("reviews", "questions", "topics")
 def stub_train(name: str):
     """A run that trains nothing: writes a prompt of zeros and two lines of validation."""
 
-    def train(*, model_dir: str, on_start) -> Result:
+    def train(*, model_dir: str, on_start, measure_again: bool) -> Result:
         task = f"demo_{name}"
         with_prompt = epath.Path(model_dir)
         with_prompt.mkdir(parents=True)

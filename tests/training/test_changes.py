@@ -1,7 +1,9 @@
 """A run does not resume with other settings, and is not shared, in silence."""
 
 import contextvars
+import functools
 import threading
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +34,14 @@ def batches_of(size: int, packed: bool = False):
     return batches
 
 
+def renamed(rate):
+    """An optimizer of the same name, as gin makes of one that it configures."""
+    return adafactor(rate, decay_rate=0.5, pretrained_steps=0)
+
+
+renamed.__name__ = "adafactor"
+
+
 def fit(folder, steps: int = 2, size: int = 4, method=METHOD, config=None, **settings):
     tuned = tiny_model(method, config)
     batches = settings.pop("batches", batches_of(size))
@@ -54,8 +64,16 @@ def folder(tmp_path_factory):
         ({"seed": 1}, "RANDOM_SEED (dropout) = 0, now 1"),
         ({"settings": {"RANDOM_SEED (data)": 3}}, "RANDOM_SEED (data) = 0, now 3"),
         ({"settings": {"CLASS_LABELS": ["b", "a"]}}, 'CLASS_LABELS = ["a", "b"], now ["b", "a"]'),
-        ({"optimizer": optax.sgd}, 'OPTIMIZER = ["adafactor", '),
-        ({"optimizer": lambda rate: adafactor(rate, weight_decay_rate=0.1)}, "OPTIMIZER = "),
+        ({"optimizer": optax.sgd}, "OPTIMIZER = adafactor, now sgd; resume"),
+        (
+            {"optimizer": functools.partial(adafactor, weight_decay_rate=0.1)},
+            "OPTIMIZER = adafactor, now adafactor(weight_decay_rate=0.1); resume",
+        ),
+        (
+            {"optimizer": renamed},
+            "OPTIMIZER = adafactor, now adafactor with other hyperparameters; compare config.gin",
+        ),
+        ({"optimizer": lambda rate: optax.adam(rate)}, "OPTIMIZER = adafactor, now <lambda>"),
         ({"loss": Loss(z_loss=0.1)}, "Loss.z_loss = 0.0001, now 0.1"),
         ({"config": tiny_config(dropout_rate=0.2)}, "DROPOUT_RATE = 0.0, now 0.2"),
         (
@@ -85,6 +103,25 @@ def test_changed_settings_are_listed_and_refused(change, message, steps, folder)
 def test_what_does_not_change_a_result_may_change(change, folder, tmp_path):
     fit(tmp_path)
     fit(tmp_path, 3, **change)
+
+
+def test_an_optimizer_is_compared_by_what_it_does():
+    tuned = tiny_model(METHOD)
+
+    def described(optimizer) -> dict:
+        return run_settings.of_training(tuned, 0.3, optimizer, Loss(), 0)
+
+    plain = described(adafactor)
+    given = described(functools.partial(adafactor, decay_rate=0.8))
+    earlier = given | {"OPTIMIZER": ["", *given["OPTIMIZER"][1:]]}
+    assert run_settings.changes(plain, given) == run_settings.changes(earlier, given) == []
+    slow = described(functools.partial(adafactor, momentum=0.5))
+    assert run_settings.changes(given, slow) == [
+        "OPTIMIZER = adafactor(decay_rate=0.8), now adafactor(momentum=0.5)"
+    ]
+    assert run_settings.changes(earlier, slow) == [
+        "OPTIMIZER = a function, now adafactor(momentum=0.5)"
+    ]
 
 
 def test_settings_are_the_same_in_another_process():
@@ -125,6 +162,21 @@ def test_the_place_in_the_data_is_kept_in_examples(size, first, tmp_path):
         patch.setattr(loop, "_Loop", Watched)
         fit(tmp_path, 3, batches=recorded, resume_with_changes=True)
     assert trained == [first]
+
+
+def test_a_checkpoint_without_settings_is_a_warning(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        save = loop.RunCheckpoints.save
+        patch.setattr(
+            loop.RunCheckpoints, "save", lambda self, *a, about=None, **k: save(self, *a, **k)
+        )
+        fit(tmp_path)
+    with pytest.warns(UserWarning, match="of an earlier version") as warned:
+        fit(tmp_path, 3, learning_rate=0.1)
+    assert len(warned) == 1 and "\n" not in str(warned[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit(tmp_path, 4, learning_rate=0.1)
 
 
 def test_changes_that_were_asked_for_are_kept(tmp_path):
