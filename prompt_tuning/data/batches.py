@@ -45,6 +45,7 @@ from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn
 
+BYTES_SIZE = 3 + 0xF5  # ids of bytes begin at 3, and larger bytes do not occur in UTF-8
 MOST_SHARED = 0.01  # share of a split's inputs that are training inputs, above which a run warns
 MOST_UNKNOWN = 0.01  # share of pieces of the inputs that are unknown, above which a run warns
 MOST_CUT = 0.01  # share of inputs or targets that are cut, above which a run warns
@@ -162,17 +163,17 @@ class TaskData:
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of a SentencePiece vocabulary's pieces; 0 for bytes.
+        """Number of a vocabulary's pieces; 0 if it is neither SentencePiece's nor bytes.
 
         Sentinels count if targets begin with one.
         """
-        vocabularies = [feature.vocabulary for feature in self.provider.output_features.values()]
-        return max(
-            each.vocab_size - (0 if self.target_prefix else each.extra_ids)
-            if isinstance(each, seqio.SentencePieceVocabulary)
-            else 0
-            for each in vocabularies
-        )
+
+        def size(each: seqio.Vocabulary) -> int:
+            if isinstance(each, seqio.SentencePieceVocabulary):
+                return each.vocab_size - (0 if self.target_prefix else each.extra_ids)
+            return BYTES_SIZE if isinstance(each, seqio.ByteVocabulary) else 0
+
+        return max(size(feature.vocabulary) for feature in self.provider.output_features.values())
 
     def train_notes(self) -> list[str]:
         """Lines for the start of a run: the share of training examples that `lengths` cut, and
@@ -558,10 +559,14 @@ class _Comparison:
         changed = [text for text in self._targets if self.written(text) != text.strip()]
         if not changed:
             return []
+        targets = {text.strip() for text in self._targets}
+        equal = len(targets) - len({self.written(text) for text in targets})
+        alike = [f"warning: {where}: the vocabulary cannot tell {equal} targets from another one"]
         return [
+            *(alike if equal else ()),
             f"{where}: {len(changed)} of {len(self._targets)} targets are compared as the "
             f"vocabulary writes them, such as {changed[0][:50]!r} as "
-            f"{self.written(changed[0])[:50]!r}"
+            f"{self.written(changed[0])[:50]!r}",
         ]
 
     def _values(self, texts: Sequence[str], *, is_target: bool) -> Sequence[Any]:

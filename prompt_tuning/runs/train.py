@@ -128,8 +128,6 @@ def train(
         described = {**data.settings, "RANDOM_SEED (initialisation)": seed}
         start, changes = fit.resumes_from(tuned, folder, identity, described)
         check_resumes(folder, validation_sets, eval_methods, tuned.trained, start)
-        if start > fit.total_steps:
-            raise UserError(f"TRAIN_STEPS = {fit.total_steps}: {folder} is already at step {start}")
         finished = _card_of_finished(folder) if start == fit.total_steps else None
         if finished:
             print(f"{folder}: finished, all {start} steps; measuring again", flush=True)

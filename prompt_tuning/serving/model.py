@@ -37,7 +37,6 @@ from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.t5.vocabulary import (
     EOS,
     UNKNOWN,
-    SentencePiece,
     Vocabulary,
     check_ids,
     check_size,
@@ -85,8 +84,7 @@ class Model:
           prompts: Bank to start with; None for an empty one.
           sums: Checksums of leaves whose stored values are not in memory, see `TunedModel`.
         """
-        if isinstance(vocabulary, SentencePiece):
-            check_size(vocabulary.size, config.vocab_size)
+        check_size(getattr(vocabulary, "size", 0), config.vocab_size)
         self.config, self.input_length = config, INPUT_LENGTH
         self._longest_input = None
         if input_length is not None:

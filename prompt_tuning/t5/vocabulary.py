@@ -1,5 +1,6 @@
 """T5's vocabularies without TensorFlow: the same ids as SeqIO's."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ _PROTO: Any = sentencepiece_model_pb2  # its classes are created on import
 EOS = 1
 UNKNOWN = 2
 BYTES = "bytes"  # path that stands for ByT5's vocabulary
+_MOST_SPARE = 1_024  # rows of an embedding for sentinels and for a multiple of devices
 _FIRST_BYTE = 3  # after padding, end and unknown
 
 
@@ -80,6 +82,8 @@ class SentencePiece:
 class Bytes:
     """ByT5's vocabulary: the bytes of UTF-8, with ids from 3."""
 
+    size = _FIRST_BYTE + 0xF5  # larger bytes do not occur in UTF-8
+
     def __repr__(self) -> str:
         return "Bytes()"
 
@@ -102,11 +106,25 @@ def read(path: epath.PathLike, extra_ids: int = 100) -> Vocabulary:
 
 
 def check_size(pieces: int, rows: int) -> None:
-    """Raises UserError if a vocabulary has more pieces than the backbone's embedding has rows."""
+    """Checks that a vocabulary can be that of a backbone; warns if it is much too small.
+
+    Args:
+      pieces: Number of pieces of the vocabulary; 0 if it is not known.
+      rows: Number of rows of the backbone's embedding.
+
+    Raises:
+      UserError: If there are more pieces than rows.
+    """
     if pieces > rows:
         raise UserError(
             f"the vocabulary has {pieces:,} pieces, but the backbone's embedding has {rows:,} "
             "rows; use the vocabulary of the backbone"
+        )
+    if pieces and rows - pieces > _MOST_SPARE:
+        warnings.warn(
+            f"the vocabulary has {pieces:,} pieces, far fewer than the {rows:,} rows of the "
+            "backbone's embedding; if it is not the backbone's, answers mean nothing",
+            stacklevel=2,
         )
 
 

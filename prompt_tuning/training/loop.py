@@ -17,7 +17,7 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
-from prompt_tuning.errors import CheckpointError, whole_number
+from prompt_tuning.errors import CheckpointError, UserError, whole_number
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
@@ -162,9 +162,15 @@ class Fit:
         """The changes of settings in a run, one line for each step at which it resumed with some.
 
         Raises:
+          UserError: If the run has taken more steps than `total_steps`.
           CheckpointError: If the newest checkpoint has other settings, and `resume_with_changes` is
             False.
         """
+        if (checkpoints.latest or 0) > self.total_steps:
+            raise UserError(
+                f"TRAIN_STEPS = {self.total_steps}: {checkpoints.directory} is already at step "
+                f"{checkpoints.latest}"
+            )
         about = checkpoints.about
         changes = "; ".join(run_settings.changes(about.get("settings", {}), settings))
         if not changes:

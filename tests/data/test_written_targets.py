@@ -146,3 +146,18 @@ def test_a_sentinel_counts_in_the_length_of_a_target(text, vocabulary):
     with pytest.raises(UserError, match=f"{most + 1} tokens with its end token"):
         data(labelled, most).eval_set("test")
     data(labelled, most + 1).eval_set("test")
+
+
+@pytest.mark.parametrize(
+    ("texts", "count"),
+    [
+        (["\u4e2d\u6587", "\u65e5\u672c", "plain"], 1),
+        (["a  b", "a b", "a\nb"], 2),
+        (["\ufb01ne", "fine"], 1),
+        (["two  spaces", "two  spaces", "fine"], 0),
+    ],
+)
+def test_targets_that_the_vocabulary_cannot_tell_apart(vocabulary, texts, count):
+    data = TaskData(registered(texts, vocabulary), LENGTHS, 2).eval_set("test")
+    warned = [note for note in data.notes if note.startswith("warning") and "cannot tell" in note]
+    assert [f"cannot tell {count} targets" in note for note in warned] == [True] * bool(count)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import seqio
 
 from prompt_tuning import embedded, serving
 from prompt_tuning.checkpoint import backbone
@@ -14,7 +15,8 @@ from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs import loading
-from prompt_tuning.t5.vocabulary import SentencePiece
+from prompt_tuning.serving import model as serving_model
+from prompt_tuning.t5.vocabulary import Bytes, SentencePiece, check_size
 from prompt_tuning.testing import (
     Numbers,
     clean_registries,
@@ -65,6 +67,37 @@ def test_a_vocabulary_larger_than_the_embedding(kind, rows, pieces, tmp_path):
 def test_a_vocabulary_as_large_as_the_embedding():
     assert data("task").vocabulary_size == data("mixture").vocabulary_size == PIECES
     assert data("sentinel").vocabulary_size == PIECES + 100
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rows", "warns"),
+    [
+        (32_000, 32_128, False),
+        (250_100, 250_112, False),
+        (Bytes.size, 384, False),
+        (0, 250_112, False),
+        (32_000, 250_112, True),
+        (PIECES, 32_128, True),
+        (Bytes.size, PIECES, True),
+    ],
+)
+def test_a_vocabulary_much_smaller_than_the_embedding(recwarn, pieces, rows, warns):
+    check_size(pieces, rows)
+    assert len(recwarn) == warns
+    assert all("far fewer than the" in str(warning.message) for warning in recwarn)
+
+
+def test_bytes_count_in_every_way_in(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(loading, "check_size", lambda pieces, rows: sizes.append(pieces))
+    monkeypatch.setattr(serving_model, "check_size", lambda pieces, rows: sizes.append(pieces))
+    tuned = tiny_model()
+    serving.Model(tuned.model.config, tuned.params, Bytes(), tuned.layout)
+    with clean_registries():
+        tasks.register_demo_tasks(seqio.ByteVocabulary())
+        data = TaskData("demo_reviews", {"inputs": 8, "targets": 16}, 2)
+    assert [*sizes, data.vocabulary_size] == [Bytes.size] * 2
+    assert max(Bytes().encode("\U0010ffff")) < Bytes.size
 
 
 def test_a_served_vocabulary_larger_than_the_embedding():

@@ -190,6 +190,12 @@ def test_changes_that_were_asked_for_are_kept(tmp_path):
         fit(tmp_path, 5)
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_fit_refuses_fewer_steps_than_the_run_has(steps, folder):
+    with pytest.raises(UserError, match=rf"TRAIN_STEPS = {steps}: .* is already at step 2"):
+        fit(folder, steps, resume_with_changes=True)
+
+
 def test_a_packed_row_holds_several_examples():
     segments = np.array([[1, 1, 2, 0], [1, 2, 3, 3], [0, 0, 0, 0]])
     batch = {"encoder_input_tokens": segments, "decoder_segment_ids": segments}
