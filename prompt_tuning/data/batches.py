@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
 from prompt_tuning.data.tasks import (
+    COLUMNS,
     Provider,
     RowSource,
     decode,
@@ -43,12 +45,11 @@ from prompt_tuning.data.tasks import (
 )
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, whole_number
-from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn
+from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn, cut_note
 
 BYTES_SIZE = 3 + 0xF5  # ids of bytes begin at 3, and larger bytes do not occur in UTF-8
 MOST_SHARED = 0.01  # share of a split's inputs that are training inputs, above which a run warns
 MOST_UNKNOWN = 0.01  # share of pieces of the inputs that are unknown, above which a run warns
-MOST_CUT = 0.01  # share of inputs or targets that are cut, above which a run warns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +193,13 @@ class TaskData:
         notes = []
         for task, sample in zip(tasks, samples, strict=True):
             if sample and not np.isnan(sample.cut).any():
-                cut = dict(zip(FEATURES, sample.cut / len(sample), strict=True))
+                counts = {
+                    name: (int(cut), len(sample), self.lengths[name])
+                    for name, cut in zip(FEATURES, sample.cut, strict=True)
+                }
                 read = "" if self._training_tokens else f", first {len(sample):,} examples"
                 where = f"{task.name}, train split{read}"
-                notes.append(_cut_note(where, cut, self.lengths))
+                notes.append(cut_note(where, "TASK_FEATURE_LENGTHS", counts))
                 notes += _unknown_notes(where, sample.inputs, task.output_features["inputs"])
         return [*notes, *(note for task in tasks for note in _shared_notes(task))]
 
@@ -377,6 +381,7 @@ class TaskData:
                 *compare.notes(f"{task.name}, {split} split"),
             ),
             rank_memory_gib=self.rank_memory_gib,
+            columns=[json.loads(e[COLUMNS]) for e in examples if COLUMNS in e],
         )
         return self.transform(self, eval_set) if self.transform else eval_set
 
@@ -420,10 +425,10 @@ class TaskData:
             and is_longer(example["inputs_pretokenized"].decode(), feature, length)
             for example in examples
         ]
-        share = float(np.mean(cut))
         where, ids = f"{task.name}, {split} split", np.concatenate([e["inputs"] for e in examples])
-        cut_note = _cut_note(where, {"inputs": share}, self.lengths)
-        return (cut_note, *_unknown_notes(where, ids, feature))
+        counts = {"inputs": (sum(cut), len(cut), length)}
+        note = cut_note(where, "TASK_FEATURE_LENGTHS", counts)
+        return (note, *_unknown_notes(where, ids, feature))
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]
@@ -440,18 +445,6 @@ class TaskData:
     def _whole(self, target: str) -> str:
         """A target as the model is trained to write it."""
         return label_words.with_prefix(self.target_prefix, target)
-
-
-def _cut_note(where: str, cut: Mapping[str, float], lengths: Mapping[str, int]) -> str:
-    """A line on the shares of inputs, and of targets, that are cut."""
-    shares = " and ".join(
-        f"{100 * share:.3g} % of the {name} to {lengths[name]} tokens"
-        for name, share in cut.items()
-    )
-    line = f"{where}: TASK_FEATURE_LENGTHS cuts {shares}"
-    if max(cut.values()) <= MOST_CUT:
-        return line
-    return f"warning: {line}; raise the length to keep whole texts"
 
 
 def _unknown_notes(where: str, ids: np.ndarray, feature: seqio.Feature) -> list[str]:

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning.data import label_words, metrics
 from prompt_tuning.data.readers import records, saved_datasets
 from prompt_tuning.data.readers.records import BadRows, shortened, shown
-from prompt_tuning.data.unicode_form import shown_beside
+from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
 
 # The macro that names the file of each split.
@@ -21,10 +21,16 @@ _NOT_INDICES = "if they start at 1 or mean something else, write the words in th
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An example as texts."""
+    """An example as texts.
+
+    Attributes:
+      inputs, targets: Texts.
+      columns: Further columns, which predictions pass on.
+    """
 
     inputs: str
     targets: str
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,7 @@ class TextFiles:
       quoted_cells: Whether cells of CSV and TSV may be quoted; None for CSV alone.
       bad_rows: Counter of the malformed rows that are skipped.
       metrics: Names of metrics, see `data.metrics`; the first one chooses the best step.
+      keep_columns: Whether rows keep their columns besides the text, to be passed on.
 
     Raises:
       UserError: If `labels` is not a list of distinct words, a metric does not fit them, or a
@@ -61,6 +68,7 @@ class TextFiles:
     quoted_cells: bool | None = None
     bad_rows: BadRows = dataclasses.field(default_factory=BadRows, compare=False)
     metrics: Sequence[str] = metrics.DEFAULT
+    keep_columns: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", label_words.checked(self.labels, "CLASS_LABELS"))
@@ -102,6 +110,8 @@ class TextFiles:
 
         def row(fields: dict[str, Any], where: str) -> Row:
             made = self.row(fields, where, numbered=numbered)
+            if self.keep_columns:
+                made = dataclasses.replace(made, columns=self.other_columns(fields))
             if self.labels and self.label_field and not numbered:
                 value = records.field(fields, self.label_field, where)
                 if label_words.is_index(value, self.labels):
@@ -112,6 +122,12 @@ class TextFiles:
         if indexed and self.labels[0] not in {row.targets for row in rows}:
             self._warn_of_indices(path, min(map(self.labels.index, indexed)))
         return rows
+
+    def other_columns(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a row besides those of the text."""
+        names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
+        texts = set(map(composed, names))
+        return {name: value for name, value in fields.items() if composed(name) not in texts}
 
     def _warn_of_indices(self, path: Path, lowest: int) -> None:
         """Warns that no row has the index 0: the numbers may start at 1."""
@@ -180,13 +196,14 @@ def of_folder(
     labels: Sequence[str] = (),
     quoted_cells: bool | None = None,
     metrics: Sequence[str] = metrics.DEFAULT,
+    keep_columns: bool = False,
 ) -> TextFiles:
     """A task of the files `train.*`, `validation.*` and `test.*` of the folder `data_dir/name`.
 
     Args:
       name: Name of the folder.
       data_dir: Folder that contains it.
-      text_field, label_field, labels, quoted_cells, metrics: See `TextFiles`.
+      text_field, label_field, labels, quoted_cells, metrics, keep_columns: See `TextFiles`.
 
     Raises:
       UserError: If none of the files exists, or two exist for one split.
@@ -199,7 +216,15 @@ def of_folder(
         raise UserError(f"{double[0][0]} and {double[0][1].name}: two files for one split")
     first = {split: str(paths[0]) if paths else "" for split, paths in candidates.items()}
     paths = first["train"], first["validation"], first["test"]
-    return TextFiles(*paths, text_field, label_field, labels, quoted_cells, metrics=metrics)
+    return TextFiles(
+        *paths,
+        text_field,
+        label_field,
+        labels,
+        quoted_cells,
+        metrics=metrics,
+        keep_columns=keep_columns,
+    )
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """Registers SeqIO tasks that know their label words, and the three demo tasks of the package."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from prompt_tuning.evaluation.sets import MetricFn
 Provider: TypeAlias = Any  # a seqio.Task or seqio.Mixture
 TfExample = dict[str, tf.Tensor]  # an example inside a SeqIO preprocessor, by feature
 
+COLUMNS = "columns"  # feature of an example: JSON of the further columns of its row
 DEMO_LABELS = {
     "demo_reviews": ("negative", "positive"),
     "demo_questions": ("abbreviation", "description", "entity", "human", "location", "number"),
@@ -137,10 +139,14 @@ class RowSource(MemorySource):
 
     def columns(self, split: str) -> dict[str, tf.Tensor]:
         rows = self.rows(split)
-        return {
+        columns = {
             "inputs": tf.constant([row.inputs for row in rows], tf.string),
             "targets": tf.constant([row.targets for row in rows], tf.string),
         }
+        if any(row.columns for row in rows):  # dates and the like have no JSON but their text
+            texts = [json.dumps(row.columns, default=str) for row in rows]
+            columns[COLUMNS] = tf.constant(texts, tf.string)
+        return columns
 
 
 def vocabulary(path: str | Path, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:

@@ -53,9 +53,9 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
         texts = zip(data.inputs, data.targets, strict=True)
         examples = ({"input": text, "target": target} for text, target in texts)
         path = folder / f"{name}-{method}.jsonl"
-        with renamed_when_done(path) as temporary, temporary.open("w") as file:
+        with renamed_when_done(path) as temporary, temporary.open("wb") as file:
             for line in lines(examples, predicted, data.labels):
-                file.write(files.to_json(line) + "\n")
+                file.write(files.json_line(line))
     metrics = measure_each(data, by_method)
     beside: dict[str, Any] = {"majority_class": majority_share(data)} if data.labels else {}
     if constant := constant_answers(by_method):

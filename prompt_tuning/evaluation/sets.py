@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning.decoding.model import RANK_MEMORY_GIB, rank_bytes
+
+MOST_CUT = 0.01  # share of texts that are cut, above which a run warns
 
 # From parameters named `targets` and `predictions`, by which SeqIO tells kinds of metric apart, to
 # numbers by name.
@@ -30,6 +33,7 @@ class EvalSet:
       target_prefix: Text before every target, such as a sentinel; "" for none.
       notes: Lines that a run shows before it starts, such as the share of inputs that are cut.
       rank_memory_gib: Memory in which labels are scored together, on each device that rows are on.
+      columns: Further columns of the N rows, by name; empty if none are kept.
 
     Raises:
       UserError: If `rank_memory_gib` is not positive.
@@ -48,6 +52,7 @@ class EvalSet:
     target_prefix: str = ""
     notes: Sequence[str] = ()
     rank_memory_gib: float = RANK_MEMORY_GIB
+    columns: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         rank_bytes(self.rank_memory_gib)
@@ -64,3 +69,22 @@ class Predictions:
 
     texts: Sequence[str]
     scores: np.ndarray | None = None
+
+
+def cut_note(where: str, setting: str, counts: Mapping[str, tuple[int, int, int]]) -> str:
+    """A line on how many texts a setting cuts, which is a warning above 1 %.
+
+    Args:
+      where: Name of the texts.
+      setting: Name of the setting.
+      counts: Number of texts that are cut, of all, and of tokens to which they are, by what they
+        are.
+    """
+    parts = " and ".join(
+        f"{cut:,} of {all_of:,} {name} ({100 * cut / all_of:.3g} %) to {length} tokens"
+        for name, (cut, all_of, length) in counts.items()
+    )
+    line = f"{where}: {setting} cuts {parts}"
+    if all(cut <= MOST_CUT * all_of for cut, all_of, _ in counts.values()):
+        return line
+    return f"warning: {line}; raise the length to keep whole texts"

@@ -69,6 +69,8 @@ def evaluate(
             target_prefix=eval_set.target_prefix or None,
         )
     on_start(folder)
+    for line in (note for eval_set in eval_sets for note in eval_set.notes):
+        print(line, flush=True)
     return {eval_set.task: _measured(model, eval_set, folder) for eval_set in eval_sets}
 
 

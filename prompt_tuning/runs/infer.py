@@ -42,9 +42,9 @@ def infer(
 ) -> epath.Path:
     """Writes `TASK-MODE.jsonl`, one line per text in T5X's form.
 
-    A line is {"inputs": {"inputs_pretokenized": text}, "prediction": text}, with "scores" by label
-    for rank classification. For rows of several tasks see `infer_tasks`. An interrupted run resumes
-    (`resumable_lines.write`).
+    A line is {"inputs": {"inputs_pretokenized": text, COLUMN: value, ...}, "prediction": text} with
+    the other columns of the text's row, and "scores" by label for rank classification. For rows of
+    several tasks see `infer_tasks`. An interrupted run resumes (`resumable_lines.write`).
 
     Args:
       output_dir: Folder to write to, on a local disk.
@@ -92,6 +92,7 @@ def infer(
     path = folder / f"{texts.task}-{mode}.jsonl"
     key = resumable_lines.digest(
         texts.inputs,
+        texts.columns,
         texts.encoder_input_tokens.tolist(),
         texts.labels,
         texts.label_tokens.tolist(),
@@ -105,7 +106,8 @@ def infer(
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = _part(texts, start, stop)
         predicted = PREDICTORS[mode](tuned, part, data.batch_size)
-        examples = ({"inputs": {"inputs_pretokenized": text}} for text in part.inputs)
+        columns = part.columns or [{}] * len(part.inputs)
+        examples = map(infer_tasks.example, part.inputs, columns)
         return predictions.lines(examples, predicted, texts.labels)
 
     resumable_lines.write(path, key, len(texts.inputs), BATCHES_PER_WRITE * data.batch_size, lines)
@@ -121,4 +123,5 @@ def _part(texts: EvalSet, start: int, stop: int) -> EvalSet:
         inputs=texts.inputs[start:stop],
         targets=texts.targets[start:stop],
         encoder_input_tokens=texts.encoder_input_tokens[start:stop],
+        columns=texts.columns[start:stop],
     )

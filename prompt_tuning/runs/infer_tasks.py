@@ -1,6 +1,6 @@
 """Predictions for rows of several tasks, by one backbone in mixed batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -8,10 +8,11 @@ from etils import epath
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import AUTO
+from prompt_tuning.evaluation.sets import cut_note
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.answers import Classification
-from prompt_tuning.serving.task_rows import TaskRows
+from prompt_tuning.serving.task_rows import TaskRow, TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
@@ -32,8 +33,9 @@ def infer(
 ) -> epath.Path:
     """Writes `tasks-MODE.jsonl`, one line per row.
 
-    A line is {"inputs": {"inputs_pretokenized": text}, "task": name, "prediction": text}, with
-    "probabilities" by label for rank classification, else with "score".
+    A line is {"inputs": {"inputs_pretokenized": text, COLUMN: value, ...}, "task": name,
+    "prediction": text} with the other columns of the row, and "probabilities" by label for rank
+    classification, else with "score".
 
     Args:
       data: Rows and prompts of the tasks.
@@ -64,20 +66,17 @@ def infer(
     )
     tasks = model.add_tasks(data.prompts)
     rows = data.rows(tasks)
-    if mode == "rank" and (unlabelled := [task for _, task in rows if not model.labels(task)]):
+    if mode == "rank" and (unlabelled := [row.task for row in rows if not model.labels(row.task)]):
         raise UserError(f"MODE = 'rank', but the task {unlabelled[0]} has no labels in labels.json")
     on_start(folder)
     path = folder / f"tasks-{mode}.jsonl"
+    tokens = [data.vocabulary.encode(row.text) for row in rows]
+    for line in _cut_notes(model, rows, tokens):
+        print(line, flush=True)
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
-    ids = [data.vocabulary.encode(text) for text, _ in rows]
-    cut = sum(
-        len(row) >= model.task_set.input_length(task, data.input_length)
-        for row, (_, task) in zip(ids, rows, strict=True)
-    )
-    print(f"{cut} of {len(rows)} inputs are cut to the input length", flush=True)
     key = resumable_lines.digest(
         rows,
-        ids,
+        tokens,
         (data.batch_size, data.input_length, data.target_length),
         {task: model.labels(task) for task in tasks},
         {task: repr(model.task_set.trained_with[task]) for task in tasks},
@@ -88,14 +87,33 @@ def infer(
 
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = rows[start:stop]
-        texts, names = [text for text, _ in part], [task for _, task in part]
+        texts, names = [row.text for row in part], [row.task for row in part]
         answers = _answers(model, texts, names, mode, data.target_length)
-        for (text, task), answer in zip(part, answers, strict=True):
-            yield {"inputs": {"inputs_pretokenized": text}, "task": task, **answer}
+        for row, answer in zip(part, answers, strict=True):
+            yield {**example(row.text, row.columns), "task": row.task, **answer}
 
     resumable_lines.write(path, key, len(rows), BATCHES_PER_WRITE * data.batch_size, lines)
-    print(f"{len(rows)} predictions of {len({task for _, task in rows})} tasks in {path}")
+    print(f"{len(rows)} predictions of {len({row.task for row in rows})} tasks in {path}")
     return path
+
+
+def _cut_notes(
+    model: serving.Model, rows: Sequence[TaskRow], tokens: Sequence[Sequence[int]]
+) -> Iterator[str]:
+    """A line for each length to which inputs are cut; a task's card may have one of its own."""
+    task_set = model.task_set
+    by_length: dict[int, list[bool]] = {}
+    for row, ids in zip(rows, tokens, strict=True):
+        length = task_set.input_length(row.task, model.input_length)
+        by_length.setdefault(length, []).append(len(ids) >= length)
+    for length, cut in by_length.items():
+        yield cut_note("rows", "INPUT_LENGTH", {"inputs": (sum(cut), len(cut), length)})
+
+
+def example(text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """A text and the other columns of its row, in T5X's form."""
+    first = {"inputs_pretokenized": text}
+    return {"inputs": {**first, **columns, **first}}
 
 
 def _answers(

@@ -23,6 +23,14 @@ def to_json(content: Any, indent: int | None = None) -> str:
     return json.dumps(_replace(content, _is_not_finite, None), indent=indent, allow_nan=False)
 
 
+def json_line(content: Any) -> bytes:
+    """Formats content as a line of JSON for people to read: UTF-8, letters as themselves."""
+    text = json.dumps(_replace(content, _is_not_finite, None), ensure_ascii=False, allow_nan=False)
+    # What is a line break to some readers stays an escape, and so does half a surrogate pair.
+    text = text.translate({0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"})
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
 def from_json(text: str | bytes) -> Any:
     """Parses content without nulls of its own: a null is a number that was not finite, a NaN."""
     return _replace(json.loads(text), lambda value: value is None, math.nan)

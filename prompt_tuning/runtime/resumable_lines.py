@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from prompt_tuning.runtime import distributed
-from prompt_tuning.runtime.files import to_json
+from prompt_tuning.runtime.files import json_line
 
 Line = Mapping[str, Any]
 
@@ -58,7 +58,7 @@ def write(
     ):
         for start in range(done // step * step, count, step):
             missing = list(lines(start, min(start + step, count)))[max(done - start, 0) :]
-            file.write(b"".join(to_json(line).encode() + b"\n" for line in missing))
+            file.write(b"".join(map(json_line, missing)))
             file.flush()
             bar.update(len(missing))
     if main:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.readers import records
@@ -12,6 +12,14 @@ from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.decoding import RANK_MEMORY_GIB
 from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
 from prompt_tuning.t5.vocabulary import Vocabulary
+
+
+class TaskRow(NamedTuple):
+    """A text, the name of its task, and the other columns of its row."""
+
+    text: str
+    task: str
+    columns: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +59,8 @@ class TaskRows:
         whole_number("INPUT_LENGTH", self.input_length, 1, MOST_TOKENS)
         whole_number("TARGET_LENGTH", self.target_length, 1, MOST_TOKENS)
 
-    def rows(self, tasks: Collection[str]) -> list[tuple[str, str]]:
-        """Reads the text and task of each row, in the file's order.
+    def rows(self, tasks: Collection[str]) -> list["TaskRow"]:
+        """Reads the rows, in the file's order.
 
         Args:
           tasks: Tasks that have prompts.
@@ -63,14 +71,16 @@ class TaskRows:
         """
         texts = TextFiles(text_field=self.text_field, label_field="")
 
-        def row(fields: dict[str, Any], where: str) -> tuple[str, str]:
+        def row(fields: dict[str, Any], where: str) -> TaskRow:
             task = composed(records.field(fields, self.task_field, where))
             if task not in tasks:
                 raise UserError(
                     f"{where}: {self.task_field!r} is {shown_beside(task, tasks)}, but "
                     f"{self.prompts} has prompts for {records.shortened(', '.join(sorted(tasks)))}"
                 )
-            return texts.row(fields, where).inputs, task
+            columns = texts.other_columns(fields)
+            columns = {k: v for k, v in columns.items() if composed(k) != composed(self.task_field)}
+            return TaskRow(texts.row(fields, where).inputs, task, columns)
 
         path, bad_rows = Path(self.file).expanduser(), BadRows(self.skip_bad_rows)
         return records.read(path, row, bad_rows, self.quoted_cells)

@@ -436,14 +436,18 @@ def test_evaluates(command, tmp_path):
 
 
 def test_infers_in_t5x_form(command, tmp_path):
-    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    columns = [{"id": 7, "text": "é"}, {"text": "b", "tags": ["x", None], "inputs_pretokenized": 1}]
+    lines = "".join(json.dumps(row) + "\n" for row in columns)
+    (tmp_path / "texts.jsonl").write_text(lines)
     arguments = [f"--gin.INPUT_FILE={tmp_path}/texts.jsonl"]
     arguments += [f"--gin.INFER_OUTPUT_DIR={tmp_path}/out"]
     result = command(infer, *evaluation("infer", *arguments))
     assert result.status == 0, result.err
-    lines = (tmp_path / "out" / "files-generate.jsonl").read_text().splitlines()
+    assert "files, test split: TASK_FEATURE_LENGTHS cuts 0 of 2 inputs (0 %) to 8 tok" in result.out
+    lines = (tmp_path / "out" / "files-generate.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["inputs"] for row in rows] == [{"inputs_pretokenized": text} for text in "ab"]
+    assert lines[0].startswith('{"inputs": {"inputs_pretokenized": "é", "id": 7}, "prediction": "')
+    assert rows[1]["inputs"] == {"inputs_pretokenized": "b", "tags": ["x", None]}
     assert all(row.keys() == {"inputs", "prediction"} for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""A run says which share of inputs and targets its lengths cut."""
+"""A run says how many inputs and targets its lengths cut."""
 
 import json
 
@@ -30,16 +30,18 @@ def data(inputs: int, task: str = NAME, **options) -> TaskData:
     return TaskData(task, {"inputs": inputs, "targets": 4}, 2, **options)
 
 
-@pytest.mark.parametrize(("length", "share"), [(11, "0"), (6, "50")])
+@pytest.mark.parametrize(
+    ("length", "share"), [(11, "0 of 10 inputs (0 %)"), (6, "5 of 10 inputs (50 %)")]
+)
 def test_shares(length, share):
     """An input that just fits is not cut."""
     [train, _] = data(length).train_notes()
-    assert f"TASK_FEATURE_LENGTHS cuts {share} % of the inputs to {length} tokens" in train
-    assert "and 0 % of the targets to 4 tokens" in train
-    assert train.startswith("warning: ") == (share != "0")
-    assert train.endswith("; raise the length to keep whole texts") == (share != "0")
+    assert f"TASK_FEATURE_LENGTHS cuts {share} to {length} tokens" in train
+    assert "and 0 of 10 targets (0 %) to 4 tokens" in train
+    assert train.startswith("warning: ") == (length == 6)
+    assert train.endswith("; raise the length to keep whole texts") == (length == 6)
     [validation] = data(length).eval_set("validation").notes
-    assert f"{NAME}, validation split: TASK_FEATURE_LENGTHS cuts {share} % of" in validation
+    assert f"{NAME}, validation split: TASK_FEATURE_LENGTHS cuts {share}" in validation
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_one_per_cent_is_no_warning(vocabulary):
     rows = [*[Row("a", "yes")] * 99, Row("a a a a", "yes")]
     tasks.register(NAME, {"train": lambda: rows}, vocabulary)
     [note] = data(4).train_notes()
-    assert note.startswith(f"{NAME}, train split: TASK_FEATURE_LENGTHS cuts 1 % of the inputs")
+    assert note.startswith(f"{NAME}, train split: TASK_FEATURE_LENGTHS cuts 1 of 100 inputs (1 %)")
 
 
 def test_targets_of_the_catalogue_may_be_cut(tmp_path, vocabulary):
@@ -83,7 +85,7 @@ def test_targets_of_the_catalogue_may_be_cut(tmp_path, vocabulary):
     (tmp_path / "xsum" / "train.jsonl").write_text(lines)
     all_tasks.register(vocabulary, tmp_path)
     [note] = data(32, "xsum_v110_examples").train_notes()
-    assert "cuts 0 % of the inputs to 32 tokens and 50 % of the targets to 4 tokens" in note
+    assert "cuts 0 of 4 inputs (0 %) to 32 tokens and 2 of 4 targets (50 %) to 4 tokens" in note
 
 
 def test_the_cache_keeps_the_counts(tmp_path, vocabulary, monkeypatch):
@@ -97,7 +99,7 @@ def test_the_cache_keeps_the_counts(tmp_path, vocabulary, monkeypatch):
     [note] = cached.train_notes()
     monkeypatch.setattr(tokens, "chunks", None)  # nothing is tokenised again
     assert data(6, cache_dir=str(tmp_path / "cache")).train_notes() == [note]
-    assert "cuts 50 %" in note
+    assert "cuts 5 of 10 inputs" in note
 
 
 def test_of_a_stream_the_first_examples_count(vocabulary):
@@ -114,7 +116,7 @@ def test_of_a_stream_the_first_examples_count(vocabulary):
         output_features=tasks.features(vocabulary),
     )
     [note] = data(6).train_notes()
-    assert f"{NAME}, train split, first 10 examples: TASK_FEATURE_LENGTHS cuts 50 % of" in note
+    assert f"{NAME}, train split, first 10 examples: TASK_FEATURE_LENGTHS cuts 5 of 10" in note
 
 
 def test_nothing_is_said_of_pieces_of_pre_training(tmp_path, vocabulary):
@@ -129,9 +131,9 @@ def test_each_task_of_a_mixture_and_few_shots(vocabulary):
     tasks.register("short", {"train": lambda: ROWS[:2]}, vocabulary)
     tasks.add_mixture("both", {NAME: 1.0, "short": 1.0})
     notes = [note for note in data(6, "both").train_notes() if "cuts" in note]
-    assert [note.split(" % ")[0].split()[-1] for note in notes] == ["0", "50"]
+    assert [note.split(" cuts ")[1].split()[0] for note in notes] == ["0", "5"]
     limited = few_shot.register(NAME, FewShot(10), {"inputs": 6, "targets": 4}, False)
-    assert "cuts 50 % of the inputs" in data(6, limited).train_notes()[0]
+    assert "cuts 5 of 10 inputs" in data(6, limited).train_notes()[0]
 
 
 def test_training_tokens_are_made_once(monkeypatch):

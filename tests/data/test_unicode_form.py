@@ -81,7 +81,7 @@ def test_a_folder_of_prompts(tmp_path, name):
     assert prompt_folder.labels(tmp_path) == {COMPOSED: ["a", "b"]}
     (tmp_path / "rows.csv").write_text(f"text,task\na,{name}\n")
     rows = TaskRows(str(tmp_path / "rows.csv"), str(tmp_path), Numbers())
-    assert rows.rows([COMPOSED]) == [("a", COMPOSED)]
+    assert rows.rows([COMPOSED]) == [("a", COMPOSED, {})]
 
 
 @pytest.mark.parametrize(

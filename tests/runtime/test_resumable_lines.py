@@ -73,3 +73,13 @@ def test_keys_tell_settings_apart():
     parts = [(["a"], 1), (["a"], 2), (["b"], 1)]
     assert len({resumable_lines.digest(*part) for part in parts}) == 3
     assert resumable_lines.digest(["a"], 1) == resumable_lines.digest(["a"], 1)
+
+
+def test_letters_are_written_as_themselves(tmp_path):
+    """And each line is one to every reader, and valid UTF-8 and JSON."""
+    texts = ["ä 负面 🙂", "a\u2028b\x85c\nd", "half \ud83d", "\x00\x1c"]
+    path = tmp_path / "out.jsonl"
+    resumable_lines.write(path, "k", 4, 2, lambda a, b: [{"text": text} for text in texts[a:b]])
+    written = path.read_text("utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in written] == texts
+    assert written[0] == '{"text": "ä 负面 🙂"}'

@@ -19,7 +19,10 @@ from prompt_tuning.t5.config import preset
 from prompt_tuning.t5.vocabulary import Bytes
 from prompt_tuning.testing import random_leaves
 
-ROWS = [{"text": f"row {i}", "task": "letters" if i % 2 else "free"} for i in range(160)]
+ROWS = [
+    {"text": f"row {i}", "task": "letters" if i % 2 else "free", "id": f"nº {i}"}
+    for i in range(160)
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +63,11 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
     run(folder, tmp_path / "whole")
     whole = tmp_path / "whole" / "tasks-auto.jsonl"
     lines = [json.loads(line) for line in whole.open()]
-    assert [(x["inputs"]["inputs_pretokenized"], x["task"]) for x in lines] == [
-        (row["text"], row["task"]) for row in ROWS
+    assert [(x["inputs"], x["task"]) for x in lines] == [
+        ({"inputs_pretokenized": row["text"], "id": row["id"]}, row["task"]) for row in ROWS
     ]
+    assert "nº 1" in whole.read_text("utf-8")
+    assert "rows: INPUT_LENGTH cuts 0 of 160 inputs (0 %) to 16 tokens" in capsys.readouterr().out
     for line in lines:
         by_label = line.get("probabilities")
         assert (by_label is None) == (line["task"] == "free")
@@ -93,7 +98,7 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
         ({"mode": "x"}, "MODE = 'x': unknown; available: rank, generate, auto"),
         ({"prompts": "/no"}, "/no: no such folder of prompts"),
         ({"task_field": "text"}, r"in\.jsonl, line 1: 'text' is 'row 0', but "),
-        ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; available: task, text"),
+        ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; available: id, task, text"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(folder, tmp_path, settings, message):

@@ -208,4 +208,7 @@ def _dataset(
 
 
 def _row(task: seqio.Task, example: Mapping[str, Any]) -> Row:
-    return Row(*(tasks.text_of(task, example, name) for name in ("inputs", "targets")))
+    return Row(
+        inputs=tasks.text_of(task, example, "inputs"),
+        targets=tasks.text_of(task, example, "targets"),
+    )
