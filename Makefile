@@ -5,16 +5,17 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow lint format clean
+.PHONY: help venv demo test slow t5x lint format clean
 
 help:
 	@echo "make venv    .venv with this package (editable) and its test tools"
 	@echo "make demo    trains three prompts, 4 minutes; prints their results"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make slow    the slow tests"
+	@echo "make t5x     the tests inside T5X, in .venv-t5x; T5X=, JESTIMATOR= and AIRIO= name checkouts"
 	@echo "make lint    ruff, mypy and shellcheck"
 	@echo "make format  formats the code"
-	@echo "make clean   removes .venv, caches and builds; runs/ stays"
+	@echo "make clean   removes .venv, .venv-t5x, caches and builds; runs/ stays"
 
 venv: $(STAMP)
 
@@ -33,6 +34,21 @@ test: venv
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none
 
+# What of T5X is not on PyPI; without their dependencies, which ask for further ones.
+T5X ?= git+https://github.com/google-research/t5x
+JESTIMATOR ?= git+https://github.com/google-research/jestimator
+AIRIO ?= git+https://github.com/google/airio
+T5X_BIN := .venv-t5x/bin
+
+t5x: .venv-t5x/.installed
+	$(T5X_BIN)/python -m pytest tests/in_t5x
+
+.venv-t5x/.installed: pyproject.toml setup.py
+	test -x $(T5X_BIN)/python || $(PYTHON) -m venv .venv-t5x
+	$(T5X_BIN)/python -m pip install --editable '.[test,t5x]'
+	$(T5X_BIN)/python -m pip install --no-deps $(AIRIO) $(JESTIMATOR) $(T5X)
+	touch $@
+
 lint: venv
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -44,5 +60,5 @@ format: venv
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-t5x build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find prompt_tuning scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("tensorflow", "seqio", "gin", "matplotlib", "torch", "transformers", "peft", "qwix")
+HEAVY = (
+    "tensorflow",
+    "seqio",
+    "gin",
+    "matplotlib",
+    "torch",
+    "transformers",
+    "peft",
+    "qwix",
+    "t5x",
+)
 CORE = (
     "prompt_tuning",
     "prompt_tuning.adapters",
@@ -117,6 +127,16 @@ def test_imports_keep_to_the_table():
         if package != "__init__" and (found := forbidden(package, file.read_text())):
             wrong[str(file.relative_to(PACKAGE))] = found
     assert wrong == {}
+
+
+def test_t5x_and_in_t5x_are_imported_by_in_t5x_alone():
+    for file in PACKAGE.rglob("*.py"):
+        source = file.read_text()
+        t5x = re.search(r"^\s*(from|import) (t5x|airio|jestimator)\b", source, re.MULTILINE)
+        if PACKAGE / "in_t5x" not in file.parents:
+            assert not t5x and "in_t5x" not in imported(source), file
+        elif file.stem == "variables":
+            assert not t5x
 
 
 def test_the_order_of_the_table_has_no_circle():
