@@ -5,6 +5,8 @@ first_step.py in fresh processes, each time with an empty compilation cache (JAX
 JAX_COMPILATION_CACHE_DIR sets it up) and again with what that left there. All in turn; medians.
 """
 
+import restart
+
 import argparse
 import dataclasses
 import functools
@@ -19,6 +21,8 @@ from pathlib import Path
 
 import jax
 import steps
+import usage
+from usage import Usage
 
 from prompt_tuning import sharding
 from prompt_tuning.methods import PromptTuning
@@ -47,7 +51,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         for layers in (FEW, MANY)
     }
     # The first round is left out: it also sets up the compiler.
-    found = {f"{name}_seconds": t for name, t in steps.medians(timed, 1 + arguments.rounds).items()}
+    found = {
+        f"{name}_seconds": used.seconds
+        for name, used in steps.medians(timed, 1 + arguments.rounds).items()
+    }
     for kind in ("scanned", "single"):
         few, many = (found[f"{kind}_{layers}_seconds"] for layers in (FEW, MANY))
         found[f"{kind}_{MANY}_over_{FEW}"] = many / few
@@ -63,22 +70,24 @@ def with_layers(config: T5Config, layers: int, scanned: bool) -> T5Config:
     )
 
 
-def compiling(config: T5Config, arguments: argparse.Namespace) -> float:
-    """Seconds that tracing and compiling a step take."""
+def compiling(config: T5Config, arguments: argparse.Namespace) -> Usage:
+    """What tracing and compiling a step take."""
     jax.clear_caches()
-    began = time.perf_counter()
-    lowered, _ = lowered_step(
-        config,
-        method=PromptTuning(arguments.prompt),
-        layout=sharding.layout(),
-        lengths={"inputs": arguments.input, "targets": arguments.target},
-        batch_size=arguments.batch,
-        optimizer=adafactor,
-        loss=Loss(),
-        num_microbatches=1,
-    )
-    lowered.compile()
-    return time.perf_counter() - began
+
+    def compile_step() -> None:
+        lowered, _ = lowered_step(
+            config,
+            method=PromptTuning(arguments.prompt),
+            layout=sharding.layout(),
+            lengths={"inputs": arguments.input, "targets": arguments.target},
+            batch_size=arguments.batch,
+            optimizer=adafactor,
+            loss=Loss(),
+            num_microbatches=1,
+        )
+        lowered.compile()
+
+    return usage.of(compile_step)
 
 
 def starts(arguments: argparse.Namespace) -> Mapping[str, list[float]]:

@@ -8,22 +8,28 @@ A step's time depends on its shape alone, so ours is the sum, over the shapes of
 batches, of their number times the median time of a step of that shape. The peer has as many shapes
 as batches: `--samples` of them, spread evenly over the batches in order of length from a random
 first on, stand for the rest. All are timed in turn. Compilation is not in the epoch but beside it.
+Ours steps with each of `--products`, the peer in float32 and in bfloat16.
 
 Beside each ratio to the fixed length stands the one that `prompt_tuning.data.padding_report`
 predicts from encoder positions alone.
 """
 
+import restart
+
 import collections
 import contextlib
+import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import peer
 import steps
+import task_names
 from absl import app, flags
+from usage import Usage
 
 from prompt_tuning.data import padding_report
 from prompt_tuning.data.batching.bucketing import bucket_of, bucketed, default_bounds, pad
@@ -38,11 +44,13 @@ from prompt_tuning.methods import PromptTuning
 from prompt_tuning.runtime import files
 from prompt_tuning.t5.config import preset
 
-# Flags of padding_report: task, data_dir, vocabulary, json, batch_size, packed_length, and
-# target_length, of a packed row.
+# Among others task, data_dir, vocabulary, json, batch_size, packed_length, and target_length, of a
+# packed row.
+padding_report.define_flags()
 _TASK = flags.FLAGS["task"]
 _MODEL = flags.DEFINE_string("model", "demo", "A preset; its weights are random.")
 _PROMPTS = flags.DEFINE_list("prompt_lengths", ["20", "100"], "P, several by comma.")
+_PRODUCTS = flags.DEFINE_list("products", ["auto", "float32"], "PRODUCTS; ratios use the first.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps of each shape that are timed.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Of the epoch; 0 for all.")
 _PEER = flags.DEFINE_bool("peer", False, "Time PEFT as well.")
@@ -52,6 +60,7 @@ LONGEST_TARGET = 16
 
 Shape = tuple[str, int]  # layout, and input length or number of the peer's batch
 Counts = dict[Shape, float]  # batches of an epoch
+Timed = tuple[str, Shape]  # one of PRODUCTS, or the peer's precision; and what it steps on
 
 
 class Epoch:
@@ -123,50 +132,77 @@ def measure(task: str, prompts: Sequence[int]) -> Iterator[dict[str, str | float
     for prompt in prompts:
         epoch = Epoch(examples, prompt, flags.FLAGS.batch_size)
         found = _step_times(epoch, prompt)
-        seconds = {shape: statistics.median(times[1:]) for shape, times in found.items()}
-        whole = {
-            kind: sum(count * seconds[shape] for shape, count in counts.items())
-            for kind, counts in epoch.counts.items()
-        }
+        median = {step: steps.median(times[1:]) for step, times in found.items()}
         result: dict[str, str | float] = {"task": task, "prompt_length": prompt}
         result |= {"examples": len(epoch.lengths)}
-        for kind, counts in epoch.counts.items():
-            result[f"{kind}_seconds"] = whole[kind]
-            result[f"{kind}_compile_seconds"] = sum(found[at][0] - seconds[at] for at in counts)
-        for kind in ("bucketed", "packed"):
+        best: dict[str, float] = {}
+        for products in reversed(_PRODUCTS.value):
+            prefix = "" if products == _PRODUCTS.value[0] else f"{products}_products_"
+            whole: dict[str, float] = {}
+            for kind, counts in epoch.counts.items():
+                used = _sum({(products, at): count for at, count in counts.items()}, median)
+                whole[kind] = used.seconds
+                result |= _described(f"{prefix}{kind}", used, sum(counts.values()))
+                result[f"{prefix}{kind}_compile_seconds"] = sum(
+                    found[products, at][0].seconds - median[products, at].seconds for at in counts
+                )
+            best[products] = min(whole["bucketed"], whole["packed"])
+        for kind in ("bucketed", "packed"):  # `whole` is that of the first of --products
             result[f"{kind}_measured"] = whole[kind] / whole["fixed"]
             result[f"{kind}_predicted"] = epoch.predicted[kind]
-        ours = min(whole["bucketed"], whole["packed"])
+        ours = best[_PRODUCTS.value[0]]
         result["speedup_over_fixed_512"] = whole["fixed"] / ours
         if epoch.of_peer:
-            steps_of_peer = [seconds["peer", i] for i in range(len(epoch.of_peer))]
             batches = len(epoch.lengths) / flags.FLAGS.batch_size
-            result["peer_seconds"] = batches * statistics.fmean(steps_of_peer)
-            result["speedup_over_peer"] = result["peer_seconds"] / ours
+            share = batches / len(epoch.of_peer)
+            of_peer: dict[str, float] = {}
+            for dtype in peer.PRECISIONS:
+                sampled_steps = {(dtype, ("peer", i)): share for i in range(len(epoch.of_peer))}
+                used = _sum(sampled_steps, median)
+                of_peer[dtype] = used.seconds
+                result |= _described(f"peer_{dtype}", used, batches)
+                result[f"speedup_over_peer_{dtype}"] = used.seconds / ours
+            result["peer_seconds"] = of_peer["float32"]
+            result["speedup_over_peer"] = of_peer["float32"] / ours
+            result["speedup_over_peer_best"] = min(of_peer.values()) / ours
         yield result
 
 
-def _step_times(epoch: Epoch, prompt: int) -> dict[Shape, list[float]]:
-    """The seconds of steps of each shape, all measured in turn; the first is compiled."""
+def _sum(counts: Mapping[Timed, float], median: Mapping[Timed, Usage]) -> Usage:
+    """What so many steps of each kind take together."""
+    terms = [[count * value for value in median[step]] for step, count in counts.items()]
+    return Usage(*map(sum, zip(*terms, strict=True)))
+
+
+def _described(name: str, used: Usage, batches: float) -> dict[str, float]:
+    return {
+        f"{name}_seconds": used.seconds,
+        f"{name}_system_seconds_per_step": used.system_seconds / batches,
+        f"{name}_minor_faults_per_step": used.minor_faults / batches,
+    }
+
+
+def _step_times(epoch: Epoch, prompt: int) -> dict[Timed, list[Usage]]:
+    """What steps of each shape take, all measured in turn; the first is compiled."""
     config = preset(_MODEL.value, dropout_rate=steps.DROPOUT)
-    trained = steps.Trained(config, PromptTuning(prompt))
-    timed: dict[Shape, Callable[[], float]] = {}
-    for shape, batch in epoch.batches.items():
-        placed = trained.place(batch)
-        timed[shape] = lambda placed=placed: trained.seconds(lambda: placed, 1)
+    timed: dict[Timed, Callable[[], Usage]] = {}
+    for products in _PRODUCTS.value:
+        model = steps.trained(dataclasses.replace(config, products=products), PromptTuning(prompt))
+        for shape, batch in epoch.batches.items():
+            placed = model.place(batch)
+            timed[products, shape] = functools.partial(model.usage, lambda placed=placed: placed)
     with contextlib.ExitStack() as stack:
-        if epoch.of_peer:
-            ask = stack.enter_context(peer.steps(config, prompt, epoch.of_peer))
-            timed |= {
-                ("peer", i): functools.partial(ask, str(i)) for i in range(len(epoch.of_peer))
-            }
+        for dtype in peer.PRECISIONS if epoch.of_peer else ():
+            ask = stack.enter_context(peer.steps(config, prompt, epoch.of_peer, dtype))
+            for i in range(len(epoch.of_peer)):
+                timed[dtype, ("peer", i)] = functools.partial(ask, str(i))
         return steps.in_turn(timed, 1 + _STEPS.value)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     machine = steps.load()
-    names = steps.register(flags.FLAGS.data_dir, flags.FLAGS.vocabulary)
+    names = task_names.register(flags.FLAGS.data_dir, flags.FLAGS.vocabulary)
     wanted = [all_tasks.full_name(task, names) for task in _TASK.value]
     found = [row for task in wanted for row in measure(task, [int(p) for p in _PROMPTS.value])]
     table = {
@@ -196,5 +232,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("task")
     app.run(main)

@@ -17,7 +17,7 @@ def main() -> None:
     jax.devices()
     done("devices")
     config = preset(f"t5_1_1_{size}", dropout_rate=steps.DROPOUT)
-    trained = steps.Trained(config, PromptTuning(prompt))
+    trained = steps.trained(config, PromptTuning(prompt))
     done("weights")
     batch = trained.place(steps.random_batch(config, rows, inputs, targets))
     trained.seconds(lambda: batch, 1)

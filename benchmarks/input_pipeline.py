@@ -4,12 +4,15 @@ Times steps with real batches, made and placed in `fit`'s thread, and steps with
 is already on the device, in turn; the ratio of the medians must be at most 1.05.
 """
 
+import restart
+
 import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
 
 import steps
+import task_names
 from absl import app, flags
 
 from prompt_tuning import embedded
@@ -47,7 +50,7 @@ class Times:
 
 
 def measure(model: str, data: TaskData) -> Times:
-    trained = steps.Trained(model, PromptTuning(_PROMPT_LENGTH.value))
+    trained = steps.trained(model, PromptTuning(_PROMPT_LENGTH.value))
     host = data.train_batches(0, positions=_PROMPT_LENGTH.value)
     stream = prefetch(trained.place(batch) for batch in host)
     first = next(stream)
@@ -64,7 +67,7 @@ def measure(model: str, data: TaskData) -> Times:
 def main(argv: Sequence[str]) -> None:
     del argv
     machine = steps.load()
-    steps.register(_DATA_DIR.value, _VOCABULARY.value)
+    task_names.register(_DATA_DIR.value, _VOCABULARY.value)
     lengths = {"inputs": _INPUTS.value, "targets": _TARGETS.value}
     data = TaskData(_TASK.value, lengths, _BATCH_SIZE.value, batching=Batching(_BATCHING.value))
     found = {model: measure(model, data).summary() for model in _MODELS.value}

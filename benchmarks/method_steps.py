@@ -3,6 +3,8 @@
 One batch of random tokens; the methods are timed in turn, `--rounds` times.
 """
 
+import restart
+
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     about = steps.load()
     models = {
-        name: steps.Trained(_MODEL.value, method)
+        name: steps.trained(_MODEL.value, method)
         for name, method in compared(_LENGTH.value).items()
     }
     sizes = _BATCH_SIZE.value, _INPUTS.value, _TARGETS.value

@@ -2,13 +2,16 @@
 task after another.
 
 T5 v1.1 with random weights and prompts, greedy decoding; medians of alternating measurements
-within one run. The peer cannot mix prompts: it takes one task after another.
+within one run. Ours decodes with PRODUCTS = 'auto' and, one task for all rows, with 'float32'; the
+peer in float32 and in bfloat16. It cannot mix prompts: it takes one task after another.
 """
+
+import restart
 
 import argparse
 import contextlib
+import dataclasses
 import functools
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from typing import Any
 import numpy as np
 import peer
 import steps
+import usage
+from usage import Usage
 
 from prompt_tuning import Model, sharding
 from prompt_tuning.checkpoint.formats import huggingface
@@ -23,9 +28,10 @@ from prompt_tuning.methods import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.t5.config import T5Config, preset
+from prompt_tuning.t5.paths import Params
 from prompt_tuning.testing import Numbers
 
-Timed = dict[str, Callable[[], float]]
+Timed = dict[str, Callable[[], Usage]]
 PEER_WORDS = ("batch", "sequential")  # what mixed_tasks_torch.py can be asked for
 
 
@@ -44,30 +50,47 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     config = preset(f"t5_1_1_{arguments.size}")
-    count = arguments.tasks
+    layout = sharding.layout()
+    backbone = initialize(config, Method(), layout=layout).frozen
+    exact = ours(arguments, dataclasses.replace(config, products="float32"), backbone, layout)
+    timed = ours(arguments, config, backbone, layout)
+    timed["single_float32_products"] = exact["single"]
     with contextlib.ExitStack() as stack:
-        timed = ours(arguments, config)
-        if arguments.peer:
-            settings = peer_settings(arguments, config)
+        for dtype in peer.PRECISIONS if arguments.peer else ():
+            settings = peer_settings(arguments, config, dtype)
             ask = stack.enter_context(peer.timed("mixed_tasks_torch.py", settings))
-            timed |= {f"peer_{word}": functools.partial(ask, word) for word in PEER_WORDS}
+            words = {f"peer_{dtype}_{word}": functools.partial(ask, word) for word in PEER_WORDS}
+            timed |= words
         median = steps.medians(timed, arguments.repeats)
-    found = {f"{name}_seconds": value for name, value in median.items()}
-    found |= {
-        "mixed_over_single": median["single"] / median["mixed"],
-        "mixed_over_sequential": median["sequential"] / median["mixed"],
-        "tokens_per_second": count * arguments.new / median["mixed"],
+    seconds = {name: used.seconds for name, used in median.items()}
+    tokens = arguments.tasks * arguments.new
+    found = steps.by_key(median) | {
+        "mixed_over_single": seconds["single"] / seconds["mixed"],
+        "mixed_over_sequential": seconds["sequential"] / seconds["mixed"],
+        "tokens_per_second": tokens / seconds["mixed"],
     }
     if arguments.peer:
-        found["mixed_over_peer_sequential"] = median["peer_sequential"] / median["mixed"]
-        found["peer_tokens_per_second"] = count * arguments.new / median["peer_batch"]
-        found["generation_over_peer"] = median["peer_batch"] / median["single"]
+        batch, sequential = (
+            {dtype: seconds[f"peer_{dtype}_{word}"] for dtype in peer.PRECISIONS}
+            for word in PEER_WORDS
+        )
+        found |= {
+            "peer_batch_seconds": batch["float32"],
+            "peer_sequential_seconds": sequential["float32"],
+            "mixed_over_peer_sequential": sequential["float32"] / seconds["mixed"],
+            "mixed_over_peer_best_sequential": min(sequential.values()) / seconds["mixed"],
+            "peer_tokens_per_second": tokens / batch["float32"],
+            "generation_over_peer": batch["float32"] / seconds["single"],
+            "generation_over_peer_best": min(batch.values()) / seconds["single"],
+        }
     return found
 
 
-def ours(arguments: argparse.Namespace, config: T5Config) -> Timed:
-    layout, rng = sharding.layout(), np.random.default_rng(0)
-    backbone = initialize(config, Method(), layout=layout).frozen
+def ours(
+    arguments: argparse.Namespace, config: T5Config, backbone: Params, layout: sharding.Layout
+) -> Timed:
+    """Generation by a mixed batch, by a batch of one task, and by one task after another."""
+    rng = np.random.default_rng(0)
     sizes = {"capacity": arguments.tasks, "length": arguments.prompt}
     room = PromptBank.empty(config.d_model, layout.mesh, **sizes)
     model = Model(config, backbone, Numbers(), layout, batch_size=arguments.tasks, prompts=room)
@@ -77,23 +100,26 @@ def ours(arguments: argparse.Namespace, config: T5Config) -> Timed:
     ids = rng.integers(2, config.vocab_size, (arguments.tasks, arguments.input - 1))
     texts = [" ".join(map(str, row)) for row in ids]
 
-    def seconds(calls: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
-        began = time.perf_counter()
-        for some, tasks in calls:
-            model.generate(some, tasks, max_tokens=arguments.new)
-        return time.perf_counter() - began
+    def generate(calls: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Usage:
+        def all_calls() -> None:
+            for some, tasks in calls:
+                model.generate(some, tasks, max_tokens=arguments.new)
+
+        return usage.of(all_calls)
 
     each = [([text], [name]) for text, name in zip(texts, names, strict=True)]
     return {
-        "mixed": lambda: seconds([(texts, names)]),
-        "single": lambda: seconds([(texts, names[:1] * len(names))]),
-        "sequential": lambda: seconds(each),
+        "mixed": lambda: generate([(texts, names)]),
+        "single": lambda: generate([(texts, names[:1] * len(names))]),
+        "sequential": lambda: generate(each),
     }
 
 
-def peer_settings(arguments: argparse.Namespace, config: T5Config) -> dict[str, Any]:
+def peer_settings(arguments: argparse.Namespace, config: T5Config, dtype: str) -> dict[str, Any]:
+    """Settings of mixed_tasks_torch.py."""
     settings = {name: getattr(arguments, name) for name in ("tasks", "input", "prompt", "new")}
-    return settings | {"config": huggingface.config_fields(config, np.dtype("float32"))}
+    fields = huggingface.config_fields(config, np.dtype("float32"))
+    return settings | {"config": fields, "dtype": dtype}
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from usage import Usage
 
 from prompt_tuning.checkpoint.formats import huggingface
 from prompt_tuning.t5.config import T5Config
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0")
+PRECISIONS = ("float32", "bfloat16")
 _COMPLETE = "complete"
 
 
@@ -42,11 +44,11 @@ def python() -> Path:
 
 
 @contextlib.contextmanager
-def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], float]]:
-    """Runs a script of this folder in the environment; yields what asks it for seconds.
+def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], Usage]]:
+    """Runs a script of this folder in the environment; yields what asks it for a measurement.
 
     The script reads `settings` as a line of JSON, then a word a line, each of which it answers with
-    a number. In between it waits.
+    a line of JSON, the fields of a `Usage`. In between it waits. It has our environment variables.
     """
     command = [python(), Path(__file__).with_name(script)]
     with subprocess.Popen(
@@ -56,34 +58,45 @@ def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], 
         assert asked and answers
         asked.write(json.dumps(settings) + "\n")
 
-        def seconds(word: str) -> float:
+        def measured(word: str) -> Usage:
             asked.write(f"{word}\n")
             if not (line := answers.readline()):
                 sys.exit("the peer has stopped; its message is above")
-            return float(line)
+            return Usage(*json.loads(line))
 
-        yield seconds
+        yield measured
         asked.close()
 
 
 def steps(
-    config: T5Config, prompt: int, batches: Sequence[Mapping[str, Any]]
-) -> AbstractContextManager[Callable[[str], float]]:
+    config: T5Config, prompt: int, batches: Sequence[Mapping[str, Any]], dtype: str
+) -> AbstractContextManager[Callable[[str], Usage]]:
     """Times the peer's training steps, as `timed` does: on the batch with the number that is asked.
+
+    Args:
+      config, prompt, batches, dtype: as in `step_settings`.
+    """
+    return timed("step_torch.py", step_settings(config, prompt, batches, dtype))
+
+
+def step_settings(
+    config: T5Config, prompt: int, batches: Sequence[Mapping[str, Any]], dtype: str
+) -> dict[str, Any]:
+    """Settings of step_torch.py.
 
     Args:
       config: of the backbone; its weights are random.
       prompt: vectors that are trained.
       batches: of `batch`.
+      dtype: of weights and activations.
     """
     described = huggingface.config_fields(config, np.dtype("float32"))
-    settings = {
+    return {
         "config": {**described, "dropout_rate": config.dropout_rate},
-        "dtype": config.dtype,
+        "dtype": dtype,
         "prompt": prompt,
         "batches": batches,
     }
-    return timed("step_torch.py", settings)
 
 
 def batch(features: Mapping[str, np.ndarray]) -> dict[str, list[list[int]]]:

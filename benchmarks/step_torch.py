@@ -1,50 +1,74 @@
 """The peer's half of step.py and epoch_time.py: prompt-tuning steps of PEFT on transformers' T5.
 
-Reads a JSON line of settings, then lines with the number of a batch; answers with the seconds of a
-step on it. Threads and attention are those that torch and transformers choose. Runs in the
-environment of peer.py.
+Reads a JSON line of settings, then lines with the number of a batch; answers with what a step on it
+took. Threads and attention are those that torch and transformers choose. Imports nothing of this
+package.
 """
 
 import json
 import sys
-import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+import usage
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Block
 
 IGNORED = -100  # as a label
 
 
+class Trained:
+    """A model that steps; settings are those of `peer.step_settings`, a device may be added."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        torch.manual_seed(0)
+        self._device = torch.device(settings.get("device", "cpu"))
+        with self._device:
+            model = T5ForConditionalGeneration(T5Config(**settings["config"]))
+        self.attention = model.config._attn_implementation
+        # Without num_transformer_submodules PEFT prepends as many vectors to the decoder's input.
+        prompt = PromptTuningConfig(
+            task_type=TaskType.SEQ_2_SEQ_LM,
+            num_virtual_tokens=settings["prompt"],
+            num_transformer_submodules=1,
+        )
+        model = get_peft_model(model, prompt)
+        self._model = model.to(self._device, getattr(torch, settings["dtype"])).train()
+        self._batches = [self._placed(**batch) for batch in settings["batches"]]
+        trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
+        self._optimizer = torch.optim.Adafactor(trained, lr=0.3, weight_decay=1e-5)
+
+    def compile_blocks(self) -> None:
+        """Compiles each layer, as torch advises where a whole model takes long to compile."""
+        for module in self._model.modules():
+            if isinstance(module, T5Block):
+                module.compile()
+
+    def step(self, batch: int) -> None:
+        self._optimizer.zero_grad()
+        self._model(**self._batches[batch], use_cache=False).loss.backward()
+        self._optimizer.step()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _placed(self, inputs: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor(inputs, device=self._device)
+        labels = torch.tensor(targets, device=self._device)
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids > 0).long(),
+            "labels": labels.masked_fill(labels == 0, IGNORED),
+        }
+
+
 def main() -> None:
-    settings = json.loads(sys.stdin.readline())
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(**settings["config"]))
-    attention = model.config._attn_implementation
-    print(f"peer: {torch.get_num_threads()} threads, {attention} attention", file=sys.stderr)
-    prompt = PromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=settings["prompt"]
-    )
-    model = get_peft_model(model, prompt)
-    model.to(getattr(torch, settings["dtype"])).train()
-    batches = [placed(**batch) for batch in settings["batches"]]
-    trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
-    optimizer = torch.optim.Adafactor(trained, lr=0.3, weight_decay=1e-5)
+    trained = Trained(json.loads(sys.stdin.readline()))
+    threads = torch.get_num_threads()
+    print(f"peer: {threads} threads, {trained.attention} attention", file=sys.stderr)
     for line in sys.stdin:
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        model(**batches[int(line)]).loss.backward()
-        optimizer.step()
-        print(time.perf_counter() - began, flush=True)
-
-
-def placed(inputs: list[list[int]], targets: list[list[int]]) -> dict[str, torch.Tensor]:
-    ids, labels = torch.tensor(inputs), torch.tensor(targets)
-    return {
-        "input_ids": ids,
-        "attention_mask": (ids > 0).long(),
-        "labels": labels.masked_fill(labels == 0, IGNORED),
-    }
+        print(json.dumps(usage.of(lambda batch=int(line): trained.step(batch))), flush=True)
 
 
 if __name__ == "__main__":

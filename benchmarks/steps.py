@@ -1,23 +1,22 @@
-"""What the benchmarks share: a training step to time, tasks by short names, the machine's load."""
+"""What the benchmarks share: a training step to time, medians, the machine's load."""
 
 import argparse
 import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import jax
 import numpy as np
+import usage
+from usage import Usage
 
 from prompt_tuning import embedded, sharding
-from prompt_tuning.data import tasks
-from prompt_tuning.data.catalogue import glue
 from prompt_tuning.methods import Method
-from prompt_tuning.model.tuned import initialize
+from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.training.loop import create_state
 from prompt_tuning.training.loss import Loss
@@ -31,41 +30,61 @@ DROPOUT = 0.1  # the paper's, where a step is compared with the peer's
 
 
 class Trained:
-    """A model that steps; "demo" has the embedded weights, other shapes random ones."""
+    """A model that steps."""
 
-    def __init__(self, model: str | T5Config, method: Method) -> None:
-        self.layout = sharding.layout()
-        config = preset(model) if isinstance(model, str) else model
-        checkpoint = embedded.backbone() if model == "demo" else None
-        tuned = initialize(config, method, layout=self.layout, checkpoint=checkpoint)
-        self._key = jax.random.key(0) if config.dropout_rate else None
+    def __init__(self, tuned: TunedModel) -> None:
+        self.layout = tuned.layout
+        self._key = jax.random.key(0) if tuned.model.config.dropout_rate else None
         transform = only_trained(adafactor(0.3), tuned.split)
         self._state, self._frozen = create_state(tuned, transform), tuned.frozen
-        self._step = jax.jit(
-            make_train_step(tuned.model, tuned.split, transform, Loss()), donate_argnums=0
-        )
+        step = make_train_step(tuned.model, tuned.split, transform, Loss())
+        self._step = jax.jit(step, donate_argnums=0)
 
     def place(self, batch: Batch) -> dict[str, jax.Array]:
         return sharding.put_batch(batch, self.layout)
 
     def seconds(self, next_batch: Callable[[], Batch], steps: int) -> float:
-        """A step's time, the mean of `steps` that go one into the other."""
-        with sharding.on(self.layout):
-            jax.block_until_ready(self._state)
-            began = time.perf_counter()
+        """A step's time, as `usage`."""
+        return self.usage(next_batch, steps).seconds
+
+    def usage(self, next_batch: Callable[[], Batch], steps: int = 1) -> Usage:
+        """What a step takes, the mean of `steps` that go one into the other."""
+
+        def several() -> None:
             for _ in range(steps):
                 self._state, _ = self._step(self._state, self._frozen, next_batch(), self._key)
             jax.block_until_ready(self._state)
-        return (time.perf_counter() - began) / steps
+
+        with sharding.on(self.layout):
+            jax.block_until_ready(self._state)
+            return Usage(*(value / steps for value in usage.of(several)))
 
     def cost(self, batch: Batch) -> dict[str, float]:
         """Operations of a step, and bytes that it holds at most, as the compiler counts them."""
+        compiled = self._compiled(batch)
+        return {"flops": compiled.cost_analysis()["flops"], "bytes": held_bytes(compiled)}
+
+    def compile_for(self, batch: Batch) -> float:
+        """Compiles the step for batches of one shape, all that it takes from then on; its bytes."""
+        self._step = self._compiled(batch)
+        return held_bytes(self._step)
+
+    def _compiled(self, batch: Batch) -> jax.stages.Compiled:
         with sharding.on(self.layout):
-            lowered = self._step.lower(self._state, self._frozen, batch, self._key)
-        compiled = lowered.compile()
-        memory = compiled.memory_analysis()
-        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        return {"flops": compiled.cost_analysis()["flops"], "bytes": held}
+            return self._step.lower(self._state, self._frozen, batch, self._key).compile()
+
+
+def held_bytes(compiled: jax.stages.Compiled) -> float:
+    """Bytes of a program's arguments and temporaries."""
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
+def trained(model: str | T5Config, method: Method) -> Trained:
+    """A model that steps; "demo" has the embedded weights, other shapes random ones."""
+    config = preset(model) if isinstance(model, str) else model
+    checkpoint = embedded.backbone() if model == "demo" else None
+    return Trained(initialize(config, method, layout=sharding.layout(), checkpoint=checkpoint))
 
 
 def random_batch(config: T5Config, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
@@ -79,13 +98,6 @@ def random_batch(config: T5Config, rows: int, inputs: int, targets: int) -> dict
     }
 
 
-def register(data_dir: str | None, vocabulary: str) -> tuple[str, ...]:
-    """Registers the demo tasks, and those of a folder of local data sets; returns their names."""
-    found = tasks.vocabulary(vocabulary)
-    tasks.register_demo_tasks(found)
-    return glue.register_benchmarks(found, data_dir) if data_dir else ()
-
-
 def load() -> dict[str, float]:
     """The machine's load average of a minute; warns if something else takes time."""
     average, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -95,18 +107,31 @@ def load() -> dict[str, float]:
     return {"load_average": average, "cores": cores}
 
 
-def in_turn(timed: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, list[float]]:
-    """The seconds of each in each round; in the first some are compiled."""
-    seconds: dict[Name, list[float]] = {name: [] for name in timed}
+def in_turn(timed: Mapping[Name, Callable[[], Usage]], rounds: int) -> dict[Name, list[Usage]]:
+    """What each takes in each round; in the first some are compiled."""
+    found: dict[Name, list[Usage]] = {name: [] for name in timed}
     for _ in range(rounds):
         for name, one in timed.items():
-            seconds[name].append(one())
-    return seconds
+            found[name].append(one())
+    return found
 
 
-def medians(timed: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
-    """The median seconds of each, timed in turn; the first round is left out."""
-    return {name: statistics.median(times[1:]) for name, times in in_turn(timed, rounds).items()}
+def median(usages: Sequence[Usage]) -> Usage:
+    return Usage(*map(statistics.median, zip(*usages, strict=True)))
+
+
+def medians(timed: Mapping[Name, Callable[[], Usage]], rounds: int) -> dict[Name, Usage]:
+    """The medians of each, timed in turn; the first round is left out."""
+    return {name: median(usages[1:]) for name, usages in in_turn(timed, rounds).items()}
+
+
+def by_key(found: Mapping[str, Usage]) -> dict[str, float]:
+    """Every number under its own key, such as `peer_seconds` and `peer_minor_faults`."""
+    return {
+        f"{name}_{field}": value
+        for name, used in found.items()
+        for field, value in used._asdict().items()
+    }
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
