@@ -66,6 +66,7 @@ def check_ids(
         tokens.
     """
     by_text: dict[str, str] = {}
+    unknown: dict[str, str] = {}
     for word in words:
         ids = [int(i) for i in encode(word)]
         text = decode(ids).strip()
@@ -78,11 +79,13 @@ def check_ids(
             )
         by_text[text] = word
         if _UNKNOWN in ids:
-            warnings.warn(
-                f"{setting}: {word!r} contains pieces that the vocabulary does not know; it "
-                f"becomes {text!r}",
-                stacklevel=3,
-            )
+            unknown[word] = text
+    for word, text in unknown.items():
+        warnings.warn(
+            f"{setting}: {word!r} contains pieces that the vocabulary does not know; it becomes "
+            f"{text!r}",
+            stacklevel=3,
+        )
 
 
 def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str | None:
