@@ -5,6 +5,7 @@ prompts indicate tasks that transfer to each other. A prompt starts from one of 
 `PROMPT_INIT=@FromFile()`, or from the weighted average of several.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from absl import flags
@@ -18,7 +19,7 @@ from prompt_tuning.analysis.similarity import (
     weighted_average,
 )
 from prompt_tuning.analysis.sources import source_files
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import files
@@ -56,10 +57,13 @@ def main(
         raise UserError("--top_k and --output belong together; give both or neither")
     target = prompts.load(prompt)
     sources = {path: prompts.load(path) for path in source_files(patterns, prompt)}
+    for path in sources:
+        card.check_alike(prompt, path)
     similarities = rank(target, sources, MEASURES[measure])
     weights = top_k_weights(similarities, top_k) if top_k else {}
     if output:
         prompts.save(output, weighted_average(sources, weights))
+        _save_card(output, list(weights))
     if json:
         rows = [
             {"prompt": path, "similarity": similarity, "weight": weights.get(path)}
@@ -72,6 +76,17 @@ def main(
     for path, similarity in similarities.items():
         weight = f"{weights[path]:.4f}" if path in weights else ""
         print(f"{similarity:10.4f}  {weight:6}  {path}")
+
+
+def _save_card(output: str, sources: Sequence[str]) -> None:
+    """Writes the card of an average, which has the backbone and placement of its sources."""
+    read = [source_card for path in sources if (source_card := card.read(path)) is not None]
+    if read:
+        tasks = ", ".join(source_card.task for source_card in read)
+        average = dataclasses.replace(
+            read[0], task=tasks, steps=0, metric={}, config="", initialisation="weighted average"
+        )
+        card.save(output, average)
 
 
 if __name__ == "__main__":

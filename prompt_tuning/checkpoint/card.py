@@ -55,7 +55,7 @@ class Card:
 
     Attributes:
       backbone: path of the backbone as given to the run; "" for random weights.
-      fingerprint: fingerprint of the backbone's weights.
+      fingerprint: fingerprint of the backbone's weights; "" if unknown.
       d_model: width D of the backbone.
       task: task of the training.
       method: class of the tuning method.
@@ -150,7 +150,7 @@ def read_for_answers(path: epath.PathLike) -> Card | None:
 
 
 def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
-    """Checks that a prompt was trained on a backbone; a prompt without a card passes.
+    """Checks that a prompt was trained on a backbone; passes if no card says on which.
 
     Args:
       prompt: path of the prompt.
@@ -160,7 +160,9 @@ def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
       CheckpointError: if the fingerprints differ, or as `read`.
     """
     card = read(prompt)
-    if card is not None and card.fingerprint != (fingerprint := backbone()):
+    if card is None or not card.fingerprint:
+        return
+    if card.fingerprint != (fingerprint := backbone()):
         raise CheckpointError(
             f"{prompt}: was trained on the backbone {card.fingerprint} ({card.backbone!r}), but "
             f"this one is {fingerprint}; use that one, or set ALLOW_OTHER_BACKBONE = True"
@@ -180,6 +182,26 @@ def check_prefix(prompt: epath.PathLike) -> None:
             f"{prompt}: was trained as {card.placement!r}; only 'prefix' can be served, or "
             "written in another format"
         )
+
+
+def check_alike(prompt: epath.PathLike, other: epath.PathLike) -> None:
+    """Checks that two prompts are of one backbone and placement; passes if a card is missing.
+
+    Raises:
+      UserError: names both prompts, and what differs.
+      CheckpointError: as `read`.
+    """
+    card, other_card = read(prompt), read(other)
+    if card is None or other_card is None:
+        return
+    for name in ("fingerprint", "placement"):
+        ours, theirs = getattr(card, name), getattr(other_card, name)
+        if ours and theirs and ours != theirs:
+            what = "backbone" if name == "fingerprint" else name
+            raise UserError(
+                f"{other}: was trained with the {what} {theirs!r}, {prompt} with {ours!r}; "
+                "their vectors cannot be compared"
+            )
 
 
 def check_method(path: epath.PathLike, method: str, settings: Mapping[str, Any]) -> None:

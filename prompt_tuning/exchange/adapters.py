@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from etils import epath
 
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.checkpoint.formats import peft, safetensors_file
 from prompt_tuning.checkpoint.trained import save as save_trained
 from prompt_tuning.errors import UserError
@@ -61,7 +61,8 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
 
     Raises:
       CheckpointError: if it cannot be read.
-      UserError: if `task` or `lora_alpha` is missing or does not apply.
+      UserError: if `task` or `lora_alpha` is missing or does not apply, or if the card names
+        another alpha or says that a prompt is not a prefix.
     """
     location = epath.Path(path).expanduser()
     adapter = location.is_dir() and peft.is_adapter(location)
@@ -77,6 +78,8 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
             f"--lora_alpha={lora_alpha}: belongs to trained leaves of LoRA, which do not contain "
             "it; " + (f"give the LORA_ALPHA of {path}" if lora else "leave it out")
         )
+    if not adapter:
+        _check_card(location, lora_alpha)
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in stored.items()}
     if lora_alpha is not None:
         return Adaptation(leaves, peft_layers.lora_of(path, leaves, lora_alpha))
@@ -89,6 +92,15 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
         return Adaptation(leaves)
     prompt = peft.load_prompt(location, task) if adapter else prompts.load(location)
     return Adaptation({PROMPT_PATH: prompt})
+
+
+def _check_card(path: epath.Path, lora_alpha: float | None) -> None:
+    card.check_prefix(path)
+    found = card.read(path)
+    settings = found.trained_with.settings if found and found.trained_with else {}
+    alpha = settings.get("LoRA.alpha", lora_alpha)
+    if lora_alpha is not None and alpha != lora_alpha:
+        raise UserError(f"--lora_alpha={lora_alpha}: {path} was trained with {alpha}; give that")
 
 
 def write(path: str, form: str, adaptation: Adaptation) -> None:

@@ -5,6 +5,7 @@ a map from one embedding table to the other also maps prompts. It needs neither 
 target nor task data. In each method `source` [N, D] and `target` [N, D'] embed the same N tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from prompt_tuning.checkpoint import backbone, prompts
+from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5.network import EMBEDDING
 from prompt_tuning.t5.paths import Params
@@ -130,6 +131,12 @@ def recycle(
     if not np.isfinite(recycled).all():
         raise UserError(f"--learning_rate={learning_rate}: mlp diverges; lower it")
     prompts.save(output, recycled)
+    if (trained := card.read(prompt_file)) is not None:
+        # The target's fingerprint would need all of its leaves; the rest is as in training.
+        carried = dataclasses.replace(
+            trained, backbone=target, fingerprint="", d_model=recycled.shape[1], metric={}
+        )
+        card.save(output, carried)
     sizes = len(source_table), len(target_table)
     remark = "{} and {} rows of embeddings: the first ones are taken as common\n".format(*sizes)
     return (remark if sizes[0] != sizes[1] else "") + (

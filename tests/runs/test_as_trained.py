@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 
 import prompt_tuning as prompt_tuning_package
 from prompt_tuning import embedded, methods, sharding
-from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint import backbone, card
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.exchange import adapters, recycling
 from prompt_tuning.methods import Method
 from prompt_tuning.methods.prompt_file import with_prompt
 from prompt_tuning.model.params import ParamSplit
@@ -28,7 +30,13 @@ from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.t5.config import preset
-from prompt_tuning.testing import clean_registries, random_leaves, tiny_config, tiny_model
+from prompt_tuning.testing import (
+    clean_registries,
+    random_leaves,
+    run_command,
+    tiny_config,
+    tiny_model,
+)
 from prompt_tuning.training.loop import Fit
 
 CONFIG = tiny_config(vocab_size=preset("demo").vocab_size + 100)  # and the sentinels
@@ -351,3 +359,60 @@ def test_a_prompt_file_alone_is_not_taken_for_the_rest_of_a_method(method):
     with pytest.raises(UserError, match=r"PROMPT_FILE = 'p.npy': .* give TRAINED_FILE"):
         with_prompt(method, "p.npy")
     assert with_prompt(method, "", "trained_best.safetensors") == method
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        ({"fingerprint": "f" * 16}, "the backbone 'ffffffffffffffff', .* with '0000000000000000'"),
+        ({"placement": "suffix"}, "the placement 'suffix', .* with 'prefix'"),
+        ({"placement": ""}, ""),
+        ({"fingerprint": ""}, ""),
+    ],
+)
+def test_only_prompts_that_are_alike_are_compared_and_averaged(change, message, tmp_path):
+    target = save(tmp_path / "a", prompt_tuning()) / "prompt_best.npy"
+    other = save(tmp_path / "b", prompt_tuning()) / "prompt_best.npy"
+    card.save(other, dataclasses.replace(card.read(other), **change))
+    output = tmp_path / "average.npy"
+    arguments = (f"--prompt={target}", f"--sources={other}", "--top_k=1", f"--output={output}")
+    result = run_command("prompt_tuning.transfer", *arguments)
+    if message:
+        assert re.search(f"{other}: was trained with {message}", result.err)
+        assert (result.status, output.exists()) == (2, False)
+        return
+    assert result.status == 0, result.err
+    average = card.read(output)
+    assert (average.task, average.steps) == ("mixture", 0)
+    assert average.placement == change.get("placement", "prefix")
+
+
+@pytest.mark.parametrize("placement", ["suffix", "suffix_before_eos", 2, "prefix"])
+@pytest.mark.parametrize("kind", ["prompt_best.npy", "trained_best.safetensors"])
+def test_other_formats_take_prefixes_alone(placement, kind, tmp_path):
+    path = str(save(tmp_path, prompt_tuning(placement=placement)) / kind)
+    if placement == "prefix":
+        assert len(adapters.read(path).prompt) == P
+        return
+    with pytest.raises(UserError, match=f"was trained as '{placement}'; only 'prefix'"):
+        adapters.read(path)
+
+
+def test_another_alpha_of_lora_is_not_written(tmp_path):
+    path = str(save(tmp_path, methods.LoRA(2, alpha=4.0)) / "trained_best.safetensors")
+    with pytest.raises(UserError, match=r"--lora_alpha=16.0: .* was trained with 4.0; give that"):
+        adapters.read(path, lora_alpha=16.0)
+    assert adapters.read(path, lora_alpha=4).method == methods.LoRA(2, 4.0, layers=None)
+
+
+def test_a_recycled_prompt_keeps_what_it_was_trained_with(tmp_path):
+    path = save(tmp_path, prompt_tuning(placement="suffix")) / "prompt_best.npy"
+    source = str(tmp_path / "backbone.safetensors")
+    backbone.save(source, random_leaves(ParamSplit.of(tiny_config(), methods.ModelTuning()).shapes))
+    output = str(tmp_path / "recycled.npy")
+    recycling.recycle(str(path), source, source, output, skip=0, tokens=60)
+    card.check(output, lambda: 1 / 0)  # the backbone is not known by its fingerprint
+    with pytest.raises(UserError, match="was trained as 'suffix'"):
+        prompt_folder.read(output)
+    assert card.read(output).trained_with == card.read(path).trained_with
