@@ -15,7 +15,7 @@ from t5x import state_utils
 from prompt_tuning import __version__
 from prompt_tuning.checkpoint import backbone, fingerprint, prompts
 from prompt_tuning.checkpoint import card as cards
-from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.in_t5x.variables import check_whole
 from prompt_tuning.methods import Method
 from prompt_tuning.methods.prompt import PROMPT_PATH
@@ -73,7 +73,7 @@ def fingerprint_of(checkpoint: str) -> str:
         checkpoint, {name: shape for name, shape in shapes.items() if _PROMPT not in name}
     )
     sums = {
-        name: fingerprint.sum_of(jax.numpy.asarray(np.asarray(leaf)))
+        name: fingerprint.sum_of(name, jax.numpy.asarray(np.asarray(leaf)))
         for name, leaf in leaves.items()
     }
     return fingerprint.of(leaves, sums)
@@ -150,4 +150,5 @@ class SavePrompt:
             metric={},
             version=__version__,
             config=gin.config_str(),
+            trained_with=TrainedWith(settings=self._method.settings),
         )

@@ -457,8 +457,8 @@ def _warn_of_texts(ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> None
     """
     if any(len(row) > length for row, length in zip(ids, lengths, strict=True)):
         warnings.warn(
-            "texts of more tokens than the input length are cut; load the model with a larger "
-            "input_length to keep them whole",
+            "texts of more tokens than the input length are cut; it is that of the training if the "
+            "prompt's card says so, else the model's input_length",
             stacklevel=1,
         )
     if any(2 * list(row).count(UNKNOWN) > len(row) for row in ids):
