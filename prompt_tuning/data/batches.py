@@ -357,6 +357,7 @@ class TaskData:
             label_words.without_prefix(target_prefix(task), label) for label in labels_of(task)
         )
         self._check_targets(task, [*labels, *targets])
+        is_hidden = split in hidden_splits(task)
         compare = _Comparison(task, examples, targets)
         label_ids = [
             [*feature.vocabulary.encode(self._whole(label)), feature.vocabulary.eos_id]
@@ -378,7 +379,7 @@ class TaskData:
             target_prefix=self.target_prefix,
             notes=(
                 *self._eval_notes(task, split, examples),
-                *compare.notes(f"{task.name}, {split} split"),
+                *([] if is_hidden else compare.notes(f"{task.name}, {split} split")),
             ),
             rank_memory_gib=self.rank_memory_gib,
             columns=[json.loads(e[COLUMNS]) for e in examples if COLUMNS in e],

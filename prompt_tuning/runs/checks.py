@@ -78,10 +78,11 @@ def random_seed(value: int) -> None:
 
 
 def split(name: str, splits: Sequence[str]) -> None:
-    """Raises UserError unless the data has the split `name`."""
+    """Raises UserError unless the data has the split `name`, with public targets."""
     if name not in splits:
         hint = f"; for files of your own set {MACROS[name]}" if name in MACROS else ""
-        raise UserError(f"the data has no split {name!r}; available: {', '.join(splits)}{hint}")
+        available = f"available: {', '.join(splits)}"
+        raise UserError(f"the data has no split {name!r} with targets; {available}{hint}")
 
 
 _OF_T5X = {"predict": "generate", "score": "rank, over the labels"}  # modes of T5X's infer

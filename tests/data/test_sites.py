@@ -315,7 +315,9 @@ def test_texts_and_targets(folders, vocabulary, short, text, target):
     [validation] = data.eval_sets("validation")
     assert validation.inputs[0].startswith(text)
     assert validation.targets[0] == target
-    assert data.eval_set("test").inputs[0] == validation.inputs[0]  # to predict on
+    test = data.eval_set("test")  # to predict on
+    assert test.inputs[0] == validation.inputs[0]
+    assert not any("<unk>" in note for note in test.notes)
     with pytest.raises(UserError, match="no task with metrics has the split 'test'"):
         data.eval_sets("test")
 
