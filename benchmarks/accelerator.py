@@ -52,6 +52,7 @@ LEAST = 10  # seconds without which a part does not begin
 FAILED = "failed"
 PEER_PACKAGES = ("torch", "transformers", "peft")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qwix", *PEER_PACKAGES)
+MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 PREFIX = "row "  # of what the process of a part prints
 
 
@@ -413,8 +414,9 @@ def jax_memory() -> Row:
 
 def printed(command: Sequence[str | Path], seconds: float) -> Iterator[Row]:
     """Yields the rows that a process prints; ends it, and all that it has started, in time."""
-    # JAX reserves three quarters of a card by default.
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **os.environ}
+    environment = dict(os.environ)
+    if not os.environ.keys() & set(MEMORY_VARIABLES):
+        environment[MEMORY_VARIABLES[0]] = "0.92"  # of the card; JAX takes 0.75 by default
     late = threading.Event()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment

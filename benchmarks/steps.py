@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ class Trained:
         transform = only_trained(adafactor(0.3), tuned.split)
         self._state, self._frozen = create_state(tuned, transform), tuned.frozen
         step = make_train_step(tuned.model, tuned.split, transform, Loss())
-        self._step = jax.jit(step, donate_argnums=0)
+        self._step: Any = jax.jit(step, donate_argnums=0)
 
     def place(self, batch: Batch) -> dict[str, jax.Array]:
         return sharding.put_batch(batch, self.layout)
@@ -62,7 +62,8 @@ class Trained:
     def cost(self, batch: Batch) -> dict[str, float]:
         """Operations of a step, and bytes that it holds at most, as the compiler counts them."""
         compiled = self._compiled(batch)
-        return {"flops": compiled.cost_analysis()["flops"], "bytes": held_bytes(compiled)}
+        counted: Any = compiled.cost_analysis()
+        return {"flops": counted["flops"], "bytes": held_bytes(compiled)}
 
     def compile_for(self, batch: Batch) -> float:
         """Compiles the step for batches of one shape, all that it takes from then on; its bytes."""
@@ -76,7 +77,7 @@ class Trained:
 
 def held_bytes(compiled: jax.stages.Compiled) -> float:
     """Bytes of a program's arguments and temporaries."""
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
