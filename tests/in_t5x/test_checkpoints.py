@@ -189,7 +189,7 @@ def test_initialisers_and_files(converted, tmp_path):
     table = golden("weights")["token_embedder/embedding"]
     assert all((row == table).all(axis=1).any() for row in sampled)
     uniform = start(PromptTuning(length=10, initializer=Uniform(0.25, 0.5)))[PROMPT_PATH]
-    assert 0.25 <= uniform.min() and uniform.max() < 0.5
+    assert uniform.min() >= 0.25 and uniform.max() < 0.5
     assert start(PromptTuning(length=10)) is start(PromptTuning(length=10))
     prompts.save(tmp_path / "prompt.npy", PROMPT)
     tuned = prompted(t5x_models.model(), METHOD, start, prompt_file=str(tmp_path / "prompt.npy"))

@@ -129,7 +129,7 @@ class Prefix(NumpyT5):
 
 
 class PrefixOfNetwork(Prefix):
-    """The prefix is W' tanh(W x), a row a position, layers, keys before values, heads in a row."""
+    """The prefix is W' tanh(W x), one row per position, layers, keys before values, heads in a row."""
 
     def made(self, name):
         hidden = np.tanh(
