@@ -10,6 +10,7 @@ import numpy as np
 from t5x import models
 
 from prompt_tuning.checkpoint import backbone
+from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.errors import UserError
 from prompt_tuning.in_t5x.checkpoints import fingerprint_of
 from prompt_tuning.in_t5x.optimizer import OnlyTrained, Optimizer
@@ -44,7 +45,8 @@ def prompted(
       allow_other_backbone: Whether the card of `prompt_file` may name another backbone.
 
     Raises:
-      UserError: If the method is not prompt tuning of the encoder's input alone.
+      UserError: If the method is not prompt tuning of the encoder's input alone, or the prompt was
+        trained at another place.
     """
     if not isinstance(method, PromptTuning) or method.decoder_length:
         raise UserError(
@@ -52,6 +54,12 @@ def prompted(
             "prompt_tuning/in_t5x/method.gin trains the other methods"
         )
     if prompt_file:
+        card, placement = cards.read(prompt_file), method.said("placement")
+        if card and card.placement and card.placement != placement:
+            raise UserError(
+                f"PROMPT_PLACEMENT = {placement!r}: {prompt_file} was trained with "
+                f"{card.placement!r}; use that"
+            )
         tuned = with_prompt(method, prompt_file, allow_other_backbone=allow_other_backbone)
         assert isinstance(tuned, PromptTuning)
         method = tuned

@@ -27,6 +27,22 @@ METHOD = PromptTuning(length=10)
 PROMPT = golden_batch()[1]
 WRITTEN = t5x_models.GOLDEN.parents[1] / "t5x_adapter"
 BATCH = random_batch(batch=8, inputs=12, targets=4, vocab_size=96)
+CARD = card.Card(
+    backbone="other",
+    fingerprint="f" * 16,
+    d_model=24,
+    task="x",
+    method="PromptTuning",
+    length=10,
+    placement="prefix",
+    initialisation="x",
+    optimizer="x",
+    learning_rate=0.1,
+    steps=1,
+    metric={},
+    version="0",
+    config="",
+)
 LAYOUTS = pytest.mark.parametrize("use_orbax", [True, False], ids=["orbax", "native"])
 
 
@@ -202,9 +218,7 @@ def test_initialisers_and_files(converted, tmp_path):
 def test_a_prompt_of_another_backbone_is_refused(converted, tmp_path, allowed):
     file, path = tmp_path / "prompt.npy", converted / "native" / "checkpoint_7"
     prompts.save(file, PROMPT)
-    fields = dict.fromkeys(("backbone", "task", "method", "placement", "initialisation"), "x")
-    fields |= {"optimizer": "x", "version": "0", "config": "", "metric": {}, "learning_rate": 0.1}
-    card.save(file, card.Card(**fields, fingerprint="f" * 16, d_model=24, length=10, steps=1))
+    card.save(file, CARD)
     tuned = prompted(
         t5x_models.model(),
         METHOD,
@@ -217,6 +231,16 @@ def test_a_prompt_of_another_backbone_is_refused(converted, tmp_path, allowed):
         return
     with pytest.raises(ValueError, match="was trained on the backbone ffffffffffffffff"):
         tuned.module.start(tuned.module.method)
+
+
+def test_a_prompt_of_another_placement_is_refused(tmp_path):
+    file = tmp_path / "prompt.npy"
+    prompts.save(file, PROMPT)
+    card.save(file, CARD)
+    with pytest.raises(ValueError, match=r"'suffix': .*prompt\.npy was trained with 'prefix'"):
+        prompted(
+            t5x_models.model(), PromptTuning(10, "suffix"), prompt_file=str(tmp_path / "prompt.npy")
+        )
 
 
 def test_a_prompt_of_another_width_is_refused(converted, tmp_path):
