@@ -11,7 +11,7 @@ import seqio
 
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation import predictions
+from prompt_tuning.evaluation import predictions, table
 from prompt_tuning.evaluation.scores import majority, measure
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 
@@ -100,3 +100,10 @@ def test_constant_answers_are_marked(tmp_path, capsys, labels, targets, answers,
     for name, text in constant.items():
         assert f"warning: mine: every answer by {name} is {text!r}; the metrics" in shown
     assert shown.count("warning") == len(constant)
+
+
+def test_names_of_any_length_stay_above_their_column():
+    text = table.table({"a": {"m": 1.0, "a_metric_of_a_long_name": 0.25}, "b": {"m": 2.0}})
+    head, _, *rows = text.splitlines()
+    assert len(head) == len(rows[0]) == len(rows[1])
+    assert rows[0].endswith("0.2500") and head.endswith("a_metric_of_a_long_name")
