@@ -47,8 +47,8 @@ def python() -> Path:
 def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], Usage]]:
     """Runs a script of this folder in the environment; yields what asks it for a measurement.
 
-    The script reads `settings` as a line of JSON, then one word per line, each of which it answers with
-    a line of JSON, the fields of a `Usage`. In between it waits. It has our environment variables.
+    The script reads `settings` as a line of JSON, then one word per line, and answers each with a
+    line of JSON, the fields of a `Usage`. In between it waits. It has our environment variables.
     """
     command = [python(), Path(__file__).with_name(script)]
     with subprocess.Popen(

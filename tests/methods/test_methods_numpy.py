@@ -129,7 +129,7 @@ class Prefix(NumpyT5):
 
 
 class PrefixOfNetwork(Prefix):
-    """The prefix is W' tanh(W x), one row per position, layers, keys before values, heads in a row."""
+    """The prefix is W' tanh(W x), a row per position; layers, keys before values, heads."""
 
     def made(self, name):
         hidden = np.tanh(
