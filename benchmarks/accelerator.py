@@ -142,14 +142,14 @@ class Part(NamedTuple):
 def parts(scale: Scale) -> dict[str, Part]:
     found = {"rates": Part(lambda: rates(scale), 25)}
     for size, config in scale.models.items():
-        share = 50 if config.scan_layers else 85
+        share = 50 if config.scan_layers else 75
         found[f"ours_{size}"] = Part(lambda s=size, c=config: our_steps(scale, s, c), share)
         found[f"peer_{size}"] = Part(lambda s=size, c=config: peer_steps(scale, s, c), 42)
     return found | {
         "largest": Part(lambda: largest_steps(scale), 45),
         "int8": Part(lambda: int8_steps(scale), 25),
-        "generation": Part(lambda: generation(scale, "bfloat16"), 30),
-        "generation_int8": Part(lambda: generation(scale, int8.INT8), 25),
+        "generation": Part(lambda: generation(scale, "bfloat16"), 40),
+        "generation_int8": Part(lambda: generation(scale, int8.INT8), 35),
         "peer_generation": Part(lambda: peer_generation(scale), 20),
     }
 
@@ -517,7 +517,7 @@ def line(row: Row) -> str:
         )
         if name in row
     ]
-    return ", ".join([about, *numbers, *([row[FAILED]] if FAILED in row else [])])
+    return ", ".join([about or row["part"], *numbers, *([row[FAILED]] if FAILED in row else [])])
 
 
 def table(found: Row) -> str:
@@ -588,6 +588,8 @@ def main() -> None:
         for row in rows:
             report.add(name, row)
     print(table(report.found()))
+    if all(FAILED in row for row in report.rows):
+        sys.exit("nothing was measured")
 
 
 if __name__ == "__main__":
