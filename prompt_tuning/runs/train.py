@@ -5,7 +5,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from etils import epath
 
@@ -34,6 +34,7 @@ from prompt_tuning.runs import checks, loading, result_file, saving
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED, Result
 from prompt_tuning.runtime.lock import only_run
+from prompt_tuning.runtime.resumable_lines import digest
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
@@ -125,7 +126,7 @@ def train(
     # Lock.
     with only_run(folder):
         identity = fingerprint.identity(initial_checkpoint, tuned.backbone, tuned.sums)
-        described = {**data.settings, "RANDOM_SEED (initialisation)": seed}
+        described = _settings(data, validation_sets, seed)
         start, changes = fit.resumes_from(tuned, folder, identity, described)
         check_resumes(folder, validation_sets, eval_methods, tuned.trained, start)
         finished = _card_of_finished(folder) if start == fit.total_steps else None
@@ -242,9 +243,19 @@ def _result_of_finished(
     split = ParamSplit.of(config, method)
     trained = unflatten({path: split.shapes[path] for path in split.trained})
     outline = TunedModel(T5(config, method), split, trained, {}, layout)
-    settings = {**data.settings, "RANDOM_SEED (initialisation)": seed}
+    settings = _settings(data, data.eval_sets("validation"), seed)
     fit.history(checkpoints, {**fit.described(outline), **settings})
     return result
+
+
+def _settings(data: Data, validation_sets: Sequence[EvalSet], seed: int) -> dict[str, Any]:
+    """What must be the same when a run resumes, beside the settings of `Fit`."""
+    return {
+        **data.settings,
+        # By which the best step is chosen.
+        "validation examples": digest(*((s.inputs, s.targets) for s in validation_sets)),
+        "RANDOM_SEED (initialisation)": seed,
+    }
 
 
 def _card_of_finished(folder: epath.Path) -> Card | None:

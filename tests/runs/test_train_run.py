@@ -279,6 +279,7 @@ def test_a_finished_run_keeps_its_card_and_says_that_it_is_finished(
         ({"data_seed": 3}, "RANDOM_SEED (data) = 0, now 3"),
         ({"lengths": {"inputs": 4, "targets": 4}}, "TASK_FEATURE_LENGTHS = "),
         ({"file": "a\tb\n"}, "training examples = "),
+        ({"eval_examples": 3}, "validation examples = "),
         ({"labels": ("positive", "negative")}, "CLASS_LABELS = "),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -289,7 +290,11 @@ def test_a_second_start_with_other_settings_is_refused(
 ):
     """Before anything is written, so that the card and `config.gin` stay those of the training."""
     change = dict(change)
-    replaced = {name: change.pop(name) for name in ("batch_size", "lengths") if name in change}
+    replaced = {
+        name: change.pop(name)
+        for name in ("batch_size", "lengths", "eval_examples")
+        if name in change
+    }
     if "data_seed" in change:
         replaced["seed"] = change.pop("data_seed")
     data = dataclasses.replace(data, **replaced)
