@@ -120,7 +120,7 @@ def test_what_spreadsheets_and_editors_leave_behind(tmp_path, name, content):
         b"label", b"task"
     )
     mixed = TaskRows(write(tmp_path / f"mixed{name}", content), "", Numbers())
-    assert mixed.rows(["positive"]) == [("good", "positive")]
+    assert [(row.text, row.task) for row in mixed.rows(["positive"])] == [("good", "positive")]
 
 
 def test_line_breaks_inside_a_quoted_cell(tmp_path):
@@ -160,7 +160,7 @@ def test_quotes_are_text_where_cells_are_not_quoted(tmp_path, content, texts):
     for rows in rows_of:
         assert [row.inputs.replace(";", ",") for row in rows] == texts
     mixed = TaskRows(str(tmp_path / "mixed.tsv"), "", Numbers())
-    assert [text for text, _ in mixed.rows(LABELS)] == texts
+    assert [row.text for row in mixed.rows(LABELS)] == texts
 
 
 @pytest.mark.parametrize(
