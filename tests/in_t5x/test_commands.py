@@ -196,7 +196,7 @@ def test_mistakes_end_the_run(checkpoint, tmp_path, name):
 def test_another_method(checkpoint, tmp_path):
     """LoRA in this package's T5: T5X's trainer and `t5x.eval` agree, and ours with its leaves."""
     preset = ("--gin.MODEL_PRESET='demo'", "--gin.ACTIVATION_DTYPE='float32'")
-    files = ("methods/lora.gin", "train_method.gin")
+    files = (f"{CONFIGS}/methods/lora.gin", "train_method.gin")
     run("train", *training(checkpoint, tmp_path / "run", *preset, files=files))
     in_training = accuracy(tmp_path / "run" / "inference_eval")
     ours = run_command(
@@ -218,6 +218,6 @@ def test_another_method(checkpoint, tmp_path):
         "eval", tmp_path / "eval", f"--gin.CHECKPOINT_PATH='{tmp_path / 'run' / 'checkpoint_1008'}'"
     )
     method = [word.replace(f"{OURS}/eval.gin", f"{OURS}/method.gin") for word in arguments]
-    lora = (f"--gin_search_paths={CONFIGS}", "--gin_file=methods/lora.gin")
+    lora = (f"--gin_search_paths={CONFIGS}", f"--gin_file={CONFIGS}/methods/lora.gin")
     run("eval", *lora, *method, *preset)
     assert accuracy(tmp_path / "eval" / "inference_eval") == in_training
