@@ -124,8 +124,8 @@ def test_imports_keep_to_the_table():
     wrong = {}
     for file in PACKAGE.rglob("*.py"):
         package = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if package != "__init__" and (found := forbidden(package, file.read_text())):
-            wrong[str(file.relative_to(PACKAGE))] = found
+        if package != "__init__" and (actual := forbidden(package, file.read_text())):
+            wrong[str(file.relative_to(PACKAGE))] = actual
     assert wrong == {}
 
 

@@ -39,13 +39,13 @@ def show():
 
 socket.socket.connect = refuse
 plt.show = show
-path, found = sys.argv[1:]
+path, expression = sys.argv[1:]
 cells = json.load(open(path, encoding="utf-8"))["cells"]
 names = {"__name__": "__main__"}
 for cell in cells:
     if cell["cell_type"] == "code":
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
-assert eval(found, names), found
+assert eval(expression, names), expression
 """
 
 

@@ -145,4 +145,4 @@ class TaskPrompts(nn.Module):
                 "MultitaskPrompt: the batch does not name the tasks of its examples; train on a "
                 "mixture whose tasks fit in memory"
             )
-        return (shared * (rows[tasks] @ columns[tasks])).astype(x.dtype)
+        return (shared[None] * (rows[tasks] @ columns[tasks])).astype(x.dtype)

@@ -76,8 +76,8 @@ def test_clusters():
     """0 and 1 share a stem, 1 and 2 a direction, so all three are a cluster; so are 4 and 5."""
     pieces = ["▁movies", "▁Movie", "▁film", "▁the", "▁un", "▁Un"]
     table = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 1], [1, 1, 1], [-1, 1, 0]])
-    found = neighbours.clusters([3, 0, 4, 2, 5, 1], table, pieces, near=0.95)
-    assert [set(group) for group in found] == [{0, 1, 2}, {4, 5}]
+    actual = neighbours.clusters([3, 0, 4, 2, 5, 1], table, pieces, near=0.95)
+    assert [set(group) for group in actual] == [{0, 1, 2}, {4, 5}]
 
 
 def test_chance_cosine_is_a_quantile_of_random_pairs():
@@ -158,13 +158,13 @@ def test_neighbours_command(planted):
     assert done.status == 0, done.err
     written = json.loads((planted / "found.json").read_text())
     assert set(written) == {"ours"}
-    found = written["ours"]
-    assert found["initialisation"] == "ClassLabels()"
-    nearest = [row["tokens"][0] for row in found["neighbours"]]
+    actual = written["ours"]
+    assert actual["initialisation"] == "ClassLabels()"
+    nearest = [row["tokens"][0] for row in actual["neighbours"]]
     assert nearest[:2] == ["▁bad", "▁good"]
     assert not any("extra_id" in token or token.isdecimal() for token in nearest[2:4])
-    assert {"token": "▁good", "positions": [1, 4]} in found["duplicates"]
-    bad, good = found["labels"]
+    assert {"token": "▁good", "positions": [1, 4]} in actual["duplicates"]
+    bad, good = actual["labels"]
     assert (bad["own"], bad["positions"]) == (["▁bad"], [0])
     assert (good["own"], good["positions"]) == (["▁good"], [1, 4])
     lines = done.out.splitlines()
@@ -176,8 +176,8 @@ def test_neighbours_command(planted):
 def test_all_rows_may_be_neighbours(planted):
     table = backbone.load_leaf(planted / "backbone.safetensors", "token_embedder/embedding")
     words = neighbours.Words.of(table, SentencePiece(embedded.vocabulary()), all_rows=True)
-    found = neighbours.content(prompts.load(planted / "cell/train/prompt_best.npy"), words)
-    tokens = [row["tokens"][0] for row in found["neighbours"]]
+    actual = neighbours.content(prompts.load(planted / "cell/train/prompt_best.npy"), words)
+    tokens = [row["tokens"][0] for row in actual["neighbours"]]
     assert tokens == ["▁bad", "▁good", "▁<extra_id_0>", "8150", "▁good"]
 
 
@@ -192,11 +192,11 @@ def test_no_prompts_in_an_experiment(planted):
 
 def test_similarity_matrix():
     of = {name: random(4, 8, seed=i) for i, name in enumerate("abc")}
-    found = similarity.matrix(of, similarity.average_tokens)
+    actual = similarity.matrix(of, similarity.average_tokens)
     means = [prompt.mean(axis=0) for prompt in of.values()]
     for i, a in enumerate(means):
         for j, b in enumerate(means):
-            assert found[i, j] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-6)
+            assert actual[i, j] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-6)
 
 
 def test_names():
@@ -263,8 +263,8 @@ def test_curve_of_runs():
 def test_a_mixtures_validation_is_the_mean_over_its_tasks(tmp_path):
     write_run(tmp_path, "inference_eval/rte", "rank/accuracy", {0: 0.5, 50: 0.6})
     write_run(tmp_path, "inference_eval/cb", "rank/accuracy", {50: 0.8, 0: 0.1})
-    found = curves.of_run(tmp_path, "validation/rank/accuracy")
-    assert found == pytest.approx({0: 0.3, 50: 0.7})
+    actual = curves.of_run(tmp_path, "validation/rank/accuracy")
+    assert actual == pytest.approx({0: 0.3, 50: 0.7})
 
 
 def test_no_curve(tmp_path):

@@ -82,12 +82,12 @@ def test_figure_follows_the_papers_formulas(size, length):
     encoder, decoder = config.num_encoder_layers, config.num_decoder_layers
     stacks = (encoder, decoder, decoder)  # self-attention, self-attention, cross-attention
     network = [(length * d) + (d * 512 + 512) + (513 * 2 * width * layers) for layers in stacks]
-    found = {
+    actual = {
         row.method: (row.trained_parameters, row.inference_parameters)
         for row in parameter_counts.paper_rows((size,), length)
     }
-    del found["model_tuning"]
-    assert found == {
+    del actual["model_tuning"]
+    assert actual == {
         "prefix_tuning": (sum(network), 2 * length * width * sum(stacks)),
         "warp": ((length + 2) * d,) * 2,
         "prompt_tuning": (length * d,) * 2,

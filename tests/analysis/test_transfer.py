@@ -129,9 +129,9 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_source_files(folder, patterns, names):
-    found = source_files(patterns, "./target.npy")
-    assert len(found) == len(names)
-    assert all(name in path for name, path in zip(names, found, strict=True))
+    actual = source_files(patterns, "./target.npy")
+    assert len(actual) == len(names)
+    assert all(name in path for name, path in zip(names, actual, strict=True))
 
 
 @pytest.mark.parametrize(

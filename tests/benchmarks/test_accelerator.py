@@ -76,15 +76,16 @@ def smoke(tmp_path_factory):
     return done.stdout, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_part_is_measured(smoke):
-    _, found = smoke
-    failed = {row["part"]: row["failed"] for row in found["rows"] if "failed" in row}
+    _, actual = smoke
+    failed = {row["part"]: row["failed"] for row in actual["rows"] if "failed" in row}
     missing = "not installed: torch, transformers, peft"
     expected = {"ours_nano": "ValueError: ATTENTION = 'cudnn': needs a GPU"}
     expected |= dict.fromkeys(("peer_nano", "peer_generation"), missing)
     assert failed.keys() == expected.keys()
     assert all(failed[part].startswith(words) for part, words in expected.items())
-    measured = [row for row in found["rows"] if "failed" not in row]
+    measured = [row for row in actual["rows"] if "failed" not in row]
     parts = {"rates", "ours_nano", "largest", "int8", "generation", "generation_int8"}
     assert {row["part"] for row in measured} == parts
     assert all(row["seconds"] > 0 for row in measured)
@@ -93,12 +94,13 @@ def test_every_part_is_measured(smoke):
     assert all(row["share_of_product_rate"] > 0 and row["bytes"] > 0 for row in steps)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_row(smoke):
-    printed, found = smoke
+    printed, actual = smoke
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     heads = 2
-    rates = [row for row in found["rows"] if row["part"] == "rates"]
-    assert len(lines) == heads + len(found["rows"]) - len(rates)
+    rates = [row for row in actual["rows"] if row["part"] == "rates"]
+    assert len(lines) == heads + len(actual["rows"]) - len(rates)
     assert "| step | nano | ours | einsum | 2 |" in printed
 
 

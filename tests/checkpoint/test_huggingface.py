@@ -118,9 +118,9 @@ def test_names_of_v1_0(saved_tied):
         across = [name.replace("SelfAttention", "EncDecAttention") for name in block]
         for i, names in enumerate((own, across, feed)):
             expected += [f"decoder.block.{layer}.layer.{i}.{name}" for name in names]
-    found = load_file(saved_tied / huggingface.SINGLE)
-    assert sorted(found) == sorted(f"{name}.weight" for name in expected)
-    assert found["encoder.block.0.layer.1.DenseReluDense.wi.weight"].shape == (24, 16)
+    actual = load_file(saved_tied / huggingface.SINGLE)
+    assert sorted(actual) == sorted(f"{name}.weight" for name in expected)
+    assert actual["encoder.block.0.layer.1.DenseReluDense.wi.weight"].shape == (24, 16)
 
 
 def test_config_is_what_transformers_wrote(shared_data, tmp_path):
@@ -190,14 +190,14 @@ def test_copies_of_the_embedding(saved_tied):
     unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", LM_HEAD)
 
-    def add(found):
-        found |= dict.fromkeys(copies, found[SHARED]) | {unused: np.zeros((32, 3), "f")}
+    def add(actual):
+        actual |= dict.fromkeys(copies, actual[SHARED]) | {unused: np.zeros((32, 3), "f")}
 
     changed(saved_tied, add)
     assert_same(backbone.load(saved_tied, structs(TIED)), random_leaves(TIED))
-    changed(saved_tied, lambda found: found.pop(SHARED))
+    changed(saved_tied, lambda actual: actual.pop(SHARED))
     assert_same(backbone.load(saved_tied, structs(TIED)), random_leaves(TIED))
-    changed(saved_tied, lambda found: found.update({LM_HEAD: found[LM_HEAD] + 1}))
+    changed(saved_tied, lambda actual: actual.update({LM_HEAD: actual[LM_HEAD] + 1}))
     with pytest.raises(CheckpointError, match=r"lm_head.weight must be equal to encoder.embed_to"):
         backbone.load(saved_tied, structs(TIED))
 

@@ -62,16 +62,16 @@ def folder(path: Path, config: dict, tensors: dict[str, np.ndarray]) -> Path:
 
 def modules(projections: str) -> list[str]:
     """PEFT's names of projections in both layers of both stacks of a T5."""
-    found = []
+    actual = []
     for layer in range(2):
         encoder, decoder = (f"{stack}.block.{layer}.layer." for stack in ("encoder", "decoder"))
         for name in projections.split():
             if name == "wo":
-                found += [f"{encoder}1.DenseReluDense.wo", f"{decoder}2.DenseReluDense.wo"]
+                actual += [f"{encoder}1.DenseReluDense.wo", f"{decoder}2.DenseReluDense.wo"]
             else:
-                found += [f"{encoder}0.SelfAttention.{name}", f"{decoder}0.SelfAttention.{name}"]
-                found.append(f"{decoder}1.EncDecAttention.{name}")
-    return found
+                actual += [f"{encoder}0.SelfAttention.{name}", f"{decoder}0.SelfAttention.{name}"]
+                actual.append(f"{decoder}1.EncDecAttention.{name}")
+    return actual
 
 
 def lora_tensors(projections: str = "q v") -> dict[str, np.ndarray]:
@@ -148,8 +148,8 @@ def test_example_gives_peft_logits(tmp_path, stored):
         expected, real = arrays["prompt_logits64"], arrays["labels"] != -100
     config = T5Config(128, 32, 4, 8, 64, 2, 2)
     wanted = flatten(nn.unbox(init_shapes(config)))
-    found = huggingface.tensors_at(EXAMPLE / "backbone.safetensors")
-    leaves = huggingface.leaves_of("", found, shapes(wanted))
+    actual = huggingface.tensors_at(EXAMPLE / "backbone.safetensors")
+    leaves = huggingface.leaves_of("", actual, shapes(wanted))
     backbone = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     table = Backbone(backbone["token_embedder/embedding"])
     prompt = FromFile(str(path))(5, table, np.random.default_rng(0))
@@ -203,9 +203,9 @@ def test_lora_computes_pefts_update(tmp_path, plain, rank_stabilised):
         a, b = (tensors[f"{BASE}{module}.lora_{which}.weight"] for which in "AB")
         kernel = our_kernel(module)
         merged[kernel] = np.asarray(plain[kernel]) + (scale * (b @ a)).T
-    found = logits(plain | leaves, method)
-    np.testing.assert_allclose(found, logits(merged), rtol=0, atol=1e-5)
-    assert np.abs(found - logits(plain)).max() > 1e-2
+    actual = logits(plain | leaves, method)
+    np.testing.assert_allclose(actual, logits(merged), rtol=0, atol=1e-5)
+    assert np.abs(actual - logits(plain)).max() > 1e-2
 
 
 def our_kernel(module: str) -> str:
@@ -228,9 +228,9 @@ def test_ia3_computes_pefts_scales(tmp_path, plain):
         kernel = our_kernel(module)
         # PEFT's weights are [out, in]: [out, 1] scales the output, [1, in] the input.
         merged[kernel] = (np.asarray(plain[kernel]).T * scale).T
-    found = logits(plain | leaves, method)
-    np.testing.assert_allclose(found, logits(merged), rtol=0, atol=1e-5)
-    assert np.abs(found - logits(plain)).max() > 1e-2
+    actual = logits(plain | leaves, method)
+    np.testing.assert_allclose(actual, logits(merged), rtol=0, atol=1e-5)
+    assert np.abs(actual - logits(plain)).max() > 1e-2
 
 
 @pytest.mark.parametrize("layers", [None, (1,)])
@@ -239,9 +239,9 @@ def test_lora_round_trip(tmp_path, layers):
     sizes = added_by(method)
     leaves = {path: random(*shape, seed=i) for i, (path, shape) in enumerate(sizes.items())}
     peft_layers.save(tmp_path / "adapter", method, leaves)
-    again, found = peft_layers.load(tmp_path / "adapter")
+    again, actual = peft_layers.load(tmp_path / "adapter")
     assert again == method
-    assert equal(found, leaves)
+    assert equal(actual, leaves)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     wanted = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", "r": 2, "lora_alpha": 3.0}
     assert config.items() >= wanted.items()

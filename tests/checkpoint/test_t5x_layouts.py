@@ -93,8 +93,8 @@ def test_item_folder_and_inspect(shared_data):
     assert backbone.open_t5x(path / "state").target_shapes == (
         backbone.open_t5x(path).target_shapes
     )
-    found = inspection.contents_of(path)
-    assert (found.kind, found.step) == ("T5X checkpoint, Orbax", 2)
+    actual = inspection.contents_of(path)
+    assert (actual.kind, actual.step) == ("T5X checkpoint, Orbax", 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -214,8 +214,8 @@ def test_scanned_layers_are_the_unscanned_ones(tmp_path, write, heads, table):
     leaves = random_leaves()
     write(tmp_path / "checkpoint_1", scanned(leaves, heads, table), step=1)
     assert_equal(backbone.load(tmp_path / "checkpoint_1", wanted(leaves)), leaves)
-    found = backbone.open_leaves(tmp_path / "checkpoint_1", huggingface.shapes_of(NANO))
-    assert_equal({name: np.asarray(leaf) for name, leaf in found.items()}, leaves)
+    actual = backbone.open_leaves(tmp_path / "checkpoint_1", huggingface.shapes_of(NANO))
+    assert_equal({name: np.asarray(leaf) for name, leaf in actual.items()}, leaves)
 
 
 @pytest.mark.parametrize("heads", [4, None])

@@ -46,8 +46,8 @@ def test_prompt_of_the_original_code(shared_data):
     folder = shared_data / "golden" / "checkpoints"
     with np.load(folder / "mini_prompt_expected.npz") as file:
         gold = file["target/encoder/prompt/prompt/prompt"]
-    found = prompts.load(folder / "mini_prompt_legacy" / "checkpoint_2")
-    np.testing.assert_array_equal(found, gold)
+    actual = prompts.load(folder / "mini_prompt_legacy" / "checkpoint_2")
+    np.testing.assert_array_equal(actual, gold)
 
 
 def test_logits(expected):

@@ -117,9 +117,9 @@ def dry_run(capsys, monkeypatch, tmp_path) -> Callable[..., str]:
 
 
 def total(out: str) -> int:
-    found = re.search(r"^total .* ([\d,]+) parameters$", out, re.MULTILINE)
-    assert found, out
-    return int(found[1].replace(",", ""))
+    actual = re.search(r"^total .* ([\d,]+) parameters$", out, re.MULTILINE)
+    assert actual, out
+    return int(actual[1].replace(",", ""))
 
 
 @pytest.mark.parametrize("name", FILES)

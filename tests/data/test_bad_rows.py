@@ -151,8 +151,8 @@ def test_nothing_to_tell():
 def test_a_file_may_be_streamed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD + b"{\n" + GOOD)
-    found = records.stream(path, lambda fields, where: (fields["label"], where), BadRows(1))
-    assert list(found) == [("yes", f"{path}, line 1"), ("yes", f"{path}, line 3")]
+    actual = records.stream(path, lambda fields, where: (fields["label"], where), BadRows(1))
+    assert list(actual) == [("yes", f"{path}, line 1"), ("yes", f"{path}, line 3")]
 
 
 @pytest.mark.slow

@@ -110,29 +110,31 @@ def test_long_inputs_are_cut_before_eos(register, vocabulary):
     expected = [*vocabulary.encode(text)[:11], 1]
     [batch] = take(data(batch_size=1).train_batches(0), 1)
     assert batch["encoder_input_tokens"][0].tolist() == expected
-    found = data().eval_set("validation")
-    assert found.encoder_input_tokens[0].tolist() == expected
-    assert found.inputs == [text]
+    actual = data().eval_set("validation")
+    assert actual.encoder_input_tokens[0].tolist() == expected
+    assert actual.inputs == [text]
 
 
 def test_eval_set(register, vocabulary):
     register()
-    found = data().eval_set("validation")
-    assert (found.task, found.split, found.labels) == (NAME, "validation", LABELS)
-    assert found.inputs == [row.inputs for row in ROWS]
-    assert found.targets == [row.targets for row in ROWS]
-    assert found.encoder_input_tokens.shape == (12, 12)
-    assert found.encoder_input_tokens.dtype == found.label_tokens.dtype == np.int32
-    for row, text in zip(found.encoder_input_tokens, found.inputs, strict=True):
+    actual = data().eval_set("validation")
+    assert (actual.task, actual.split, actual.labels) == (NAME, "validation", LABELS)
+    assert actual.inputs == [row.inputs for row in ROWS]
+    assert actual.targets == [row.targets for row in ROWS]
+    assert actual.encoder_input_tokens.shape == (12, 12)
+    assert actual.encoder_input_tokens.dtype == actual.label_tokens.dtype == np.int32
+    for row, text in zip(actual.encoder_input_tokens, actual.inputs, strict=True):
         ids = [*vocabulary.encode(text), 1]
         assert row.tolist() == ids + [0] * (12 - len(ids))
-    assert found.label_tokens.shape == (2, 6)
-    for row, label in zip(found.label_tokens, LABELS, strict=True):
+    assert actual.label_tokens.shape == (2, 6)
+    for row, label in zip(actual.label_tokens, LABELS, strict=True):
         ids = [*vocabulary.encode(label), 1]
         assert row.tolist() == ids + [0] * (6 - len(ids))
-        assert found.decode(row) == label
-    assert found.decode([*found.label_tokens[0], 55, 66]) == "negative"
-    assert [fn(found.targets, ["positive"] * 12) for fn in found.metric_fns] == [{"accuracy": 0.5}]
+        assert actual.decode(row) == label
+    assert actual.decode([*actual.label_tokens[0], 55, 66]) == "negative"
+    assert [fn(actual.targets, ["positive"] * 12) for fn in actual.metric_fns] == [
+        {"accuracy": 0.5}
+    ]
 
 
 def test_eval_set_of_some_examples(register):
@@ -155,10 +157,10 @@ def test_what_it_tells_of_the_task(register, vocabulary):
 
 def test_eval_set_of_text_to_text(register):
     register([Row("in", "out"), Row("up", "down")], labels=())
-    found = data().eval_set("validation")
-    assert found.targets == ["out", "down"]
-    assert found.labels == ()
-    assert found.label_tokens.shape == (0, 6)
+    actual = data().eval_set("validation")
+    assert actual.targets == ["out", "down"]
+    assert actual.labels == ()
+    assert actual.label_tokens.shape == (0, 6)
 
 
 def test_mixture(register, vocabulary):
@@ -170,8 +172,8 @@ def test_mixture(register, vocabulary):
     texts = inputs_of(vocabulary, batches)
     assert 0 < texts.count("other") < len(texts)
     assert_same(take(mixture.train_batches(3), 5), batches[3:])
-    found = mixture.eval_sets("validation")
-    assert {(e.task, len(e.targets)) for e in found} == {(NAME, 12), ("test_batches_other", 1)}
+    actual = mixture.eval_sets("validation")
+    assert {(e.task, len(e.targets)) for e in actual} == {(NAME, 12), ("test_batches_other", 1)}
     with pytest.raises(UserError, match=f"is a mixture; evaluate its tasks: .*{NAME}"):
         mixture.eval_set("validation")
 
@@ -180,7 +182,7 @@ def test_what_has_no_metrics_is_not_measured(register):
     register()
     register(name="test_batches_other", metric_fns=())
     seqio.MixtureRegistry.add("test_batches_mix", [(NAME, 1), ("test_batches_other", 1)])
-    assert [found.task for found in data("test_batches_mix").eval_sets("validation")] == [NAME]
+    assert [actual.task for actual in data("test_batches_mix").eval_sets("validation")] == [NAME]
     with pytest.raises(UserError, match="test_batches_other: no task with metrics has the split"):
         data("test_batches_other").eval_sets("validation")
 
@@ -210,17 +212,17 @@ def test_tasks_of_other_modules_with_a_postprocessor(vocabulary):
         return {"off_by": sum(p - t for t, p in zip(targets, predictions, strict=True))}
 
     foreign_task(vocabulary, postprocess_fn=polarity, metric_fns=[off_by])
-    found = data().eval_set("dev")
-    assert found.targets == ["negative", "positive"]
-    assert found.metric_fns[0](found.targets, ["", "abc"]) == {"off_by": 2}
+    actual = data().eval_set("dev")
+    assert actual.targets == ["negative", "positive"]
+    assert actual.metric_fns[0](actual.targets, ["", "abc"]) == {"off_by": 2}
     assert len(take(data().train_batches(0), 3)) == 3
 
 
 def test_texts_that_a_pipeline_dropped_come_from_its_tokens(vocabulary):
     tokenize = functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False)
     foreign_task(vocabulary, preprocessors=[tokenize, seqio.preprocessors.append_eos])
-    found = data().eval_set("dev")
-    assert (found.inputs, found.targets) == (["one", "two"], ["negative", "positive"])
+    actual = data().eval_set("dev")
+    assert (actual.inputs, actual.targets) == (["one", "two"], ["negative", "positive"])
 
 
 def test_cache_that_is_not_there(vocabulary):
@@ -249,8 +251,8 @@ def test_module_is_imported_first(tmp_path, monkeypatch):
         "vocabulary = tasks.vocabulary(embedded.vocabulary())\n"
         "tasks.register('from_my_module', {'train': lambda: [Row('a', 'b')]}, vocabulary)\n"
     )
-    found = data("from_my_module", module="my_test_tasks").eval_set("train")
-    assert found.targets == ["b"]
+    actual = data("from_my_module", module="my_test_tasks").eval_set("train")
+    assert actual.targets == ["b"]
     with pytest.raises(UserError, match=r"MIXTURE_OR_TASK_MODULE = 'no\.such\.module'.*No module"):
         data(module="no.such.module")
 
@@ -314,10 +316,10 @@ def test_empty_split(register):
 
 
 def test_demo_task():
-    found = data("demo_topics", lengths={"inputs": 64, "targets": 8}).eval_set("test")
-    assert len(found.inputs) == 190
-    assert set(found.targets) == set(found.labels)
-    assert (found.encoder_input_tokens != 0).sum(axis=1).max() < 64
+    actual = data("demo_topics", lengths={"inputs": 64, "targets": 8}).eval_set("test")
+    assert len(actual.inputs) == 190
+    assert set(actual.targets) == set(actual.labels)
+    assert (actual.encoder_input_tokens != 0).sum(axis=1).max() < 64
 
 
 def test_released_files(shared_data, vocabulary):
@@ -327,10 +329,10 @@ def test_released_files(shared_data, vocabulary):
     files = TextFiles(**splits, labels=labels)
     tasks.register_files(NAME, files, vocabulary)
     whole = data(lengths={"inputs": 48, "targets": 8}, batch_size=35)
-    found = whole.eval_set("test")
-    assert found.inputs[0] == "How far is it from Denver to Aspen ?"
-    assert found.targets[:2] == ["NUM", "LOC"]
-    assert [found.decode(row) for row in found.label_tokens] == labels
+    actual = whole.eval_set("test")
+    assert actual.inputs[0] == "How far is it from Denver to Aspen ?"
+    assert actual.targets[:2] == ["NUM", "LOC"]
+    assert [actual.decode(row) for row in actual.label_tokens] == labels
     # 139 batches of 35 are the 4,865 rows of the train split.
     rows = np.concatenate([b["encoder_input_tokens"] for b in take(whole.train_batches(0), 139)])
     ids = [[*vocabulary.encode(row.inputs)[:47], 1] for row in files.rows("train")]

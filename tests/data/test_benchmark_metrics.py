@@ -35,15 +35,15 @@ def test_label_index(text, index):
 
 def test_multirc_is_grouped_by_question():
     example = {"idx/paragraph": 3, "idx/question": np.int32(7), "idx/answer": 1}
-    found = postprocess.multirc("True", example=example, is_target=True)
-    assert found == ((3, 7), 1)
+    actual = postprocess.multirc("True", example=example, is_target=True)
+    assert actual == ((3, 7), 1)
     assert postprocess.multirc("maybe", example=example) == ((3, 7), INVALID)
 
 
 def test_record_compares_with_all_answers():
     example = {"idx/passage": 3, "idx/query": 9, "answers": np.array([b"Rome", "Köln".encode()])}
-    found = postprocess.record("Rome", example=example, is_target=True)
-    assert found == ((3, 9), ["Rome", "Köln"])
+    actual = postprocess.record("Rome", example=example, is_target=True)
+    assert actual == ((3, 9), ["Rome", "Köln"])
     assert postprocess.record("Bonn", example=example) == ((3, 9), "Bonn")
 
 
@@ -103,8 +103,8 @@ def test_f1_and_matthews_from_the_confusion_matrix(seed):
     a, b, c, d = confusion(targets, predictions)
     assert metrics.f1(targets, predictions)["f1"] == pytest.approx(2 * a / (2 * a + b + c))
     expected = (a * d - b * c) / np.sqrt(float((a + b) * (a + c) * (d + b) * (d + c)))
-    found = metrics.matthews_corrcoef(targets, predictions)["matthews_corrcoef"]
-    assert found == pytest.approx(expected)
+    actual = metrics.matthews_corrcoef(targets, predictions)["matthews_corrcoef"]
+    assert actual == pytest.approx(expected)
 
 
 def test_one_and_the_same_prediction():
@@ -119,18 +119,18 @@ def test_mean_f1_of_three_classes_by_hand():
     targets, predictions = [0, 0, 0, 1, 1, 2], [0, 1, INVALID, 1, 0, 0]
     first = 2 * (1 / 3) * (1 / 3) / (1 / 3 + 1 / 3)
     second = 2 * (1 / 2) * (1 / 2) / (1 / 2 + 1 / 2)
-    found = metrics.mean_3class_f1(targets, predictions)
-    assert found == {"mean_3class_f1": pytest.approx((first + second + 0) / 3)}
+    actual = metrics.mean_3class_f1(targets, predictions)
+    assert actual == {"mean_3class_f1": pytest.approx((first + second + 0) / 3)}
 
 
 def test_correlations():
     targets = RNG.normal(size=30)
     predictions = targets + RNG.normal(size=30)
-    found = metrics.pearson_corrcoef(targets.tolist(), predictions.tolist())
-    assert found["pearson_corrcoef"] == pytest.approx(np.corrcoef(targets, predictions)[0, 1])
+    actual = metrics.pearson_corrcoef(targets.tolist(), predictions.tolist())
+    assert actual["pearson_corrcoef"] == pytest.approx(np.corrcoef(targets, predictions)[0, 1])
     ranks = [np.argsort(np.argsort(values)) for values in (targets, predictions)]
-    found = metrics.spearman_corrcoef(targets.tolist(), predictions.tolist())
-    assert found["spearman_corrcoef"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    actual = metrics.spearman_corrcoef(targets.tolist(), predictions.tolist())
+    assert actual["spearman_corrcoef"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
 def test_multirc():
@@ -149,12 +149,12 @@ def test_squad_normalisation():
 
 
 def test_squad_takes_the_best_answer():
-    found = metrics.squad(
+    actual = metrics.squad(
         [["the Eiffel Tower", "Tower"], ["Rome"], ["in 1999 or 2000"]],
         ["eiffel tower.", "Bonn", "1999 2000 2000 2001"],
     )
     # Of the last, 2 words of 4 are among the 4 of the answer, each once.
-    assert found == {"em": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0 + 2 * 2 / 8) / 3)}
+    assert actual == {"em": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0 + 2 * 2 / 8) / 3)}
 
 
 def test_record_counts_a_query_once():

@@ -170,8 +170,8 @@ def name(short: str) -> str:
 
 
 def benchmark_of(short: str) -> benchmarks.Benchmark:
-    [found] = [benchmark for benchmark in BENCHMARKS if benchmark.task == name(short)]
-    return found
+    [actual] = [benchmark for benchmark in BENCHMARKS if benchmark.task == name(short)]
+    return actual
 
 
 @pytest.fixture
@@ -204,8 +204,8 @@ def examples(dataset) -> list[dict]:
 def formatted(benchmark: benchmarks.Benchmark, example: dict) -> list[tuple[str, str]]:
     """Inputs and targets made of one example of TensorFlow Datasets."""
     rows = seqio.utils.tf.data.Dataset.from_tensors(example)
-    found = examples(benchmark.format(rows))
-    return [(row["inputs"].decode(), row["targets"].decode()) for row in found]
+    actual = examples(benchmark.format(rows))
+    return [(row["inputs"].decode(), row["targets"].decode()) for row in actual]
 
 
 def eval_set(short: str, split: str = "validation"):
@@ -219,9 +219,9 @@ def test_text_of_real_examples(shared_data, vocabulary, short, row, inputs, targ
     register_benchmarks(vocabulary, shared_data / "tasks")
     source = seqio.TaskRegistry.get(name(short)).source
     rows = source.get_dataset("validation", shuffle=False).skip(row).take(1)
-    [found, *_] = examples(benchmark_of(short).format(rows))
-    assert found["targets"].decode() == target
-    assert inputs is None or found["inputs"].decode() == inputs
+    [actual, *_] = examples(benchmark_of(short).format(rows))
+    assert actual["targets"].decode() == target
+    assert inputs is None or actual["inputs"].decode() == inputs
 
 
 def test_every_local_task_has_a_real_example():
@@ -310,10 +310,10 @@ def test_wsc_trains_on_true_examples_only(shared_data, vocabulary):
     register_benchmarks(vocabulary, shared_data / "tasks")
     task = seqio.TaskRegistry.get(name("super_glue_wsc_v102_simple_train"))
     assert tuple(task.splits) == ("train",)
-    found = examples(task.get_dataset(split="train", shuffle=False))
-    assert len(found) == 259  # dataset_info.json
-    assert all(example["label"] == 1 for example in found)
-    for example in found:
+    actual = examples(task.get_dataset(split="train", shuffle=False))
+    assert len(actual) == 259  # dataset_info.json
+    assert all(example["label"] == 1 for example in actual)
+    for example in actual:
         assert re.search(r"\*\w+\*", example["inputs_pretokenized"].decode())
         assert example["targets_pretokenized"].decode() in example["inputs_pretokenized"].decode()
 
@@ -325,30 +325,30 @@ def test_wsc_trains_on_true_examples_only(shared_data, vocabulary):
 )
 def test_right_answers_score_best_and_wrong_ones_nothing(head, vocabulary, benchmark):
     register_benchmarks(vocabulary, head)
-    found = TaskData(benchmark.task, {"inputs": 64, "targets": 32}, 2).eval_set("validation")
-    assert found.labels == benchmark.labels == tasks.labels_of(benchmark.task)
-    scores = measure(found, Predictions(found.targets))
+    actual = TaskData(benchmark.task, {"inputs": 64, "targets": 32}, 2).eval_set("validation")
+    assert actual.labels == benchmark.labels == tasks.labels_of(benchmark.task)
+    scores = measure(actual, Predictions(actual.targets))
     if benchmark.name == "wsc":
         # Naming the noun of the example is right where the label says that it is the right one.
         files = (head / "wsc" / "validation.jsonl").read_text().splitlines()
         assert scores == {"accuracy": np.mean([json.loads(line)["label"] for line in files])}
         return
     assert all(value == pytest.approx(1) for value in scores.values())
-    wrong = measure(found, Predictions(["nothing at all"] * len(found.targets)))
+    wrong = measure(actual, Predictions(["nothing at all"] * len(actual.targets)))
     assert all(value <= 0 for value in wrong.values())
 
 
 def test_multirc_rows_are_grouped_by_question(head, vocabulary):
     register_benchmarks(vocabulary, head)
-    found = eval_set("super_glue_multirc_v102")
+    actual = eval_set("super_glue_multirc_v102")
     rows = [
         json.loads(line)
         for line in (head / "multirc" / "validation.jsonl").read_text().splitlines()
     ]
     questions = [row["qid"] for row in rows]
     assert 1 < len(set(questions)) < len(questions)
-    wrong = ["True" if found.targets[0] == "False" else "False", *found.targets[1:]]
-    scores = measure(found, Predictions(wrong))
+    wrong = ["True" if actual.targets[0] == "False" else "False", *actual.targets[1:]]
+    scores = measure(actual, Predictions(wrong))
     assert scores["exact_match"] == pytest.approx(1 - 1 / len(set(questions)))
 
 
@@ -398,10 +398,10 @@ def test_names_and_sources_need_no_network(vocabulary, no_network):
 def test_labels_and_versions_are_those_of_tensorflow_datasets(benchmark):
     suite, config, version = re.split("[/:]", benchmark.tfds_name)
     builder = tfds.builder_cls(suite)
-    found = builder.builder_configs[config]
-    assert str(found.version) == version
+    actual = builder.builder_configs[config]
+    assert str(actual.version) == version
     if benchmark.labels:
-        assert tuple(found.label_classes) == benchmark.labels
+        assert tuple(actual.label_classes) == benchmark.labels
 
 
 @pytest.mark.parametrize(

@@ -140,13 +140,13 @@ def test_proportional_rates_are_those_of_t5(vocabulary, monkeypatch):
 
     monkeypatch.setattr(seqio.TfdsDataSource, "num_input_examples", size)
     all_tasks.register(vocabulary)
-    found = rates("taskless_super_glue_v102_examples_proportional")
+    actual = rates("taskless_super_glue_v102_examples_proportional")
     expected = {f"taskless_super_glue_{n}_v102_examples": size for n, size in SIZES.items()}
     wsc = expected.pop("taskless_super_glue_wsc_v102_examples")
     expected["taskless_super_glue_wsc_v102_simple_train_examples"] = wsc
-    assert found == pytest.approx(expected)
-    found = rates("taskless_super_glue_v102_examples_temperature")
-    assert found == pytest.approx({name: size**0.5 for name, size in expected.items()})
+    assert actual == pytest.approx(expected)
+    actual = rates("taskless_super_glue_v102_examples_temperature")
+    assert actual == pytest.approx({name: size**0.5 for name, size in expected.items()})
 
 
 def test_mixtures_have_all_tasks_of_a_suite(vocabulary):
@@ -168,14 +168,14 @@ def test_rate_of_rows_in_memory(vocabulary):
 
 def test_transfer_has_the_text_of_one_and_the_words_of_the_other(local, vocabulary):
     all_tasks.register(vocabulary, local)
-    found = TaskData(MRPC_FROM_QQP, {"inputs": 32, "targets": 8}, 2).eval_set("validation")
-    assert found.inputs == ["sentence1: It pours. sentence2: It rains."] * 2
-    assert found.targets == ["duplicate", "not_duplicate"]
-    assert found.labels == ("not_duplicate", "duplicate")
-    assert measure(found, Predictions(found.targets)) == {"f1": 1, "accuracy": 1}
+    actual = TaskData(MRPC_FROM_QQP, {"inputs": 32, "targets": 8}, 2).eval_set("validation")
+    assert actual.inputs == ["sentence1: It pours. sentence2: It rains."] * 2
+    assert actual.targets == ["duplicate", "not_duplicate"]
+    assert actual.labels == ("not_duplicate", "duplicate")
+    assert measure(actual, Predictions(actual.targets)) == {"f1": 1, "accuracy": 1}
     # One true positive, one false positive: precision 1/2, recall 1.
     said = Predictions(["duplicate", "duplicate"])
-    assert measure(found, said) == {"f1": pytest.approx(2 / 3), "accuracy": 0.5}
+    assert measure(actual, said) == {"f1": pytest.approx(2 / 3), "accuracy": 0.5}
     qqp = {"question1": "Why?", "question2": "How?", "label": 1, "idx": 0}
     [row] = paraphrase.QQP_FROM_MRPC.format(tf.data.Dataset.from_tensors(qqp)).as_numpy_iterator()
     assert row["inputs"] == b"question1: Why? question2: How?"
@@ -209,16 +209,16 @@ def test_sentinel_before_targets(local, vocabulary):
 def test_sentinel_in_labels_and_predictions(local, vocabulary):
     all_tasks.register(vocabulary, local)
     name = sentinel.register(MRPC_FROM_QQP)
-    found = TaskData(name, {"inputs": 32, "targets": 8}, 2).eval_set("validation")
+    actual = TaskData(name, {"inputs": 32, "targets": 8}, 2).eval_set("validation")
     first = vocabulary.vocab_size - 1
-    for label, tokens in zip(("not_duplicate", "duplicate"), found.label_tokens, strict=True):
+    for label, tokens in zip(("not_duplicate", "duplicate"), actual.label_tokens, strict=True):
         expected = [first, *vocabulary.encode(label), vocabulary.eos_id]
         assert tokens[tokens > 0].tolist() == expected
-    ranked = Predictions([found.labels[1], found.labels[0]])
-    assert measure(found, ranked) == {"f1": 1, "accuracy": 1}
-    decoded = Predictions([found.decode(row) for row in found.label_tokens[::-1]])
-    assert measure(found, decoded) == {"f1": 1, "accuracy": 1}
-    assert measure(found, Predictions(["duplicate", "not_duplicate"])) == {"f1": 1, "accuracy": 1}
+    ranked = Predictions([actual.labels[1], actual.labels[0]])
+    assert measure(actual, ranked) == {"f1": 1, "accuracy": 1}
+    decoded = Predictions([actual.decode(row) for row in actual.label_tokens[::-1]])
+    assert measure(actual, decoded) == {"f1": 1, "accuracy": 1}
+    assert measure(actual, Predictions(["duplicate", "not_duplicate"])) == {"f1": 1, "accuracy": 1}
 
 
 def test_sentinel_keeps_whole_epochs(vocabulary):
@@ -226,8 +226,8 @@ def test_sentinel_keeps_whole_epochs(vocabulary):
     tasks.register("test_catalogue_rows", {"train": lambda: texts}, vocabulary)
     task = seqio.TaskRegistry.get(sentinel.register("test_catalogue_rows"))
     dataset = task.get_dataset(split="train", shuffle=True, seed=1, num_epochs=3)
-    found = [example["inputs_pretokenized"] for example in dataset.as_numpy_iterator()]
-    assert [len(set(found[i : i + 7])) for i in (0, 7, 14)] == [7, 7, 7]
+    actual = [example["inputs_pretokenized"] for example in dataset.as_numpy_iterator()]
+    assert [len(set(actual[i : i + 7])) for i in (0, 7, 14)] == [7, 7, 7]
 
 
 def test_sentinel_needs_a_task(vocabulary):

@@ -37,19 +37,19 @@ def restored(inputs, targets, first=FIRST):
 def test_corrupt_by_hand():
     tokens = tf.constant([11, 12, 13, 14, 15, 16], tf.int32)
     noise = tf.constant([False, True, True, False, False, True])
-    found = denoising.corrupt(tokens, noise, FIRST)
-    assert found["inputs"].numpy().tolist() == [11, 999, 14, 15, 998]
-    assert found["targets"].numpy().tolist() == [999, 12, 13, 998, 16]
+    actual = denoising.corrupt(tokens, noise, FIRST)
+    assert actual["inputs"].numpy().tolist() == [11, 999, 14, 15, 998]
+    assert actual["targets"].numpy().tolist() == [999, 12, 13, 998, 16]
 
 
 @given(noise=st.lists(st.booleans(), min_size=1, max_size=40))
 @settings(deadline=None, max_examples=20)
 def test_corrupt_is_that_of_the_embedded_backbones_mixture(noise):
     tokens = list(range(10, 10 + len(noise)))
-    found = denoising.corrupt(tf.constant(tokens), tf.constant(noise), FIRST)
+    actual = denoising.corrupt(tf.constant(tokens), tf.constant(noise), FIRST)
     source, target = mixture.span_corruption(tokens, np.array(noise), FIRST)
-    assert found["inputs"].numpy().tolist() == source
-    assert found["targets"].numpy().tolist() == target
+    assert actual["inputs"].numpy().tolist() == source
+    assert actual["targets"].numpy().tolist() == target
     assert restored(source, target) == tokens
 
 
@@ -109,22 +109,22 @@ def local(tmp_path, vocabulary):
 
 def test_span_corruption_of_local_texts(local, vocabulary):
     lengths = {"inputs": 64, "targets": 32}
-    found = tokens_of("c4_v220_span_corruption", lengths, shuffle=False, seed=3)
-    assert all(e["inputs"].pop() == e["targets"].pop() == vocabulary.eos_id for e in found)
+    actual = tokens_of("c4_v220_span_corruption", lengths, shuffle=False, seed=3)
+    assert all(e["inputs"].pop() == e["targets"].pop() == vocabulary.eos_id for e in actual)
     first = vocabulary.vocab_size - 1
-    pieces = [restored(e["inputs"], e["targets"], first) for e in found]
+    pieces = [restored(e["inputs"], e["targets"], first) for e in actual]
     everything = [token for text in TEXTS for token in vocabulary.encode(text)]
     assert [token for piece in pieces for token in piece] == everything
-    assert all(len(e["inputs"]) == 63 for e in found[:-1])
-    lost = sum(token <= first - 100 for e in found for token in e["targets"])
+    assert all(len(e["inputs"]) == 63 for e in actual[:-1])
+    lost = sum(token <= first - 100 for e in actual for token in e["targets"])
     assert lost / len(everything) == pytest.approx(0.15, abs=0.01)
 
 
 def test_prefix_lm_of_local_texts(local, vocabulary):
-    found = tokens_of("c4_v220_prefix_lm", {"inputs": 64, "targets": 64}, shuffle=False, seed=3)
-    assert len(found) == len(TEXTS)  # each is shorter than 64
+    actual = tokens_of("c4_v220_prefix_lm", {"inputs": 64, "targets": 64}, shuffle=False, seed=3)
+    assert len(actual) == len(TEXTS)  # each is shorter than 64
     places = set()
-    for text, example in zip(TEXTS, found, strict=True):
+    for text, example in zip(TEXTS, actual, strict=True):
         assert example["inputs"].pop() == example["targets"].pop() == vocabulary.eos_id
         assert example["inputs"] + example["targets"] == vocabulary.encode(text)
         assert example["inputs"]
@@ -134,13 +134,13 @@ def test_prefix_lm_of_local_texts(local, vocabulary):
 
 
 def test_prefix_lm_cuts_such_that_targets_fit(local, vocabulary):
-    found = tokens_of("c4_v220_prefix_lm", {"inputs": 12, "targets": 4}, shuffle=False, seed=3)
-    tokens = [t for e in found for t in (*e["inputs"][:-1], *e["targets"][:-1])]
+    actual = tokens_of("c4_v220_prefix_lm", {"inputs": 12, "targets": 4}, shuffle=False, seed=3)
+    tokens = [t for e in actual for t in (*e["inputs"][:-1], *e["targets"][:-1])]
     texts = [vocabulary.encode(text) for text in TEXTS]
     # Of the last piece of a text one token may be left, which is nothing to cut in two.
     kept = [ids[: -1 if len(ids) % 11 == 1 else None] for ids in texts]
     assert tokens == [token for ids in kept for token in ids]
-    assert all(len(e["inputs"]) <= 12 and len(e["targets"]) <= 4 for e in found)
+    assert all(len(e["inputs"]) <= 12 and len(e["targets"]) <= 4 for e in actual)
 
 
 def test_a_seed_gives_the_same_examples_and_each_epoch_others(local):

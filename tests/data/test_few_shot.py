@@ -73,14 +73,14 @@ def register(name: str, k: int, seed: int = 0) -> str:
 def test_is_balanced_seeded_and_nested(task):
     names = {(k, seed): register(task, k, seed) for k in (1, 4, 9) for seed in (0, 1)}
     assert names[4, 1] == "test_few_shot_4shot_seed1"
-    found = {key: chosen(name) for key, name in names.items()}
-    for (k, _), rows in found.items():
+    actual = {key: chosen(name) for key, name in names.items()}
+    for (k, _), rows in actual.items():
         assert collections.Counter(row.targets for row in rows) == dict.fromkeys(LABELS, k)
         assert len(set(rows)) == len(rows) and set(rows) <= set(ROWS)
         assert [ROWS.index(row) for row in rows] == sorted(ROWS.index(row) for row in rows)
-    assert found[4, 0] == chosen(register(task, 4, 0))
-    assert found[9, 0] != found[9, 1]
-    assert set(found[1, 0]) < set(found[4, 0]) < set(found[9, 0])
+    assert actual[4, 0] == chosen(register(task, 4, 0))
+    assert actual[9, 0] != actual[9, 1]
+    assert set(actual[1, 0]) < set(actual[4, 0]) < set(actual[9, 0])
     assert tasks.labels_of(names[4, 1]) == LABELS
 
 
@@ -102,8 +102,8 @@ def test_trains_on_these_and_validates_on_all(task, vocabulary, batching):
     rows = [row for _ in range(20) for row in next(batches)["encoder_input_tokens"]]
     ids = np.concatenate(rows)
     ends = np.flatnonzero(ids == vocabulary.eos_id) + 1
-    found = {tuple(part[(part > 0) & (part != 1)].tolist()) for part in np.split(ids, ends)[:-1]}
-    assert found == wanted
+    actual = {tuple(part[(part > 0) & (part != 1)].tolist()) for part in np.split(ids, ends)[:-1]}
+    assert actual == wanted
     assert data.eval_set("validation").inputs == [row.inputs for row in ROWS[:5]]
     assert data.labels == LABELS
 
@@ -121,9 +121,9 @@ def test_a_task_of_plain_seqio(plain):
         == two
         == sorted(map(tuple, TaskData(name, LENGTHS, 4).eval_set("train").encoder_input_tokens))
     )
-    found = data.eval_set("validation")
-    assert found.inputs == [row.inputs for row in everything]
-    [metric] = found.metric_fns
+    actual = data.eval_set("validation")
+    assert actual.inputs == [row.inputs for row in everything]
+    [metric] = actual.metric_fns
     assert metric(["a"] * 20, ["A"] * 20) == {"accuracy": 1.0}  # through its postprocessor
 
 
@@ -144,8 +144,8 @@ def test_a_mixture_keeps_its_rates(task, plain, vocabulary):
         f"{NAME}_dev": 1.0,
     }
     batches = TaskData(mixture.name, LENGTHS, 8).train_batches(0)
-    found = {tuple(row) for _ in range(9) for row in next(batches)["encoder_input_tokens"]}
-    assert len(found) == 8  # two of each of three classes, and two
+    actual = {tuple(row) for _ in range(9) for row in next(batches)["encoder_input_tokens"]}
+    assert len(actual) == 8  # two of each of three classes, and two
 
 
 def test_benchmarks(shared_data, vocabulary):
@@ -157,11 +157,11 @@ def test_benchmarks(shared_data, vocabulary):
     name = "taskless_super_glue_cb_v102_examples"
     lengths = {"inputs": 64, "targets": 8}
     limited = few_shot.register(name, FewShot(16), lengths, False)
-    found = TaskData(limited, lengths, 4).eval_set("train")
+    actual = TaskData(limited, lengths, 4).eval_set("train")
     labels = ("entailment", "contradiction", "neutral")
-    assert collections.Counter(found.targets) == dict.fromkeys(labels, 16)
+    assert collections.Counter(actual.targets) == dict.fromkeys(labels, 16)
     whole = TaskData(name, lengths, 4)
-    assert set(found.inputs) <= set(whole.eval_set("train").inputs)
+    assert set(actual.inputs) <= set(whole.eval_set("train").inputs)
     scored = whole.eval_set("validation")
     again = TaskData(limited, lengths, 4).eval_set("validation")
     np.testing.assert_array_equal(scored.encoder_input_tokens, again.encoder_input_tokens)
@@ -179,8 +179,8 @@ def test_the_users_own_files(tmp_path, vocabulary):
     options = {"task": None, "files": files, "vocabulary": vocabulary, "lengths": LENGTHS}
     data = source.task_data(**options, batch_size=6, few_shot=2, few_shot_seed=4)
     assert data.task == "files_2shot_seed4"
-    found = data.eval_set("train").targets
-    assert collections.Counter(found) == dict.fromkeys(LABELS, 2)
+    actual = data.eval_set("train").targets
+    assert collections.Counter(actual) == dict.fromkeys(LABELS, 2)
     assert len(data.eval_set("validation").targets) == 60
 
 

@@ -51,9 +51,9 @@ def data_of(data_dir, task, **settings):
 
 
 def test_files_of_a_folder(data_dir):
-    found = of_folder("mail", str(data_dir), labels=("ham", "spam"))
-    assert found.train == str(data_dir / "mail" / "train.jsonl")
-    assert found.test == str(data_dir / "mail" / "test.csv")
+    actual = of_folder("mail", str(data_dir), labels=("ham", "spam"))
+    assert actual.train == str(data_dir / "mail" / "train.jsonl")
+    assert actual.test == str(data_dir / "mail" / "test.csv")
     assert of_folder("news", str(data_dir)).test == ""
     with pytest.raises(UserError, match="DATA_DIR = 'nowhere': nowhere/mail has no train"):
         of_folder("mail", "nowhere")
@@ -101,6 +101,6 @@ def test_a_list_of_one(data_dir):
     ],
 )
 def test_mistakes(data_dir, task, said):
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as actual:
         data_of(data_dir, task)
-    assert said in str(found.value)
+    assert said in str(actual.value)

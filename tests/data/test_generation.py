@@ -18,13 +18,13 @@ from prompt_tuning.evaluation.sets import Predictions
 def test_rouge_by_hand():
     # Unigrams: 3 of 4 said, 3 of 6 expected: F = 2 * 3 / 10. Bigrams ("the cat" and "cat sat"):
     # 2 of 3, 2 of 5: 2 * 2 / 8. The longest common subsequence is "the cat sat": 3 of 4, 3 of 6.
-    found = rouge(["The cat sat on a mat"], ["the cat sat down"])
-    assert found == {"rouge1": 0.6, "rouge2": 0.5, "rougeLsum": 0.6}
+    actual = rouge(["The cat sat on a mat"], ["the cat sat down"])
+    assert actual == {"rouge1": 0.6, "rouge2": 0.5, "rougeLsum": 0.6}
 
 
 def test_rouge_is_a_mean_over_rows():
-    found = rouge(["a b", "c d"], ["a b", "x y"])
-    assert found == {"rouge1": 0.5, "rouge2": 0.5, "rougeLsum": 0.5}
+    actual = rouge(["a b", "c d"], ["a b", "x y"])
+    assert actual == {"rouge1": 0.5, "rouge2": 0.5, "rougeLsum": 0.5}
 
 
 def test_rouge_l_is_of_sentences():
@@ -41,11 +41,11 @@ def test_rouge_l_is_of_sentences():
 def test_bleu_by_hand():
     # Precisions of 1- to 4-grams: 5/6, 4/5, 3/4, 2/3; as many words as expected.
     expected = math.exp(sum(map(math.log, (5 / 6, 4 / 5, 3 / 4, 2 / 3))) / 4)
-    found = bleu(["the old cat sat down here"], ["the old cat sat down there"])
-    assert found == {"bleu": pytest.approx(expected)}
+    actual = bleu(["the old cat sat down here"], ["the old cat sat down there"])
+    assert actual == {"bleu": pytest.approx(expected)}
     # One word of six less costs exp(1 - 6 / 5), all precisions being 1.
-    found = bleu(["the old cat sat down here"], ["the old cat sat down"])
-    assert found == {"bleu": pytest.approx(math.exp(1 - 6 / 5))}
+    actual = bleu(["the old cat sat down here"], ["the old cat sat down"])
+    assert actual == {"bleu": pytest.approx(math.exp(1 - 6 / 5))}
 
 
 def test_bleu_is_of_the_corpus():
@@ -66,8 +66,8 @@ def test_bleu_is_of_the_corpus():
     ids=["xsum", "cnn_dailymail"],
 )
 def test_text(task, example):
-    [found] = task.format(tf.data.Dataset.from_tensors(example)).as_numpy_iterator()
-    assert found == {"inputs": b"summarize: It rained.\nIt poured.", "targets": b"Rain."}
+    [actual] = task.format(tf.data.Dataset.from_tensors(example)).as_numpy_iterator()
+    assert actual == {"inputs": b"summarize: It rained.\nIt poured.", "targets": b"Rain."}
 
 
 @pytest.mark.parametrize("task", summarisation.TASKS, ids=lambda task: task.task)
@@ -75,8 +75,8 @@ def test_formats_read_what_tensorflow_datasets_has(task):
     name, version = task.tfds_name.split(":")
     assert version == str(tfds.builder_cls(name).VERSION)
     with tfds.testing.mock_data(num_examples=1):
-        [found] = task.format(tfds.load(name, split="validation")).as_numpy_iterator()
-    assert found["inputs"].startswith(b"summarize: ")
+        [actual] = task.format(tfds.load(name, split="validation")).as_numpy_iterator()
+    assert actual["inputs"].startswith(b"summarize: ")
 
 
 @pytest.mark.parametrize("task", summarisation.TASKS, ids=lambda task: task.task)
@@ -86,8 +86,8 @@ def test_local_files(tmp_path, vocabulary, task):
     rows = [{"document": "It rained all day.", "summary": "one two three four"}] * 2
     (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert register(summarisation.TASKS, vocabulary, tmp_path) == (task.task,)
-    found = TaskData(task.task, {"inputs": 32, "targets": 16}, 2).eval_set("validation")
-    assert found.inputs == ["summarize: It rained all day."] * 2
-    scores = measure(found, Predictions(found.targets))
+    actual = TaskData(task.task, {"inputs": 32, "targets": 16}, 2).eval_set("validation")
+    assert actual.inputs == ["summarize: It rained all day."] * 2
+    scores = measure(actual, Predictions(actual.targets))
     assert list(scores) == ["rouge1", "rouge2", "rougeLsum", "bleu"]
     assert list(scores.values()) == pytest.approx([1, 1, 1, 1])

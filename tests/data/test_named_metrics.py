@@ -19,10 +19,10 @@ VOCABULARY = tasks.vocabulary(embedded.vocabulary())
 
 def values(names, targets, predictions, labels=()):
     metric_fns = metrics.by_name(metrics.checked(names, labels), labels, str.lower)
-    found = {}
+    actual = {}
     for metric in metric_fns:
-        found |= metric(targets, predictions)
-    return found
+        actual |= metric(targets, predictions)
+    return actual
 
 
 WORDS = ("Ham", "spam", "other")
@@ -33,13 +33,13 @@ ANSWERS = ["ham"] * 5 + ["spam", "spam", "nonsense"]
 def test_of_classes():
     """ham: 5 of 6 found, none wrong; spam: 1 of 2 found, 1 wrong; "other" does not occur."""
     names = ["f1_macro", "f1:spam", "f1:other", "accuracy", "matthews_corrcoef"]
-    found = values(names, TARGETS, ANSWERS, WORDS)
+    actual = values(names, TARGETS, ANSWERS, WORDS)
     ham, spam = 2 * 5 / (6 + 5), 2 * 1 / (2 + 2)
     # R_K (Gorodkin, 2004) with the answer that is no word as a class of its own.
     right, count, wanted, answered = 6, 8, (6, 2, 0), (5, 2, 1)
     covariance = right * count - sum(a * b for a, b in zip(wanted, answered, strict=True))
     spread = [count**2 - sum(n * n for n in each) for each in (wanted, answered)]
-    assert found == pytest.approx(
+    assert actual == pytest.approx(
         {
             "f1_macro": (ham + spam) / 2,
             "f1:spam": spam,
@@ -48,7 +48,7 @@ def test_of_classes():
             "matthews_corrcoef": covariance / math.sqrt(spread[0] * spread[1]),
         }
     )
-    assert list(found) == names
+    assert list(actual) == names
 
 
 def test_of_numbers():
@@ -64,10 +64,10 @@ def test_of_numbers():
 
 
 def test_of_texts():
-    found = values(
+    actual = values(
         ["exact_match", "token_f1"], ["The red house", "a cat"], ["red house!", "black cat"]
     )
-    assert found == pytest.approx({"exact_match": 0.5, "token_f1": (1 + 2 / 3) / 2})
+    assert actual == pytest.approx({"exact_match": 0.5, "token_f1": (1 + 2 / 3) / 2})
 
 
 @pytest.mark.parametrize(

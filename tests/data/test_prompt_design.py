@@ -39,8 +39,8 @@ def test_the_whole_text(monkeypatch):
     monkeypatch.setattr(
         seqio.TaskRegistry.get(NAME).source, "_rows", {"train": lambda: rows, "test": lambda: TEST}
     )
-    found = data(instruction=SAY, demonstrations=1).eval_set("test")
-    assert found.inputs[0] == "Say what it is.\n\nA dull film.\nbad\n\nI slept."
+    actual = data(instruction=SAY, demonstrations=1).eval_set("test")
+    assert actual.inputs[0] == "Say what it is.\n\nA dull film.\nbad\n\nI slept."
     assert data(demonstrations=1).eval_set("test").inputs[0] == "A dull film.\nbad\n\nI slept."
     assert data(instruction=SAY).eval_set("test").inputs[0] == "Say what it is.\n\nI slept."
 
@@ -52,10 +52,10 @@ def test_label_words_in_the_instruction():
 
 def test_without_a_design_it_is_the_task():
     plain = TaskData(NAME, {"inputs": 200, "targets": 4}, 2).eval_set("test")
-    found = data().eval_set("test")
-    assert (found.inputs, found.targets, found.labels) == (plain.inputs, plain.targets, LABELS)
-    np.testing.assert_array_equal(found.encoder_input_tokens, plain.encoder_input_tokens)
-    assert list(found.notes) == []
+    actual = data().eval_set("test")
+    assert (actual.inputs, actual.targets, actual.labels) == (plain.inputs, plain.targets, LABELS)
+    np.testing.assert_array_equal(actual.encoder_input_tokens, plain.encoder_input_tokens)
+    assert list(actual.notes) == []
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8])
@@ -82,8 +82,8 @@ def test_the_choice_is_the_seeds():
 
 
 def test_tokens_are_those_of_the_text(vocabulary):
-    found = data(instruction=SAY, demonstrations=6).eval_set("test")
-    for text, tokens in zip(found.inputs, found.encoder_input_tokens, strict=True):
+    actual = data(instruction=SAY, demonstrations=6).eval_set("test")
+    for text, tokens in zip(actual.inputs, actual.encoder_input_tokens, strict=True):
         ids = [*vocabulary.encode(text), vocabulary.eos_id]
         assert tokens.tolist() == ids + [0] * (200 - len(ids))
 
@@ -92,10 +92,10 @@ def test_tokens_are_those_of_the_text(vocabulary):
 def test_what_does_not_fit_goes_from_the_front(vocabulary, length):
     whole = data(instruction=SAY, demonstrations=6).eval_set("test")
     limited = data(length, instruction=SAY, demonstrations=6)
-    found = limited.eval_set("test")
+    actual = limited.eval_set("test")
     fitted = []
     for everything, text, tokens in zip(
-        whole.inputs, found.inputs, found.encoder_input_tokens, strict=True
+        whole.inputs, actual.inputs, actual.encoder_input_tokens, strict=True
     ):
         instruction, *shown, query = blocks(everything)
         longest = max(
@@ -111,7 +111,7 @@ def test_what_does_not_fit_goes_from_the_front(vocabulary, length):
         assert blocks(text) == [instruction, *shown[6 - longest :], query]
         assert tokens.shape == (length,) and vocabulary.eos_id in tokens
     assert fitted[0] > fitted[1]
-    assert list(found.notes) == [
+    assert list(actual.notes) == [
         f"{NAME}, test split: {np.mean(fitted):.1f} of 6 demonstrations before an input on "
         f"average, {min(fitted)} at least"
     ]
@@ -127,9 +127,9 @@ def test_an_input_is_never_cut(vocabulary):
 def test_training_batches_are_not_designed():
     lengths = {"inputs": 200, "targets": 4}
     plain = next(TaskData(NAME, lengths, 2).train_batches(0))
-    found = next(data(instruction=SAY, demonstrations=2).train_batches(0))
+    actual = next(data(instruction=SAY, demonstrations=2).train_batches(0))
     for name, values in plain.items():
-        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(actual[name], values)
 
 
 def test_text_to_text_demonstrations(vocabulary):

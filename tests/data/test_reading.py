@@ -35,8 +35,8 @@ def write(folder, lines, name="validation.jsonl"):
 
 
 def formatted(task, example):
-    [found] = task.format(tf.data.Dataset.from_tensors(example)).as_numpy_iterator()
-    return found
+    [actual] = task.format(tf.data.Dataset.from_tensors(example)).as_numpy_iterator()
+    return actual
 
 
 # `question: ... context: ...`, a space on each side of a punctuation mark, runs of spaces as one.
@@ -51,10 +51,10 @@ def test_text_of_squad():
         "context": 'Ann (1.8 m)\nwon  \u2014 "easily".',
         "answers": {"text": ["Ann", "Ann (1.8 m)"], "answer_start": [0, 0]},
     }
-    found = formatted(question_answering.SQUAD, example)
-    assert found["inputs"].decode() == SPACED
-    assert found["targets"] == b"Ann"
-    assert found["answers"].tolist() == [b"Ann", b"Ann ( 1 . 8 m ) "]
+    actual = formatted(question_answering.SQUAD, example)
+    assert actual["inputs"].decode() == SPACED
+    assert actual["targets"] == b"Ann"
+    assert actual["answers"].tolist() == [b"Ann", b"Ann ( 1 . 8 m ) "]
 
 
 def test_text_of_mrqa():
@@ -65,10 +65,10 @@ def test_text_of_mrqa():
         "context": 'Ann (1.8 m)\nwon  \u2014 "easily".',
         "answers": ["Ann's team", "Ann"],
     }
-    found = formatted(question_answering.MRQA["drop"], example)
-    assert found["inputs"].decode() == SPACED
-    assert found["targets"] == b"Ann ' s team"
-    assert found["answers"].tolist() == [b"Ann ' s team", b"Ann"]
+    actual = formatted(question_answering.MRQA["drop"], example)
+    assert actual["inputs"].decode() == SPACED
+    assert actual["targets"] == b"Ann ' s team"
+    assert actual["answers"].tolist() == [b"Ann ' s team", b"Ann"]
 
 
 def test_names_are_those_of_the_original_code(vocabulary):
@@ -95,9 +95,9 @@ def test_formats_read_what_tensorflow_datasets_has(task):
     with tfds.testing.mock_data(num_examples=3):
         rows = tfds.load(name, split="validation" if suite == "squad" else "test")
         rows = rows.filter(lambda row: tf.size(_answers(row)) > 0)
-        found = list(task.format(rows).as_numpy_iterator())
-    assert found
-    assert all(example["inputs"].startswith(b"question: ") for example in found)
+        actual = list(task.format(rows).as_numpy_iterator())
+    assert actual
+    assert all(example["inputs"].startswith(b"question: ") for example in actual)
 
 
 def _answers(example):
@@ -112,18 +112,18 @@ def test_files_of_mrqa(tmp_path, vocabulary):
         "squad_v010_allanswers_examples",
         "mrqa_bio_asq_v100_examples",
     )
-    found = TaskData(BIO_ASQ.task, {"inputs": 64, "targets": 16}, 2).eval_set("validation")
-    assert found.inputs == [
+    actual = TaskData(BIO_ASQ.task, {"inputs": 64, "targets": 16}, 2).eval_set("validation")
+    assert actual.inputs == [
         "question: Who sleeps ? context: Mr . Low ' s dog ( a poodle ) sleeps . ",
         "question: What is it ? context: Mr . Low ' s dog ( a poodle ) sleeps . ",
         "question: Rain context: It rained . ",
     ]
-    assert found.targets == ["Mr . Low ' s dog", "a poodle", "rained"]
+    assert actual.targets == ["Mr . Low ' s dog", "a poodle", "rained"]
     # Row 1: equal to the second answer but for article and capital. Row 2: of the 3 words said and
     # the 1 of the answer (the article aside) 1 is common: precision 1/3, recall 1. Row 3: wrong.
     said = Predictions(["Dog.", "one brown poodle", "sun"])
-    assert measure(found, said) == {"em": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0.5) / 3)}
-    assert measure(found, Predictions(found.targets)) == {"em": 1, "f1": 1}
+    assert measure(actual, said) == {"em": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0.5) / 3)}
+    assert measure(actual, Predictions(actual.targets)) == {"em": 1, "f1": 1}
     task = seqio.TaskRegistry.get("squad_v010_allanswers_examples")
     assert tuple(task.splits) == ("train",)
     assert tasks.labels_of(task.name) == ()

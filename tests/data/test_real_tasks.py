@@ -72,15 +72,15 @@ def test_a_model_is_measured(model: TunedModel, benchmark):
     assert len(data.targets) >= 8
     [method] = predictors_for(data, ("auto",))
     assert method == ("rank" if benchmark.labels else "generate")
-    found = PREDICTORS[method](model, data, 8)
-    assert len(found.texts) == len(data.targets)
-    scores = measure(data, found)
+    actual = PREDICTORS[method](model, data, 8)
+    assert len(actual.texts) == len(data.targets)
+    scores = measure(data, actual)
     lowest = METRICS[benchmark.name]
     assert scores.keys() == lowest.keys()
     for metric, value in scores.items():
         assert lowest[metric] <= value <= 1
         if benchmark.labels and metric in BY_SKLEARN:
-            expected = BY_SKLEARN[metric](data.targets, found.texts, benchmark.labels)
+            expected = BY_SKLEARN[metric](data.targets, actual.texts, benchmark.labels)
             assert value == pytest.approx(expected)
 
 

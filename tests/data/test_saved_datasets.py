@@ -189,10 +189,10 @@ def test_benchmarks(tmp_path, vocabulary):
         data = TaskData(task, {"inputs": 64, "targets": 16}, 1)
         assert hidden_splits(data.tasks_with("test")[0]) == ("test",)
         assert set(data.splits) == {"train", "validation"}
-        found = data.eval_set("validation")
-        assert (found.inputs, found.targets) == ([inputs], [target])
+        actual = data.eval_set("validation")
+        assert (actual.inputs, actual.targets) == ([inputs], [target])
         if short != "glue_stsb_v200":  # one example has no correlation
-            scores = measure(found, Predictions([target]))
+            scores = measure(actual, Predictions([target]))
             assert all(value == pytest.approx(1) for value in scores.values())
     assert len(data.eval_set("test").inputs) == 1
 

@@ -250,8 +250,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def files_of(benchmark: Benchmark, root: Path) -> tuple[local_files.LocalFiles, dict[str, Path]]:
     """Where a task is read from, and its files."""
     places = (*benchmark.sites, *([benchmark.local] if benchmark.local else []))
-    found = [(local, paths) for local in places if (paths := local.paths(root))]
-    return found[0]
+    actual = [(local, paths) for local in places if (paths := local.paths(root))]
+    return actual[0]
 
 
 def by_tensorflow_datasets(benchmark: Benchmark, path: Path, split: str) -> list[dict]:
@@ -261,16 +261,16 @@ def by_tensorflow_datasets(benchmark: Benchmark, path: Path, split: str) -> list
     self = types.SimpleNamespace(builder_config=builder.builder_configs[config])
     if config == "mrpc":
         files = {"train": path, "test": path, "dev_ids": path.with_name("dev_ids.tsv")}
-        found = builder._generate_example_mrpc_files(self, files, split)
-        return list(found)
+        actual = builder._generate_example_mrpc_files(self, files, split)
+        return list(actual)
     split = split if suite == "super_glue" else split.replace("validation", "dev").split("_")[0]
-    found = [example for _, example in builder._generate_examples(self, path, split)]
+    actual = [example for _, example in builder._generate_examples(self, path, split)]
     labels = builder.builder_configs[config].label_classes or ()
     return [
         example | {"label": list(labels).index(example["label"])}
         if example.get("label") in labels
         else example
-        for example in found
+        for example in actual
     ]
 
 

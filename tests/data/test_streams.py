@@ -62,12 +62,12 @@ def test_a_resumed_stream_is_the_uninterrupted_one(kind, task):
 
 def test_a_late_position_is_found_without_reading_earlier_examples(monkeypatch):
     task = seqio.get_mixture_or_task(NAME)
-    found = tokens.in_memory(task, "train", LENGTHS, use_cached=False, cache_dir="")
+    actual = tokens.in_memory(task, "train", LENGTHS, use_cached=False, cache_dir="")
     asked = []
     monkeypatch.setattr(np.random, "default_rng", lambda seed: asked.append(seed) or Counting())
-    [first] = itertools.islice(found.endless(7, 37 * 10**9 + 4), 1)
+    [first] = itertools.islice(actual.endless(7, 37 * 10**9 + 4), 1)
     assert asked == [[7, 10**9]]
-    assert list(first[0]) == list(found[4][0])
+    assert list(first[0]) == list(actual[4][0])
 
 
 class Counting:
@@ -146,6 +146,6 @@ def test_tasks_that_change_from_epoch_to_epoch_are_not_held(vocabulary):
     )
     task = seqio.get_mixture_or_task("test_streams_noise")
     assert tokens.in_memory(task, "train", LENGTHS, False, "") is None
-    found = batches("padded", 0, 4, "test_streams_noise")
-    numbers = np.concatenate([b["encoder_input_tokens"][:, 0] for b in found])
+    actual = batches("padded", 0, 4, "test_streams_noise")
+    numbers = np.concatenate([b["encoder_input_tokens"][:, 0] for b in actual])
     assert len(set(numbers.tolist())) > 8  # more than the rows there are

@@ -62,12 +62,12 @@ def test_rows_keep_their_order_and_become_tokens(name, vocabulary):
 
 def test_shuffled_epochs_are_whole_and_differ(name, vocabulary):
     task = tasks.register(name, {"train": lambda: ROWS}, vocabulary)
-    found = texts(task, shuffle=True, seed=3, num_epochs=4)
-    epochs = [found[i : i + len(ROWS)] for i in range(0, len(found), len(ROWS))]
+    actual = texts(task, shuffle=True, seed=3, num_epochs=4)
+    epochs = [actual[i : i + len(ROWS)] for i in range(0, len(actual), len(ROWS))]
     assert [sorted(epoch) for epoch in epochs] == [sorted(row.inputs for row in ROWS)] * 4
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert found == texts(task, shuffle=True, seed=3, num_epochs=4)
-    assert found != texts(task, shuffle=True, seed=4, num_epochs=4)
+    assert actual == texts(task, shuffle=True, seed=3, num_epochs=4)
+    assert actual != texts(task, shuffle=True, seed=4, num_epochs=4)
 
 
 def test_registering_again_replaces(name, vocabulary):

@@ -44,8 +44,8 @@ def key(task: seqio.Task, folder="cache", split="train", lengths=LENGTHS) -> Pat
 
 
 def read(task: seqio.Task, folder: Path) -> list:
-    found = tokens.in_memory(task, "train", LENGTHS, use_cached=False, cache_dir=str(folder))
-    return [(source.tolist(), target.tolist()) for source, target in found]
+    actual = tokens.in_memory(task, "train", LENGTHS, use_cached=False, cache_dir=str(folder))
+    return [(source.tolist(), target.tolist()) for source, target in actual]
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def benchmark_keys(request, tmp_path):
     def keys() -> dict[str, Path | None]:
         source = "tfds" if request.param == "tfds" else tmp_path
         names = set(glue.register_benchmarks(vocabulary, source))
-        found = map(seqio.get_mixture_or_task, names & set(seqio.TaskRegistry.names()))
-        return {task.name: key(task) for task in found if "train" in task.splits}
+        actual = map(seqio.get_mixture_or_task, names & set(seqio.TaskRegistry.names()))
+        return {task.name: key(task) for task in actual if "train" in task.splits}
 
     return keys
 
@@ -314,5 +314,5 @@ def test_offline_cache_of_seqio(tmp_path, monkeypatch):
     [first, second] = itertools.islice(data.train_batches(0), 2)
     for batch in (first, second):
         rows = zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True)
-        found = sorted(([*a[a > 0].tolist()], [*b[b > 0].tolist()]) for a, b in rows)
-        assert found == [([5, 6, 7, 1], [8, 1]), ([9] * 11 + [1], [10, 1]), ([11, 1], [12, 13, 1])]
+        actual = sorted(([*a[a > 0].tolist()], [*b[b > 0].tolist()]) for a, b in rows)
+        assert actual == [([5, 6, 7, 1], [8, 1]), ([9] * 11 + [1], [10, 1]), ([11, 1], [12, 13, 1])]

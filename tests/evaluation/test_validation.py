@@ -38,10 +38,10 @@ def validated(folder, values, monkeypatch) -> Validation:
         return {"rank/m": next(of_task[data.task])}
 
     monkeypatch.setattr(validation, "score", score)
-    found = Validation(folder, sets, ("auto",), 4)
+    actual = Validation(folder, sets, ("auto",), 4)
     for step in range(len(next(iter(values.values())))):
-        found(tuned, step)
-    return found
+        actual(tuned, step)
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def validated(folder, values, monkeypatch) -> Validation:
 def test_a_step_without_a_number_is_never_the_best(values, best, tmp_path, monkeypatch, capsys):
     """Also when the metrics are read again, as a run that resumes reads them."""
     tuned = tiny_model(PromptTuning(2))
-    with validated(tmp_path, values, monkeypatch) as found:
-        assert found.best(tuned.trained)[0] == best
+    with validated(tmp_path, values, monkeypatch) as actual:
+        assert actual.best(tuned.trained)[0] == best
     assert "cannot be the best one: rank/m of " in capsys.readouterr().out
     with Validation(tmp_path, [SimpleNamespace(task=t) for t in values], ("auto",), 4, 9) as again:
         assert again.best(tuned.trained)[0] == best
@@ -76,8 +76,8 @@ def test_a_step_without_a_number_is_never_the_best(values, best, tmp_path, monke
     ],
 )
 def test_a_run_without_any_number_names_the_metric(values, message, tmp_path, monkeypatch):
-    with validated(tmp_path, values, monkeypatch) as found, pytest.raises(UserError) as error:
-        found.best(tiny_model(PromptTuning(2)).trained)
+    with validated(tmp_path, values, monkeypatch) as actual, pytest.raises(UserError) as error:
+        actual.best(tiny_model(PromptTuning(2)).trained)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 

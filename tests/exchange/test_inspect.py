@@ -31,10 +31,10 @@ def report(path: Path) -> list[str]:
 )
 def test_prompt_files(tmp_path, name):
     prompts.save(tmp_path / name, PROMPT)
-    found = inspection.contents_of(tmp_path / name)
-    assert found.kind.startswith("prompt (")
-    np.testing.assert_array_equal(found.prompt(), PROMPT)
-    assert inspection.lines(found)[1:] == ["leaves: 1, 24 bytes", "  prompt  float32  3 x 2  24"]
+    actual = inspection.contents_of(tmp_path / name)
+    assert actual.kind.startswith("prompt (")
+    np.testing.assert_array_equal(actual.prompt(), PROMPT)
+    assert inspection.lines(actual)[1:] == ["leaves: 1, 24 bytes", "  prompt  float32  3 x 2  24"]
 
 
 def test_prompt_lines_by_hand():
@@ -79,9 +79,9 @@ def test_run_and_its_checkpoint(tmp_path):
 
 
 def test_t5x_checkpoint():
-    found = inspection.contents_of(DATA / "t5x_mini_bfloat16" / "checkpoint_0")
-    assert (found.kind, found.step) == ("T5X checkpoint", 0)
-    leaf = found.leaves["target/token_embedder/embedding"]
+    actual = inspection.contents_of(DATA / "t5x_mini_bfloat16" / "checkpoint_0")
+    assert (actual.kind, actual.step) == ("T5X checkpoint", 0)
+    leaf = actual.leaves["target/token_embedder/embedding"]
     assert np.dtype(leaf.dtype).name == "bfloat16"
 
 
@@ -97,10 +97,10 @@ def test_hugging_face_checkpoint(tmp_path):
 
 def test_adapter(tmp_path):
     peft.save_prompt(tmp_path / "adapter", PROMPT)
-    found = inspection.contents_of(tmp_path / "adapter")
-    assert found.kind == "PEFT adapter, PROMPT_TUNING"
-    assert found.facts == ["task_type: SEQ_2_SEQ_LM"]
-    np.testing.assert_array_equal(found.prompt(), PROMPT)
+    actual = inspection.contents_of(tmp_path / "adapter")
+    assert actual.kind == "PEFT adapter, PROMPT_TUNING"
+    assert actual.facts == ["task_type: SEQ_2_SEQ_LM"]
+    np.testing.assert_array_equal(actual.prompt(), PROMPT)
 
 
 class Planted:

@@ -47,10 +47,10 @@ def test_the_same_backbone(method):
 
 def test_least_squares_are_the_least():
     target = RNG.normal(size=(N, WIDER))
-    found = recycling.linear_least_squares(np.eye(D), SOURCE, target)
-    error = np.linalg.norm(SOURCE @ found - target)
+    actual = recycling.linear_least_squares(np.eye(D), SOURCE, target)
+    error = np.linalg.norm(SOURCE @ actual - target)
     for _ in range(20):
-        other = found + 1e-3 * RNG.normal(size=found.shape)
+        other = actual + 1e-3 * RNG.normal(size=actual.shape)
         assert error < np.linalg.norm(SOURCE @ other - target)
 
 
@@ -58,8 +58,8 @@ def test_a_combination_of_two_tokens_keeps_its_weights():
     # As many tokens as dimensions: one combination only.
     source, target = RNG.normal(size=(D, D)), RNG.normal(size=(D, WIDER))
     prompt = 0.5 * source[:1] - 2 * source[4:5]
-    found = recycling.linear_combination(prompt, source, target)
-    np.testing.assert_allclose(found, 0.5 * target[:1] - 2 * target[4:5], atol=1e-9)
+    actual = recycling.linear_combination(prompt, source, target)
+    np.testing.assert_allclose(actual, 0.5 * target[:1] - 2 * target[4:5], atol=1e-9)
 
 
 @pytest.mark.parametrize("tokens", [3, D, N])
@@ -77,9 +77,9 @@ def test_mlp_learns_what_is_not_linear():
     rng = np.random.default_rng(3)
     source, unseen = (rng.normal(size=(n, 3)).astype(np.float32) for n in (1_000, 200))
     arguments = unseen, source, abs(source)
-    found = recycling.mlp(*arguments, epochs=30, learning_rate=0.01)
-    assert found.shape == unseen.shape
-    assert np.mean((found - abs(unseen)) ** 2) < 0.02
+    actual = recycling.mlp(*arguments, epochs=30, learning_rate=0.01)
+    assert actual.shape == unseen.shape
+    assert np.mean((actual - abs(unseen)) ** 2) < 0.02
     # No linear map follows a function that is even.
     assert np.mean((recycling.linear_least_squares(*arguments) - abs(unseen)) ** 2) > 0.5
 

@@ -25,9 +25,9 @@ def record(
     metrics: Callable[[str], dict[str, float]],
 ) -> dict:
     results = [
-        {"task": task, "split": "test", "row": row, "metrics": found}
+        {"task": task, "split": "test", "row": row, "metrics": actual}
         for task in tasks
-        for row, found in {
+        for row, actual in {
             "majority": dict.fromkeys(metrics(task), 0.5),
             "frozen": dict.fromkeys(metrics(task), 0.25),
             "trained": metrics(task),
@@ -81,9 +81,9 @@ def bars(axis) -> list[list[float]]:
 
 
 def test_scaling_of_methods():
-    found = plot.drawn(grid("method", ["model_tuning", "prompt_tuning"]))
-    assert set(found) == {"", "tasks"}
-    a, b = found["tasks"].axes[:2]
+    actual = plot.drawn(grid("method", ["model_tuning", "prompt_tuning"]))
+    assert set(actual) == {"", "tasks"}
+    a, b = actual["tasks"].axes[:2]
     assert (a.get_title(), b.get_title()) == ("a", "b")
     assert a.get_xscale() == b.get_xscale() == "log"
     for axis in (a, b):
@@ -96,7 +96,7 @@ def test_scaling_of_methods():
             assert deviations[i] == pytest.approx([sd for _, sd in points])
         assert [y for _, y in drawn["majority class"]] == [50, 50]
         assert [y for _, y in drawn["frozen backbone"]] == [25, 25]
-    assert "mean ± sd, n = 3" in found["tasks"].get_supylabel()
+    assert "mean ± sd, n = 3" in actual["tasks"].get_supylabel()
 
 
 def test_mean_over_tasks():
@@ -128,13 +128,13 @@ def test_a_cell_of_all_tasks():
         record(cell, "ab", lambda task, cell=cell: metrics(task, *{**cell, "task": task}.values()))
         for cell in cells
     ]
-    found = plot.drawn([*grid("method", ["model_tuning"]), *joint])
-    for axis in found["tasks"].axes[:2]:
+    actual = plot.drawn([*grid("method", ["model_tuning"]), *joint])
+    for axis in actual["tasks"].axes[:2]:
         means = [expected(axis.get_title(), size, "multitask")[0] for size in PARAMETERS]
         assert [y for _, y in lines(axis)["multitask"]] == pytest.approx(means)
-    a, b = (lines(axis)["multitask"] for axis in found["tasks"].axes[:2])
+    a, b = (lines(axis)["multitask"] for axis in actual["tasks"].axes[:2])
     means = [(first + second) / 2 for (_, first), (_, second) in zip(a, b, strict=True)]
-    assert [y for _, y in lines(found[""].axes[0])["multitask"]] == pytest.approx(means)
+    assert [y for _, y in lines(actual[""].axes[0])["multitask"]] == pytest.approx(means)
 
 
 def test_runs_without_all_tasks_are_in_no_mean():
@@ -153,9 +153,9 @@ def test_failed_cells_are_left_out():
 
 
 def test_lengths_are_an_axis_and_lines():
-    found = plot.drawn(grid("length", ["100", "5", "20"]))
-    assert set(found) == {"", "tasks", "length", "length_tasks"}
-    [by_size], [by_length] = found[""].axes, found["length"].axes
+    actual = plot.drawn(grid("length", ["100", "5", "20"]))
+    assert set(actual) == {"", "tasks", "length", "length_tasks"}
+    [by_size], [by_length] = actual[""].axes, actual["length"].axes
     assert list(lines(by_size))[:3] == ["5", "20", "100"]
     assert [x for x, _ in lines(by_length)["small"]] == [5, 20, 100]
     assert list(lines(by_length))[:2] == ["small", "large"]
@@ -168,14 +168,14 @@ def test_lengths_are_an_axis_and_lines():
 
 @pytest.mark.parametrize("axis", ["pretraining", "adaptation_steps", "adaptation_percent"])
 def test_no_one_frozen_backbone_where_backbones_differ(axis):
-    found = plot.drawn(grid(axis, ["0", "10"]))
-    assert "frozen backbone" not in lines(found[""].axes[0])
-    assert "majority class" in lines(found[""].axes[0])
+    actual = plot.drawn(grid(axis, ["0", "10"]))
+    assert "frozen backbone" not in lines(actual[""].axes[0])
+    assert "majority class" in lines(actual[""].axes[0])
 
 
 def test_no_logarithm_of_zero():
-    found = plot.drawn(grid("adaptation_steps", ["0", "10", "100"]))
-    assert found["adaptation_steps"].axes[0].get_xscale() == "linear"
+    actual = plot.drawn(grid("adaptation_steps", ["0", "10", "100"]))
+    assert actual["adaptation_steps"].axes[0].get_xscale() == "linear"
 
 
 def test_one_run_has_no_error_bar():

@@ -334,7 +334,7 @@ def test_real_cells(folder, words):
         assert np.load(cell / "prompt_best.npy").shape == (length, 16)
         assert not list(cell.glob("checkpoint_*")) and not (cell / "best").exists()
         result = json.loads((cell / "result.json").read_text())
-        rows = {found["row"]: found["metrics"] for found in line["results"]}
+        rows = {actual["row"]: actual["metrics"] for actual in line["results"]}
         assert list(rows) == ["majority", "frozen", "trained", "validation"]
         assert rows["trained"] == {"accuracy": result["prompt_accuracy"]}
         assert (line["status"], line["error"], line["steps"]) == ("done", None, 2)

@@ -75,10 +75,10 @@ def test_means_and_deviations(scaling):
 def test_a_run_on_all_tasks_stands_with_the_others(scaling):
     axes = {"seed": "0", "size": "s", "method": "multitask", "task": "all"}
     together = record(axes, [result("rte", accuracy=0.4), result("cb", accuracy=0.6)])
-    found = {
+    actual = {
         tuple(row[:2]): row[2:5] for row in rows(tables.markdown(tables.of([*scaling, together])))
     }
-    assert found["s", "multitask"] == ["40.0 (1)", "60.0 (1)", "50.0 (1)"]
+    assert actual["s", "multitask"] == ["40.0 (1)", "60.0 (1)", "50.0 (1)"]
 
 
 def test_failed_cells_are_left_out(scaling):
@@ -99,8 +99,8 @@ def test_an_ensemble_beside_its_prompts():
         )
         for task in singles
     ]
-    found = rows(tables.markdown(tables.of(records), "ensembles"))
-    assert [row[:5] for row in found[2:]] == [
+    actual = rows(tables.markdown(tables.of(records), "ensembles"))
+    assert [row[:5] for row in actual[2:]] == [
         ["s", "average", "60.0 ± 10.0 (3)", "80.0 ± 10.0 (3)", "70.0 (1)"],
         ["s", "best", "70.0 (1)", "90.0 (1)", "80.0 (1)"],
         ["s", "ensemble", "65.0 (1)", "90.0 (1)", "77.5 (1)"],
@@ -210,5 +210,5 @@ def test_sizes_are_sorted_by_their_parameters():
         }
         for size, n in sizes.items()
     ]
-    found = [labels["size"] for labels, _ in tables.of(records).rows]
-    assert found == ["small", "base", "xxl"]
+    actual = [labels["size"] for labels, _ in tables.of(records).rows]
+    assert actual == ["small", "base", "xxl"]

@@ -194,9 +194,9 @@ def test_bindings_that_a_parameter_depends_on():
     ],
 )
 def test_mistakes(experiment, change, said):
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as actual:
         dataclasses.replace(experiment, **{"exclude": (), **change}).cells(["."])
-    assert said in str(found.value) and "\n" not in str(found.value)
+    assert said in str(actual.value) and "\n" not in str(actual.value)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -291,17 +291,17 @@ def load(name: str) -> Experiment:
 @pytest.mark.parametrize("name", FILES)
 def test_settings_of_every_config(name):
     """Of each experiment a cell for each combination of gin files and macros."""
-    found = load(name)
-    cells = found.cells([str(CONFIGS)])
+    actual = load(name)
+    cells = actual.cells([str(CONFIGS)])
     kinds = {
         (step.name, step.files, tuple(step.settings)): step for cell in cells for step in cell.steps
     }
     for step in kinds.values():
         dry_run.planned(step)
-    assert found.name == {"ladder": f"ladder_{name.split('/')[-1][:-4]}"}.get(
+    assert actual.name == {"ladder": f"ladder_{name.split('/')[-1][:-4]}"}.get(
         name.split("/")[1], name.split("/")[-1].removesuffix(".gin")
     )
-    assert found.modules([str(CONFIGS)])
+    assert actual.modules([str(CONFIGS)])
 
 
 def test_the_example_of_the_documentation(tmp_path):

@@ -166,8 +166,8 @@ def test_saved_and_resumed(converted, tmp_path, use_orbax):
     manager.wait_until_finished()
     manager.close()
     file, folder = tmp_path / "prompts" / "prompt_8.npy", tmp_path / "checkpoint_8"
-    for found in (prompts.load(file), prompts.load(folder)):
-        np.testing.assert_array_equal(found, after[PROMPT_PATH])
+    for actual in (prompts.load(file), prompts.load(folder)):
+        np.testing.assert_array_equal(actual, after[PROMPT_PATH])
     written = card.read(file)
     assert (written.steps, written.length, written.d_model) == (8, 10, 24)
     assert (written.task, written.optimizer, written.learning_rate) == ("mini", "adafactor", 0.25)
@@ -191,9 +191,9 @@ def test_a_mesh_agrees_with_one_device(converted, tmp_path):
     steps = trainer.Trainer(
         tuned, state, partitioner, [], None, axes, jax.random.PRNGKey(0), lambda step: 0.25, None
     )
-    found, _ = steps._partitioned_train_step(state, batch)
+    actual, _ = steps._partitioned_train_step(state, batch)
     np.testing.assert_allclose(
-        leaves_of(found)[PROMPT_PATH], leaves_of(wanted)[PROMPT_PATH], rtol=0, atol=1e-5
+        leaves_of(actual)[PROMPT_PATH], leaves_of(wanted)[PROMPT_PATH], rtol=0, atol=1e-5
     )
 
 

@@ -60,17 +60,19 @@ def test_logits_are_equal(placement):
     """To the last bit: both do the same operations in the same order."""
     method = dataclasses.replace(METHOD, placement=placement)
     leaves = leaves_of_mini(PROMPT)
-    found = theirs(prompted(t5x_models.model(), method), leaves)
-    np.testing.assert_array_equal(found[REAL], ours(method, leaves)[REAL])
+    actual = theirs(prompted(t5x_models.model(), method), leaves)
+    np.testing.assert_array_equal(actual[REAL], ours(method, leaves)[REAL])
 
 
 def test_scanned_layers():
     """Equal but for rounding: a loop is compiled otherwise than its copies."""
     leaves = leaves_of_mini(PROMPT)
     tuned = prompted(t5x_models.model(scanned=True), METHOD)
-    found, wanted = theirs(tuned, t5x_models.scanned_leaves(leaves)), ours(METHOD, leaves)
+    actual, wanted = theirs(tuned, t5x_models.scanned_leaves(leaves)), ours(METHOD, leaves)
     bound = rounding.forward(CONFIG, 10 + BATCH[TOKENS[0]].shape[1], REAL.shape[1])
-    np.testing.assert_allclose(found[REAL], wanted[REAL], rtol=0, atol=bound * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        actual[REAL], wanted[REAL], rtol=0, atol=bound * np.abs(wanted).max()
+    )
 
 
 @pytest.mark.parametrize("scanned", [False, True])
@@ -82,8 +84,8 @@ def test_decoding(scanned):
     theirs_params = unflatten(t5x_models.scanned_leaves(leaves)) if scanned else params
     length = REAL.shape[1]
     greedy = jax.jit(functools.partial(decoding.greedy, model, length=length))
-    found, _ = jax.jit(tuned.predict_batch_with_aux)(theirs_params, BATCH)
-    np.testing.assert_array_equal(found, greedy(params, BATCH[TOKENS[0]]))
+    actual, _ = jax.jit(tuned.predict_batch_with_aux)(theirs_params, BATCH)
+    np.testing.assert_array_equal(actual, greedy(params, BATCH[TOKENS[0]]))
     score = jax.jit(functools.partial(decoding.score, model))
     np.testing.assert_allclose(
         jax.jit(tuned.score_batch)(theirs_params, BATCH),
@@ -228,8 +230,8 @@ def test_other_methods_in_our_network(method):
     loss, _ = Loss()(logits, BATCH["decoder_target_tokens"], BATCH["decoder_loss_weights"])
     np.testing.assert_allclose(losses[0], loss, rtol=1e-5)
     greedy = jax.jit(functools.partial(decoding.greedy, T5(CONFIG, method), length=REAL.shape[1]))
-    found, _ = jax.jit(tuned.predict_batch_with_aux)(unflatten(before), BATCH)
-    np.testing.assert_array_equal(found, greedy(unflatten(before), BATCH[TOKENS[0]]))
+    actual, _ = jax.jit(tuned.predict_batch_with_aux)(unflatten(before), BATCH)
+    np.testing.assert_array_equal(actual, greedy(unflatten(before), BATCH[TOKENS[0]]))
 
 
 def test_our_network_takes_packed_examples_of_methods_without_positions():

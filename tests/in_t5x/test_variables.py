@@ -76,9 +76,9 @@ def test_a_value_of_another_shape(path, shape, part):
 def test_labels_leave_the_backbone_alone(kind):
     """As `ParamSplit` says, for both kinds of tree; the optimizer's state is the prompt's alone."""
     params = kind(leaves())
-    found = labels(PROMPT_PATH.__eq__, params)
-    assert type(found) is type(params)
-    trained = {path for path, label in flatten(core.unfreeze(found)).items() if label == "train"}
+    actual = labels(PROMPT_PATH.__eq__, params)
+    assert type(actual) is type(params)
+    trained = {path for path, label in flatten(core.unfreeze(actual)).items() if label == "train"}
     assert trained == ParamSplit.of(tiny_config(), METHOD).trained == {PROMPT_PATH}
     transforms = {"train": optax.adamw(0.1), "frozen": optax.set_to_zero()}
     optimizer = optax.multi_transform(transforms, lambda tree: labels(PROMPT_PATH.__eq__, tree))

@@ -138,10 +138,10 @@ def test_step_leaves_out_the_backbones_gradients():
     first decoder layer's self attention, and the query of its cross attention, do not depend on the
     prompt: a frozen model computes them forward only.
     """
-    found = {}
+    actual = {}
     for name, method in STEPS.items():
         step, arguments = step_and_arguments(method)
-        found[name] = product_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
+        actual[name] = product_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
 
     width, heads = SMALL.d_model, SMALL.num_heads * SMALL.head_dim
     encoded, layers = PROMPT + INPUT, 2
@@ -161,8 +161,8 @@ def test_step_leaves_out_the_backbones_gradients():
     )
     constant = products(TARGET, 5 * width * heads)  # four projections, and the cross query
     constant += 2 * attention(TARGET, TARGET) + products(TARGET, encoded * heads)
-    assert found["every leaf"] == 3 * weights + 3 * attended
-    assert found["prompt"] == 2 * weights + 3 * attended - constant
+    assert actual["every leaf"] == 3 * weights + 3 * attended
+    assert actual["prompt"] == 2 * weights + 3 * attended - constant
 
 
 def test_step_holds_no_copy_of_the_backbone():

@@ -101,17 +101,17 @@ def test_pairs_say_same_where_the_teacher_does(mixture):
     rng = np.random.default_rng(0)
     similar = {(p.first, p.second): p.similarity for p in mixture.teacher.pairs}
     for text, answer in mixture.pairs().draw(rng, 100):
-        found = {s for (a, b), s in similar.items() if a in text and text.endswith(b)}
+        actual = {s for (a, b), s in similar.items() if a in text and text.endswith(b)}
         first = {words[0] for words in WORDS}
-        assert found and (max(found) > 0.5 if answer in first else min(found) < 0.5)
+        assert actual and (max(actual) > 0.5 if answer in first else min(actual) < 0.5)
 
 
 def test_the_answer_of_a_cloze_question_is_in_its_paragraph(mixture):
     rng = np.random.default_rng(0)
     drawn = [cloze.draw(rng, mixture.documents) for _ in range(200)]
-    found = [pair for pair in drawn if pair is not None]
-    assert len(found) > 50
-    assert all(answer in text for text, answer in found)
+    actual = [pair for pair in drawn if pair is not None]
+    assert len(actual) > 50
+    assert all(answer in text for text, answer in actual)
 
 
 def test_texts_held_back_are_not_read(corpus, labelled, table, mixture, monkeypatch):

@@ -12,7 +12,7 @@ RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "is_seen"),
     [
         (f"Before it, {RUN}; and after.", True),
         (RUN.upper().replace(" ", ", "), True),
@@ -22,8 +22,8 @@ RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
         ("", False),
     ],
 )
-def test_a_run_of_thirteen_words_is_found(text, found):
-    assert (text in HeldOut([f"It says {RUN} and more"])) == found
+def test_a_run_of_thirteen_words_is_found(text, is_seen):
+    assert (text in HeldOut([f"It says {RUN} and more"])) == is_seen
 
 
 def test_a_shorter_text_is_found_whole():
@@ -43,10 +43,10 @@ def test_rows_of_all_splits_are_evaluation_texts(tmp_path):
         row = {"text": f"{name} {split}", "more": {"answers": ["inside", 3]}, "label": 1}
         with lzma.open(tmp_path / name / f"{split}.jsonl.xz", "wt") as file:
             file.write(json.dumps(row) + "\n")
-    found = set(evaluation_texts(str(tmp_path), ["trained_on"]))
-    assert {"quiz train", "quiz test", "inside"} <= found
-    assert "trained_on train" not in found
-    assert len(found) > 3_000  # the demo's tasks too
+    actual = set(evaluation_texts(str(tmp_path), ["trained_on"]))
+    assert {"quiz train", "quiz test", "inside"} <= actual
+    assert "trained_on train" not in actual
+    assert len(actual) > 3_000  # the demo's tasks too
 
 
 def test_the_demo_tasks_alone():

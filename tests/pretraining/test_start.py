@@ -48,7 +48,8 @@ def test_a_width_above_the_teachers_is_filled_up():
     assert reduced.std() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("products", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("products", ["bfloat16", "float32"])
 def test_a_run_that_was_stopped_gives_the_same_leaves(tmp_path, corpus, labelled, table, products):
     mixture = Mixture(
         str(corpus),

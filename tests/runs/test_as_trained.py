@@ -112,11 +112,11 @@ def prompt_tuning(**fields: Any) -> methods.PromptTuning:
 def test_the_card_decides(method, change, followed, tmp_path, capsys):
     path = str(save(tmp_path, method) / "trained_best.safetensors")
     data = dataclasses.replace(Numbers(), **change)
-    found, data_found = as_trained(method, data, path)
-    assert {name: getattr(found, name) for name in followed} == followed
+    actual, data_found = as_trained(method, data, path)
+    assert {name: getattr(actual, name) for name in followed} == followed
     assert data_found.lengths == Numbers().lengths
     assert ("as in training" in capsys.readouterr().out) == ("lengths" in change)
-    with_trained(tiny_model(found), path, allow_other_backbone=True)
+    with_trained(tiny_model(actual), path, allow_other_backbone=True)
     as_given = as_trained(method, data, path, allow_other_settings=True)
     assert as_given == (method, data)
 

@@ -30,8 +30,8 @@ def test_as_few_partitions_as_leave_half_the_memory(devices, memory, partitions)
     """XXL's 11.1e9 parameters are 20.7 GiB in bfloat16."""
     needed = layouts.parameter_bytes(XXL, PROMPT)
     assert needed == pytest.approx(20.74 * GIB, rel=1e-3)
-    found = layouts.fewest_partitions(XXL, devices, needed, memory * GIB)
-    assert found == partitions
+    actual = layouts.fewest_partitions(XXL, devices, needed, memory * GIB)
+    assert actual == partitions
 
 
 def test_partitions_divide_the_heads():

@@ -37,18 +37,18 @@ def _no_machines(monkeypatch):
 
 
 def test_weights_are_divided_over_the_partitions(tmp_path, capsys):
-    found = planned(CONFIG, 4, json_file=str(tmp_path / "plan.json"))
-    assert json.loads((tmp_path / "plan.json").read_text()) == found
+    actual = planned(CONFIG, 4, json_file=str(tmp_path / "plan.json"))
+    assert json.loads((tmp_path / "plan.json").read_text()) == actual
     # By hand: matrices in bfloat16; norms, relative positions and the prompt in float32.
     attention, mlp = 4 * 64 * 64, 3 * 64 * 128
     matrices = 2 * 512 * 64 + 2 * (attention + mlp) + 2 * (2 * attention + mlp)
     scales = 64 * (2 * 2 + 2 * 3 + 2)
-    assert found["weight_bytes_total"] == 2 * matrices + 4 * (scales + 2 * 4 * 32 + 4 * 64)
-    assert (found["devices"], found["mesh"]) == (8, {"data": 2, "model": 4})
-    assert found["weight_shards"] == 4
-    share = found["weight_bytes_total"] / 4
-    assert share <= found["weight_bytes_per_device"] <= 1.1 * share
-    assert found["collectives"]["all-reduce"] > 0
+    assert actual["weight_bytes_total"] == 2 * matrices + 4 * (scales + 2 * 4 * 32 + 4 * 64)
+    assert (actual["devices"], actual["mesh"]) == (8, {"data": 2, "model": 4})
+    assert actual["weight_shards"] == 4
+    share = actual["weight_bytes_total"] / 4
+    assert share <= actual["weight_bytes_per_device"] <= 1.1 * share
+    assert actual["collectives"]["all-reduce"] > 0
     assert "all-reduce" in capsys.readouterr().out
 
 
@@ -82,14 +82,14 @@ def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
         "odd": (5, needed),
     }
     monkeypatch.setattr(plan_run, "MACHINES", machines)
-    found = planned(CONFIG, 1)["machines"]
-    assert found.keys() == machines.keys() - {"far"}
-    assert (found["large"]["num_partitions"], found["large"]["fits"]) == (1, True)
+    actual = planned(CONFIG, 1)["machines"]
+    assert actual.keys() == machines.keys() - {"far"}
+    assert (actual["large"]["num_partitions"], actual["large"]["fits"]) == (1, True)
     # Half a device is left to activations, which are more than that here.
-    assert found["small"]["num_partitions"] > 1
-    assert (found["tiny"]["num_partitions"], found["tiny"]["fits"]) == (4, False)
-    assert found["tiny"]["bytes_per_device"] < needed
-    assert found["odd"] is None
+    assert actual["small"]["num_partitions"] > 1
+    assert (actual["tiny"]["num_partitions"], actual["tiny"]["fits"]) == (4, False)
+    assert actual["tiny"]["bytes_per_device"] < needed
+    assert actual["odd"] is None
 
 
 def test_the_command(tmp_path):

@@ -51,13 +51,13 @@ def test_loads_and_evaluates(shared_data, task, config):
     method = PromptTuning(100, initializer=FromFile(str(path)))
     tuned = initialize(config, method, layout=sharding.layout(num_partitions=4))
     np.testing.assert_array_equal(flatten(tuned.trained)[PROMPT_PATH], np.load(path))
-    found = rank_labels(tuned, SET, batch_size=ROWS)
-    assert np.isfinite(found.scores).all()
-    texts = [SET.labels[i] for i in found.scores.argmax(axis=1)]
+    actual = rank_labels(tuned, SET, batch_size=ROWS)
+    assert np.isfinite(actual.scores).all()
+    texts = [SET.labels[i] for i in actual.scores.argmax(axis=1)]
     correct = [text == target for text, target in zip(texts, SET.targets, strict=True)]
-    assert measure(SET, found)["accuracy"] == np.mean(correct)
+    assert measure(SET, actual)["accuracy"] == np.mean(correct)
     without = dataclasses.replace(tuned, trained=jax.tree.map(jnp.zeros_like, tuned.trained))
-    assert np.abs(found.scores - rank_labels(without, SET, batch_size=ROWS).scores).max() > 1e-3
+    assert np.abs(actual.scores - rank_labels(without, SET, batch_size=ROWS).scores).max() > 1e-3
 
 
 def test_another_width_is_refused_with_both(shared_data):

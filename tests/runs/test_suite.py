@@ -97,7 +97,7 @@ def test_summary_and_table(tmp_path, capsys):
     }
     assert summary["tasks"]["mnli"]["mismatched"]["split"] == "test"
     # The mean of task_a (0.3), matched (0.3) and mismatched (0.5), and 0.1 more a row.
-    scores = {row: found["score"] for row, found in summary["scores"].items()}
+    scores = {row: actual["score"] for row, actual in summary["scores"].items()}
     assert scores == pytest.approx({"majority": 1.1 / 3, "frozen": 1.4 / 3, "trained": 1.7 / 3})
     table = (tmp_path / "suite.md").read_text()
     assert table in capsys.readouterr().out
@@ -240,7 +240,6 @@ def test_command(two_tasks, tmp_path):
     assert "step 0" not in result.out
     for change, message in (
         ("LEARNING_RATE=0.1", "cb: this run was trained with LEARNING_RATE = 0.3, now 0.1"),
-        ("OPTIMIZER=@optax.sgd", "OPTIMIZER = adafactor, now sgd"),
         ("wsc/source.task_data.seed=3", "wsc: this run was trained with RANDOM_SEED (data) = 0"),
     ):
         result = two_tasks(f"--gin.MODEL_DIR={folder}", f"--gin.{change}")

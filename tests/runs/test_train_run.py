@@ -365,8 +365,8 @@ def test_model_tuning(data, backbone_file, tmp_path):
     assert not list((tmp_path / "model").glob("prompt_*"))
     trained = str(tmp_path / "model" / "trained_best.safetensors")
     tuning = methods.ModelTuning()
-    found = measured(data, tmp_path / "eval", tuning, backbone=backbone_file, trained_file=trained)
-    assert found == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
+    actual = measured(data, tmp_path / "eval", tuning, backbone=backbone_file, trained_file=trained)
+    assert actual == {"demo_reviews": {"rank/accuracy": result.summary["prompt_accuracy"]}}
     curve = read_metrics(tmp_path / "model" / "train" / "metrics.jsonl")
     assert curve[0]["loss"] != curve[1]["loss"]
 
@@ -417,7 +417,7 @@ def test_a_mixture(mixture, data, backbone_file, tmp_path, capsys):
         ):
             run(other, folder, 2, backbone=backbone_file, eval_methods=("auto",))
     # `eval` on the same leaves: a file of metrics and one of predictions for each task.
-    found = measured(
+    actual = measured(
         mixture,
         tmp_path / "eval",
         PROMPT,
@@ -432,7 +432,7 @@ def test_a_mixture(mixture, data, backbone_file, tmp_path, capsys):
         for line in log
         if line["step"] == result.best_step
     }
-    assert found == best
+    assert actual == best
     names = {path.name for path in (tmp_path / "eval").iterdir()}
     assert names == {
         "demo_reviews-validation-metrics.json",

@@ -14,8 +14,8 @@ def lines(start: int, stop: int) -> list[dict]:
     return [{"line": i, "of the step": start, "text": "ä" * i} for i in range(start, stop)]
 
 
-def write(path: Path, found=lines, key: str = "k") -> None:
-    resumable_lines.write(path, key, COUNT, STEP, found)
+def write(path: Path, actual=lines, key: str = "k") -> None:
+    resumable_lines.write(path, key, COUNT, STEP, actual)
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def test_resumes_from_any_interruption(tmp_path, whole):
         part.write_bytes(whole[:cut])
         asked = []
 
-        def found(start: int, stop: int, asked: list = asked) -> list[dict]:
+        def actual(start: int, stop: int, asked: list = asked) -> list[dict]:
             asked.append(start)
             return lines(start, stop)
 
-        write(path, found)
+        write(path, actual)
         assert path.read_bytes() == whole
         assert not part.exists()
         done = whole[:cut].count(b"\n")

@@ -199,7 +199,7 @@ def test_accuracy(case):
 
 def test_accuracy_where_some_targets_are_right(case):
     """The golden accuracies are near 0; here every second row's target is the argmax itself."""
-    logits, targets = np.asarray(case.prompted[1]), case.targets.copy()
+    logits, targets = case.prompted[1], case.targets.copy()
     targets[::2] = logits[::2].argmax(-1)
     _, sums = Loss()(logits, targets, case.loss_weights)
     right = (logits.argmax(-1) == targets) & (case.loss_weights > 0)
@@ -257,9 +257,9 @@ def check_beams(case: Case, gold: dict[str, np.ndarray], name: str, beams: int, 
         options = {"batch": len(inputs), "beams": beams, "length": length, "alpha": alpha}
         return decoding.beam_search(step_fn, cache, **options)
 
-    found = search(case.params(case.prompt))
-    np.testing.assert_array_equal(found.tokens[:, ::-1], gold[f"{name}_tokens"])
-    scores = np.maximum(found.scores[:, ::-1], -1e7)
+    actual = search(case.params(case.prompt))
+    np.testing.assert_array_equal(actual.tokens[:, ::-1], gold[f"{name}_tokens"])
+    scores = np.maximum(actual.scores[:, ::-1], -1e7)
     np.testing.assert_allclose(scores, gold[f"{name}_scores"], rtol=case.forward)
 
 

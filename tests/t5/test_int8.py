@@ -73,7 +73,7 @@ def tuned(checkpoint) -> TunedModel:
 
 
 @pytest.fixture(scope="module")
-def found(tuned) -> dict[str, np.ndarray]:
+def actual(tuned) -> dict[str, np.ndarray]:
     return outputs(tuned)
 
 
@@ -93,12 +93,12 @@ def outputs(tuned: TunedModel) -> dict[str, np.ndarray]:
     return {"loss": np.asarray(loss), "logits": np.asarray(logits), "gradient": flat}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Equal but for rounding; scales multiply sums where the other model multiplies each weight."""
     bounds = {"loss": FORWARD, "logits": FORWARD, "gradient": BACKWARD}
     for name, value in expected.items():
         atol = 2 * bounds[name] * np.abs(value).max()
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=0, atol=atol, err_msg=name)
 
 
 def test_no_value_is_off_by_more_than_half_a_step(plain, tuned):
@@ -114,9 +114,9 @@ def test_no_value_is_off_by_more_than_half_a_step(plain, tuned):
 
 def test_a_channel_of_zeros():
     kernel = np.array([[0, 1], [0, -1], [0, 0.5]], np.float32)
-    found = int8.dequantize(int8.quantize(jnp.asarray(kernel), "any/kernel"))
-    np.testing.assert_allclose(found, kernel, atol=0.501 / 127.5)
-    assert not found[:, 0].any()
+    actual = int8.dequantize(int8.quantize(jnp.asarray(kernel), "any/kernel"))
+    np.testing.assert_allclose(actual, kernel, atol=0.501 / 127.5)
+    assert not actual[:, 0].any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -125,9 +125,9 @@ def test_a_product_is_off_by_half_a_step_of_each_weight(dtype):
     kernel = rng.normal(size=(32, 8)).astype(np.float32)
     x = jnp.asarray(rng.normal(size=(5, 32)), dtype)
     exact = np.asarray(x, np.float64) @ kernel
-    found = int8.matmul(x, int8.quantize(jnp.asarray(kernel), "kernel"), x.dtype)
+    actual = int8.matmul(x, int8.quantize(jnp.asarray(kernel), "kernel"), x.dtype)
     bound = np.abs(np.asarray(x, np.float64)).sum(1)[:, None] * step_of("kernel", kernel) / 2
-    off = np.abs(found - exact)
+    off = np.abs(actual - exact)
     assert (off <= bound * 1.001).all()
     assert off.max() > 0
 
@@ -139,26 +139,26 @@ def test_the_backward_pass_keeps_numbers():
     assert kept == [(jnp.int8, (32, 8)), (jnp.float32, (1, 8))]
 
 
-def test_model_is_the_one_of_the_rounded_weights(tuned, plain, found):
+def test_model_is_the_one_of_the_rounded_weights(tuned, plain, actual):
     leaves = {path: restored(leaf) for path, leaf in flatten(tuned.frozen).items()}
     rounded = dataclasses.replace(plain, frozen=unflatten(leaves))
-    assert_same(found, outputs(rounded))
+    assert_same(actual, outputs(rounded))
     inputs = BATCH["encoder_input_tokens"]
     tokens = [decoding.greedy(m.model, m.params, inputs, 5) for m in (tuned, rounded)]
     np.testing.assert_array_equal(*tokens)
 
 
-def test_model_is_near_the_float_one(tuned, plain, found):
+def test_model_is_near_the_float_one(tuned, plain, actual):
     """Errors of the matrices, relative to each, add up at worst."""
     expected, floats = outputs(plain), flatten(plain.frozen)
     relative = 0.0
     for path, leaf in flatten(tuned.frozen).items():
         off = restored(leaf) - np.asarray(floats[path])
         relative += np.linalg.norm(off) / np.linalg.norm(floats[path])
-    off = np.linalg.norm(found["logits"] - expected["logits"])
+    off = np.linalg.norm(actual["logits"] - expected["logits"])
     assert 0 < off <= relative * np.linalg.norm(expected["logits"])
     assert relative < 0.3
-    a, b = found["gradient"], expected["gradient"]
+    a, b = actual["gradient"], expected["gradient"]
     assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
@@ -171,24 +171,24 @@ def test_tied_logits():
     np.testing.assert_allclose(logits, x @ restored(leaf).T / 4, rtol=1e-5, atol=1e-5)
 
 
-def test_scanned_layers_are_the_same_model(tuned, found, checkpoint):
+def test_scanned_layers_are_the_same_model(tuned, actual, checkpoint):
     scanned = made(dataclasses.replace(INT8, scan_layers=True), checkpoint)
     stacked = flatten(scanned.frozen)["encoder/layers/mlp/wo/kernel"]
     for i in range(2):
         one = flatten(tuned.frozen)[f"encoder/layers_{i}/mlp/wo/kernel"]
         np.testing.assert_array_equal(stacked.qvalue[i], one.qvalue)
         np.testing.assert_array_equal(stacked.scale[i], one.scale)
-    assert_same(outputs(scanned), found)
+    assert_same(outputs(scanned), actual)
 
 
-def test_a_mesh_computes_what_one_device_computes(tuned, found, checkpoint):
+def test_a_mesh_computes_what_one_device_computes(tuned, actual, checkpoint):
     divided = made(INT8, checkpoint, layout=sharding.layout(4))
     leaves = flatten(divided.frozen)
     for path, leaf in flatten(tuned.frozen).items():
         jax.tree.map(np.testing.assert_array_equal, leaves[path], leaf)
     wo = [part.addressable_shards[0].data.shape for part in jax.tree.leaves(leaves[WO])]
     assert wo == [(8, 16), (1, 16)]
-    assert_same(outputs(divided), found)
+    assert_same(outputs(divided), actual)
 
 
 def test_scales_lie_as_their_channels():
@@ -329,7 +329,7 @@ def test_serving_takes_prompts_of_the_float_backbone():
     """Their cards name it; an ensemble too."""
     texts = ["The team won the final after extra time.", "Shares fell as the bank raised rates."]
     prompt = f"{embedded.prompts()}/demo_topics.npy"
-    found = []
+    actual = []
     for dtype in ("float32", "int8"):
         config = preset("demo", frozen_dtype=dtype)
         files = embedded.backbone(), embedded.vocabulary()
@@ -338,8 +338,8 @@ def test_serving_takes_prompts_of_the_float_backbone():
         model.add_task("topics", prompt, labels)
         model.add_task("both", [prompt, prompt], labels)
         answers = model.classify(texts, ["topics", "both"])
-        found.append((repr(model), model.fingerprint, answers))
-    (shown, identity, floats), (*others, narrow) = found
+        actual.append((repr(model), model.fingerprint, answers))
+    (shown, identity, floats), (*others, narrow) = actual
     assert others == [shown, identity]
     for wanted, got in zip(floats, narrow, strict=True):
         assert (got.label, got.votes) == (wanted.label, wanted.votes)

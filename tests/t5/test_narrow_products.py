@@ -37,11 +37,11 @@ def weights_in_products(config: T5Config) -> list[str]:
 # float32 logits: the output layer's products, both where its kernel is float32.
 @pytest.mark.parametrize(("frozen_dtype", "wide"), [("bfloat16", 1), ("float32", 2), ("int8", 0)])
 def test_weights_are_narrow_forward_and_backward(frozen_dtype, wide):
-    found = weights_in_products(dataclasses.replace(CONFIG, frozen_dtype=frozen_dtype))
+    actual = weights_in_products(dataclasses.replace(CONFIG, frozen_dtype=frozen_dtype))
     forward = 2 * 7 + 2 * 11 + 1
-    assert len(found) > 1.5 * forward  # the backward pass is there
-    assert found.count("f32") == wide
-    assert found.count("bf16") == len(found) - wide
+    assert len(actual) > 1.5 * forward  # the backward pass is there
+    assert actual.count("f32") == wide
+    assert actual.count("bf16") == len(actual) - wide
 
 
 def test_all_weights_are_narrow_with_float32_activations():

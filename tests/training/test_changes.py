@@ -183,9 +183,9 @@ def test_changes_that_were_asked_for_are_kept(tmp_path):
     fit(tmp_path)
     fit(tmp_path, 3, learning_rate=0.1, resume_with_changes=True)
     fit(tmp_path, 4, learning_rate=0.1)
-    found = loop.RunCheckpoints(tmp_path).about
-    assert found["changes"] == ["from step 2: LEARNING_RATE = 0.3, now 0.1"]
-    assert found["examples"] == 16
+    actual = loop.RunCheckpoints(tmp_path).about
+    assert actual["changes"] == ["from step 2: LEARNING_RATE = 0.3, now 0.1"]
+    assert actual["examples"] == 16
     with pytest.raises(CheckpointError, match=r"LEARNING_RATE = 0\.1, now 0\.3"):
         fit(tmp_path, 5)
 

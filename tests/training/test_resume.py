@@ -86,10 +86,10 @@ def whole(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     return folder, trained(train(folder, keep=2))
 
 
-def assert_same(folder: Path, found: TunedModel, whole) -> None:
+def assert_same(folder: Path, actual: TunedModel, whole) -> None:
     assert log_of(folder) == log_of(whole[0])
     assert [line["step"] for line in log_of(folder)] == [3, 4, 6, 7]
-    leaves = trained(found)
+    leaves = trained(actual)
     assert all(np.array_equal(leaves[path], leaf) for path, leaf in whole[1].items())
 
 
@@ -124,9 +124,9 @@ def test_sigterm_does_not_wait_for_an_evaluation(whole, tmp_path):
     with pytest.raises(preemption.Preempted):
         train(tmp_path, evaluators=[evaluator], eval_period=2)
     assert checkpoints(tmp_path) == ["checkpoint_2"]
-    found = train(tmp_path, evaluators=[evaluator], eval_period=2)
+    actual = train(tmp_path, evaluators=[evaluator], eval_period=2)
     assert ended == [0, 2, 4, 6, 7]
-    assert_same(tmp_path, found, whole)
+    assert_same(tmp_path, actual, whole)
 
 
 def test_a_whole_checkpoint_is_found_behind_each_damage(whole, tmp_path):
@@ -173,11 +173,11 @@ def test_a_run_resumes_from_the_whole_checkpoint(whole, tmp_path):
     (folder / "checkpoint_8.tmp").mkdir()
     (folder / "checkpoint_notes").write_text("mine")
     with pytest.warns(UserWarning, match="resuming from checkpoint_4") as told:
-        found = train(folder)
+        actual = train(folder)
     assert [str(one.message).partition(":")[0] for one in told][:2] == [
         str(folder / name) for name in ("checkpoint_9", "checkpoint_7")
     ]
-    assert_same(folder, found, whole)
+    assert_same(folder, actual, whole)
     assert checkpoints(folder) == ["checkpoint_7", "checkpoint_notes"]
 
 
@@ -193,10 +193,10 @@ def test_another_backbone_is_refused(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     with pytest.raises(CheckpointError) as error:
         train(tmp_path / "run", model(seed=1))
-    found = run.manifest.read(tmp_path / "run" / "checkpoint_7")["backbone"]
-    assert found["leaves"]["encoder/layers_*/attention/query/kernel"] == "1 x (16, 16)"
+    actual = run.manifest.read(tmp_path / "run" / "checkpoint_7")["backbone"]
+    assert actual["leaves"]["encoder/layers_*/attention/query/kernel"] == "1 x (16, 16)"
     message = str(error.value)
-    assert found["fingerprint"] in message and "\n" not in message
+    assert actual["fingerprint"] in message and "\n" not in message
     assert (
         len({word.strip("();,") for word in message.split() if len(word.strip("();,")) == 16}) == 2
     )
@@ -210,10 +210,10 @@ def test_on_another_number_of_devices_the_data_continues_in_order(whole, tmp_pat
         seen.append(start)
         return batches(start)
 
-    found = trained(train(tmp_path, model(devices=2), batches=recorded))
+    actual = trained(train(tmp_path, model(devices=2), batches=recorded))
     assert seen == [4]
     for path, leaf in whole[1].items():
-        np.testing.assert_allclose(found[path], leaf, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(actual[path], leaf, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

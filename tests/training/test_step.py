@@ -46,10 +46,10 @@ def stepped(method, loss: Loss, parts: int, rows=None, key=None):
 def test_parts_of_a_batch_add_up_to_it(factor, parts):
     loss = Loss(normalizing_factor=factor)
     whole, metrics = stepped(PROMPT, loss, 1)
-    state, found = stepped(PROMPT, loss, parts)
-    assert found.keys() == metrics.keys()
+    state, actual = stepped(PROMPT, loss, parts)
+    assert actual.keys() == metrics.keys()
     for name, value in metrics.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=1e-5, err_msg=name)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
@@ -57,8 +57,8 @@ def test_parts_of_a_batch_add_up_to_it(factor, parts):
 def test_a_penalty_counts_once():
     method = Wayward(3, initializer=Uniform(), text="a text", token_ids=[5, 9])
     whole, metrics = stepped(method, Loss(), 1)
-    state, found = stepped(method, Loss(), 4)
-    np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-5)
+    state, actual = stepped(method, Loss(), 4)
+    np.testing.assert_allclose(actual["loss"], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(*jax.tree.leaves((whole.trained, state.trained)), rtol=1e-5)
 
 
