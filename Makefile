@@ -41,7 +41,7 @@ AIRIO ?= git+https://github.com/google/airio
 T5X_BIN := .venv-t5x/bin
 
 t5x: .venv-t5x/.installed
-	$(T5X_BIN)/python -m pytest tests/in_t5x
+	$(T5X_BIN)/python -m pytest -n 2 --dist=loadfile tests/in_t5x
 
 .venv-t5x/.installed: pyproject.toml setup.py
 	test -x $(T5X_BIN)/python || $(PYTHON) -m venv .venv-t5x

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,24 @@ def test_a_mesh_agrees_with_one_device(checkpoint, trained, tmp_path):
     assert "(None, 'model')" in (tmp_path / "model-info.txt").read_text()
     one, four = (prompts.load(f / "prompts" / "prompt_1002.npy") for f in (trained, tmp_path))
     np.testing.assert_allclose(four, one, rtol=0, atol=1e-5 * np.abs(one).max())
+
+
+def test_two_processes_write_a_prompt_once(checkpoint, tmp_path):
+    """T5X gives each process examples of its own, so that the prompt is not that of one process."""
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    run_of_two = ("--multiprocess_gpu", f"--coordinator_address={address}", "--process_count=2")
+    steps = ("--gin.TRAIN_STEPS=1002", "--gin.EVAL_PERIOD=2")
+    arguments = training(checkpoint, tmp_path, *PROMPT, NOT_MEASURED, *steps, *run_of_two)
+    with started("train", *arguments, "--process_index=1") as (other, _):
+        run("train", *arguments, "--process_index=0")
+        assert other.wait(timeout=60) == 0
+    files = [f"prompt_{step}{suffix}" for step in (1000, 1002) for suffix in (".card.json", ".npy")]
+    assert sorted(path.name for path in (tmp_path / "prompts").iterdir()) == files
+    np.testing.assert_array_equal(
+        prompts.load(tmp_path / "prompts" / "prompt_1002.npy"),
+        prompts.load(tmp_path / "checkpoint_1002"),
+    )
 
 
 MISTAKES = {
