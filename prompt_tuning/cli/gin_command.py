@@ -107,7 +107,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _exit(error)
+        name = getattr(error, "flagname", "")
+        hint = f"; a setting is --gin.{name}=VALUE" if name.isupper() else ""
+        _exit(UserError(f"{error}{hint}"))
 
 
 def _reported(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
@@ -151,15 +153,16 @@ def planned(
     Raises:
       UserError: Naming the file, parameter or macro that is wrong.
     """
-    parse(function, files, bindings, NOT_FOR_A_DRY_RUN)
+    bound = parse(function, files, bindings, NOT_FOR_A_DRY_RUN)
+    copy.deepcopy(bound.get("fit"))  # created to check its numbers
     return copy.deepcopy(arguments_of(plan))
 
 
 def _join_processes() -> None:
     """Joins a multi-process run if the flags say so; process 0 alone prints then."""
-    given = (_COORDINATOR_ADDRESS.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
-    if _MULTIPROCESS.value or given != (None, None, None):
-        distributed.join(*given)
+    place = (_COORDINATOR_ADDRESS.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+    if _MULTIPROCESS.value or place != (None, None, None):
+        distributed.join(*place)
 
 
 def _exit(error: Exception) -> NoReturn:

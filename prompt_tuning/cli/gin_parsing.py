@@ -157,13 +157,22 @@ def parse(
             hint = "; T5X's gin files are for T5X, which takes prompts as docs/t5x.md says"
         raise UserError(f"gin: {message}{hint}") from error
     if not (bound := _bound(function)):
-        available = sorted(f"{kind}/{path.name}" for path in configs_folder().glob(f"{kind}/*.gin"))
         raise UserError(
-            f"no --gin_file configures {function.__name__}; give one of {', '.join(available)}"
+            f"no --gin_file configures {function.__name__}; give one of "
+            f"{', '.join(_files_for(function, kind))}"
         )
     names = [binding.partition("=")[0].strip() for binding in bindings]
     gin_settings.check(function, names, unneeded)
     return bound
+
+
+def _files_for(function: Callable, kind: str) -> list[str]:
+    """The package's gin files in the folder `kind` that configure a function; all if none does."""
+    package, _, module = function.__module__.rpartition(".")
+    paths = sorted(configs_folder().glob(f"{kind}/*.gin"))
+    imports = re.compile(rf"^from {package} import {module}\b", re.MULTILINE)
+    fitting = [path for path in paths if imports.search(path.read_text(encoding="utf-8"))]
+    return [f"{kind}/{path.name}" for path in fitting or paths]
 
 
 def arguments_of(function: Callable) -> dict[str, Any]:

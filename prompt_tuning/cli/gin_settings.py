@@ -15,11 +15,11 @@ from gin import config as gin_config
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime.connectivity import no_storage
 
-# T5X's macros: those that have another name here, and hints for those that have no equal.
+# T5X's macros: those that have another name here, and hints for those without an equivalent.
 _NAMES = {"TRAIN_STEPS_RELATIVE": "TRAIN_STEPS"}
 _HINTS = {
     "CHECKPOINT_PATH": "the backbone is INITIAL_CHECKPOINT_PATH, the trained prompt PROMPT_FILE",
-    "DROPOUT_RATE": "only commands that train drop anything; leave it out",
+    "DROPOUT_RATE": "dropout applies in training only; leave this setting out",
     "EVALUATOR_NUM_EXAMPLES": "EVAL_EXAMPLES is the number of examples that are measured",
 }
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
@@ -80,7 +80,7 @@ def _unknown(names: Sequence[str]) -> list[_Unknown]:
     """Returns the `names` that nothing refers to, first those with a hint."""
     used = set(re.findall(r"%(\w+)", gin.config_str()))
     unknown = [
-        _Unknown(name, difflib.get_close_matches(name, used, n=3))
+        _Unknown(name, difflib.get_close_matches(name.upper(), used, n=3))
         for name in names
         if name not in used
     ]
@@ -117,14 +117,14 @@ class _Setting(NamedTuple):
 
 
 def _settings_of(
-    key: Any, function: Callable, given: Collection[str] | None = ()
+    key: Any, function: Callable, supplied: Collection[str] | None = ()
 ) -> Iterator[_Setting]:
     """Yields the settings that a call of a configurable uses, with those that they refer to.
 
     Args:
       key: The configurable, as gin looks it up.
       function: The same as a function, for its signature.
-      given: Arguments that the caller supplies; None if the caller is not known.
+      supplied: Arguments that the caller supplies; None if the caller is not known.
 
     Raises:
       UserError: For a setting without a value.
@@ -137,11 +137,11 @@ def _settings_of(
     scopes = key.split("/")[:-1] if isinstance(key, str) else []
     for name, parameter in parameters.items():
         setting = f"{function.__name__}.{name}"
-        if given is not None and name in given:
+        if supplied is not None and name in supplied:
             continue
         if name in bound:
             yield from _followed(setting, bound[name], parameter.annotation, scopes)
-        elif given is not None and _is_needed(parameter):
+        elif supplied is not None and _is_needed(parameter):
             raise UserError(f"{setting} is not set: {_HOW_TO_SET.format(setting)}")
 
 

@@ -23,10 +23,10 @@ def main(
 
     Args:
       body: What the command does. Its keyword arguments are the values of the flags. It raises
-        UserError, CheckpointError or OSError for what the user can mend.
+        UserError, CheckpointError or OSError for what the user can fix.
       define_flags: Defines the command's flags. A process can define a flag's name once, so shims
         wait with it until they run as a command.
-      words: Whether `body` takes the words beside the flags, as its first argument; without it
+      words: Whether `body` takes the words besides the flags, as its first argument; otherwise
         they are a mistake.
     """
     holders = define_flags()

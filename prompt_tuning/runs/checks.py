@@ -1,7 +1,7 @@
 """Checks of a command's settings, made before anything is written or takes long to read."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -14,7 +14,6 @@ from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runtime.files import is_remote
 from prompt_tuning.sharding import Layout
 from prompt_tuning.training.loop import Fit
-from prompt_tuning.training.optim import PRETRAINED_STEPS
 
 
 def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
@@ -38,38 +37,11 @@ def output_folder(setting: str, path: epath.PathLike) -> epath.Path:
 
 def training(fit: Fit, data: Data, layout: Layout, *, eval_batch_size: int, seed: int) -> None:
     """Raises UserError unless these settings of `train` are possible, also together."""
-    fit_settings(fit)
     random_seed(seed)
     sharding.check_batch_size(data.batch_size, layout, parts=fit.num_microbatches)
     sharding.check_batch_size(eval_batch_size, layout, "EVAL_BATCH_SIZE")
     split("train", data.splits)
     split("validation", data.splits)
-
-
-def fit_settings(fit: Fit) -> None:
-    """Raises UserError for a number of steps or of parts that is out of range."""
-    positive(
-        {
-            "NUM_MICROBATCHES": fit.num_microbatches,
-            "CHECKPOINT_KEEP": fit.keep,
-            "TRAIN_STEPS": fit.total_steps,
-            "EVAL_PERIOD": fit.eval_period,
-            "CHECKPOINT_PERIOD": fit.checkpoint_period,
-            "LOG_PERIOD": fit.log_period,
-        }
-    )
-    if fit.total_steps >= PRETRAINED_STEPS:
-        raise UserError(
-            f"TRAIN_STEPS = {fit.total_steps}: must be below {PRETRAINED_STEPS}; it counts the "
-            "steps of this run alone, where T5X's TRAIN_STEPS includes the backbone's "
-            f"{PRETRAINED_STEPS} steps of pre-training: subtract those"
-        )
-
-
-def positive(settings: Mapping[str, int]) -> None:
-    """Raises UserError, naming the setting, for what is no whole number of at least 1."""
-    for name, value in settings.items():
-        whole_number(name, value, 1)
 
 
 def random_seed(value: int) -> None:
@@ -88,8 +60,8 @@ def split(name: str, splits: Sequence[str]) -> None:
 _OF_T5X = {"predict": "generate", "score": "rank, over the labels"}  # modes of T5X's infer
 
 
-def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) -> None:
-    """Raises UserError unless each task can be evaluated by each method."""
+def method_names(methods: Sequence[str], setting: str) -> None:
+    """Raises UserError unless each of at least one method is an evaluation method."""
     known = (*PREDICTORS, AUTO)
     if not methods:
         raise UserError(f"{setting} is empty; available: {', '.join(known)}")
@@ -98,6 +70,11 @@ def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) 
         raise UserError(
             f"{setting}: unknown method {unknown[0]!r}; available: {', '.join(known)}{hint}"
         )
+
+
+def eval_methods(methods: Sequence[str], sets: Sequence[EvalSet], setting: str) -> None:
+    """Raises UserError unless each task can be evaluated by each method."""
+    method_names(methods, setting)
     if "rank" in methods and (unlabelled := [data.task for data in sets if not data.labels]):
         raise UserError(
             f"{setting} has 'rank', but the task {unlabelled[0]} has no labels; set CLASS_LABELS "

@@ -46,7 +46,6 @@ def pretrain(
     """
     folder = checks.output_folder("MODEL_DIR", model_dir)
     sharding.check_batch_size(mixture.batch_size, layout)
-    checks.fit_settings(fit)
     mixture(0)  # reads corpus, table and vocabulary before anything is written
     tuned = initialize(
         config, ModelTuning(), layout=layout, seed=seed, checkpoint=initial_checkpoint or None

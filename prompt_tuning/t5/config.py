@@ -70,7 +70,7 @@ class T5Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"T5Config.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
+            raise ValueError(f"DROPOUT_RATE = {self.dropout_rate}: must be at least 0 and below 1")
         allowed_values = {
             "dtype": DTYPES,
             "products": PRODUCTS,
@@ -78,13 +78,15 @@ class T5Config:
             "remat": REMAT,
             "attention": ATTENTION,
         }
+        macros = {"dtype": "ACTIVATION_DTYPE", "frozen_dtype": "BACKBONE_DTYPE"}
         for name, allowed in allowed_values.items():
             if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"T5Config.{name} = {value!r}: choose from {', '.join(allowed)}")
+                macro = macros.get(name, name.upper())
+                raise ValueError(f"{macro} = {value!r}: choose from {', '.join(allowed)}")
         if self.attention != "einsum" and self.dropout_rate:
             raise ValueError(
-                f"T5Config.attention = {self.attention!r}: does not drop attention weights, "
-                f"DROPOUT_RATE = {self.dropout_rate} needs it; set DROPOUT_RATE = 0.0 or "
+                f"ATTENTION = {self.attention!r}: does not drop attention weights, which "
+                f"DROPOUT_RATE = {self.dropout_rate} needs; set DROPOUT_RATE = 0.0 or "
                 "ATTENTION = 'einsum'"
             )
         # gin gives lists; a tuple keeps the configuration hashable.

@@ -27,7 +27,7 @@ from prompt_tuning.training import run_settings
 from prompt_tuning.training.log import TrainLog
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.metrics_writer import MetricsWriter
-from prompt_tuning.training.optim import adafactor, only_trained
+from prompt_tuning.training.optim import PRETRAINED_STEPS, adafactor, only_trained
 from prompt_tuning.training.prefetch import prefetch
 from prompt_tuning.training.progress import Progress
 from prompt_tuning.training.step import TrainState, make_train_step
@@ -66,7 +66,7 @@ class Fit:
         with so far.
 
     Raises:
-      UserError: If the seed is out of its range.
+      UserError: If a number is out of its range, or `total_steps` seems to include pre-training.
     """
 
     total_steps: int
@@ -83,6 +83,21 @@ class Fit:
 
     def __post_init__(self) -> None:
         whole_number("RANDOM_SEED", self.seed, 0)
+        for macro, number in (
+            ("NUM_MICROBATCHES", self.num_microbatches),
+            ("CHECKPOINT_KEEP", self.keep),
+            ("TRAIN_STEPS", self.total_steps),
+            ("EVAL_PERIOD", self.eval_period),
+            ("CHECKPOINT_PERIOD", self.checkpoint_period),
+            ("LOG_PERIOD", self.log_period),
+        ):
+            whole_number(macro, number, 1)
+        if self.total_steps >= PRETRAINED_STEPS:
+            raise UserError(
+                f"TRAIN_STEPS = {self.total_steps}: must be below {PRETRAINED_STEPS}; it counts "
+                "the steps of this run alone, where T5X's TRAIN_STEPS includes the backbone's "
+                f"{PRETRAINED_STEPS} steps of pre-training: subtract those"
+            )
 
     def __call__(
         self,
@@ -262,12 +277,12 @@ class _Loop:
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
         self._described = {**settings.described(tuned), **further}
         host_batches = batches(self._start)
-        now = dict(self._described)
-        is_missing = "BATCH_SIZE" in about.get("settings", {}).keys() - now.keys()
+        current = dict(self._described)
+        is_missing = "BATCH_SIZE" in about.get("settings", {}).keys() - current.keys()
         if is_missing and (first := next(host_batches, None)) is not None:
             host_batches = itertools.chain([first], host_batches)
-            now["BATCH_SIZE"] = len(first["encoder_input_tokens"])
-        self._changes = settings.history(self._checkpoints, now)
+            current["BATCH_SIZE"] = len(first["encoder_input_tokens"])
+        self._changes = settings.history(self._checkpoints, current)
         if self._checkpoints.latest is not None:
             if "settings" not in about:
                 warnings.warn(
@@ -276,7 +291,7 @@ class _Loop:
                     stacklevel=2,
                 )
             _, self._state = self._checkpoints.restore(self._state)
-        of_data = {name: now[name] for name in now.keys() & {*further, "BATCH_SIZE"}}
+        of_data = {name: current[name] for name in current.keys() & {*further, "BATCH_SIZE"}}
         if run_settings.changes(about.get("settings", {}), of_data):
             host_batches = _from_example(batches, self._examples)
         self._watch = Watch(self._start)

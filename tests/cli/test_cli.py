@@ -96,7 +96,7 @@ def on_files(*arguments: str) -> list[str]:
     return nano(*files, LABELS, *arguments)
 
 
-# Arguments beside MODEL_DIR, and a part of the line.
+# Arguments besides MODEL_DIR, and a part of the line.
 MISTAKES = {
     # the issue's
     "missing data file": (on_files("--gin.TRAIN_FILE=/no/a.jsonl"), "/no/a.jsonl: no such file"),
@@ -144,8 +144,12 @@ MISTAKES = {
         "; T5X's gin files are for T5X, which takes prompts as docs/t5x.md says",
     ),
     "place in a gin file": (["--gin_file={folder}/unknown.gin"], "unknown.gin:3: "),
+    "macro in small letters": (on_files("--gin.train_steps=3"), "did you mean TRAIN_STEPS"),
     "broken binding": (["--gin_bindings=FOO"], "--gin_bindings"),
-    "no files at all": ([], "no --gin_file configures train; give one of runs/demo.gin, runs/en"),
+    "no files at all": (
+        [],
+        "no --gin_file configures train; give one of runs/demo.gin, runs/finetune.gin, runs/sup",
+    ),
     "T5X's backbone": (on_files("--gin.CHECKPOINT_PATH=/a"), "the backbone is INITIAL_CHECKPOINT"),
     "T5X's examples": (on_files("--gin.EVALUATOR_NUM_EXAMPLES=8"), "EVAL_EXAMPLES is the number"),
     "T5X's steps": (on_files("--gin.TRAIN_STEPS_RELATIVE=0"), "TRAIN_STEPS = 0: must be a whole"),
@@ -178,6 +182,11 @@ MISTAKES = {
     "fields with brackets": (on_files("--gin.TEXT_FIELD=[CLS]"), "line 1: no field '[CLS]'"),
     "a field of digits": (on_files("--gin.TEXT_FIELD='0'"), "line 1: no field '0'"),
     "fraction of a step": (on_files("--gin.TRAIN_STEPS=1.5"), "TRAIN_STEPS = 1.5: must be a whole"),
+    "dtype": (on_files("--gin.BACKBONE_DTYPE=bf16"), "BACKBONE_DTYPE = 'bf16': choose from"),
+    "no steps in a dry run": (
+        on_files("--gin.TRAIN_STEPS=0", "--dry_run"),
+        "TRAIN_STEPS = 0: must be a whole number from 1",
+    ),
     "no steps": (on_files("--gin.TRAIN_STEPS=0"), "TRAIN_STEPS = 0: must be a whole number from 1"),
     "batch of 0": (on_files("--gin.BATCH_SIZE=0"), "BATCH_SIZE = 0"),
     "no evaluation examples": (
@@ -186,7 +195,7 @@ MISTAKES = {
     ),
     "learning rate": (on_files("--gin.LEARNING_RATE=abc"), "LEARNING_RATE = 'abc': must be a num"),
     "prompt length": (on_files("--gin.PROMPT_LENGTH=abc"), "PROMPT_LENGTH = 'abc': must be a whol"),
-    "dropout": (on_files("--gin.DROPOUT_RATE=1.0"), "dropout_rate = 1.0"),
+    "dropout": (on_files("--gin.DROPOUT_RATE=1.0"), "DROPOUT_RATE = 1.0: must be at least 0"),
     "lengths": (on_files("--gin.TASK_FEATURE_LENGTHS=12"), "TASK_FEATURE_LENGTHS = 12"),
     "lengths without one": (on_files("--gin.TASK_FEATURE_LENGTHS={'inputs': 8}"), "LENGTHS = {'in"),
     "labels": (on_files("--gin.CLASS_LABELS=abc"), "CLASS_LABELS = 'abc'"),
@@ -219,6 +228,7 @@ MISTAKES = {
     ),
     # flags
     "bad rows": (on_files("--skip_bad_rows=-1"), "--skip_bad_rows=-1"),
+    "macro as a flag": (on_files("--TRAIN_STEPS=3"), "; a setting is --gin.TRAIN_STEPS=VALUE"),
     "unknown flag": (on_files("--foo=3"), "Unknown command line flag 'foo'"),
     "stray argument": (on_files("foo"), "unexpected argument 'foo'"),
 }

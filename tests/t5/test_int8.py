@@ -321,7 +321,7 @@ def test_without_the_library(monkeypatch):
 
 
 def test_activations_are_not_int8():
-    with pytest.raises(ValueError, match=r"T5Config\.dtype = 'int8': choose from float32"):
+    with pytest.raises(ValueError, match=r"ACTIVATION_DTYPE = 'int8': choose from float32"):
         dataclasses.replace(FLOAT, dtype="int8")
 
 

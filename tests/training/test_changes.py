@@ -190,10 +190,9 @@ def test_changes_that_were_asked_for_are_kept(tmp_path):
         fit(tmp_path, 5)
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_fit_refuses_fewer_steps_than_the_run_has(steps, folder):
-    with pytest.raises(UserError, match=rf"TRAIN_STEPS = {steps}: .* is already at step 2"):
-        fit(folder, steps, resume_with_changes=True)
+def test_fit_refuses_fewer_steps_than_the_run_has(folder):
+    with pytest.raises(UserError, match=r"TRAIN_STEPS = 1: .* is already at step 2"):
+        fit(folder, 1, resume_with_changes=True)
 
 
 def test_a_packed_row_holds_several_examples():

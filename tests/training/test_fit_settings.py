@@ -1,9 +1,8 @@
-"""Checks of settings that are made before a run starts."""
+"""Checks of the settings of training."""
 
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.runs import checks
 from prompt_tuning.training.loop import Fit
 
 
@@ -11,12 +10,12 @@ from prompt_tuning.training.loop import Fit
 def test_steps_that_include_pre_training_as_in_t5x_are_refused(steps):
     message = rf"TRAIN_STEPS = {steps}: must be below 1100000; .* T5X's TRAIN_STEPS includes"
     with pytest.raises(UserError, match=message) as error:
-        checks.fit_settings(Fit(total_steps=steps))
+        Fit(total_steps=steps)
     assert "\n" not in str(error.value)
 
 
 def test_the_steps_of_the_paper_are_possible():
-    checks.fit_settings(Fit(total_steps=30_000))
+    Fit(total_steps=30_000)
 
 
 @pytest.mark.parametrize(
@@ -32,4 +31,4 @@ def test_the_steps_of_the_paper_are_possible():
 )
 def test_a_number_below_one_is_named_by_its_macro(field, macro):
     with pytest.raises(UserError, match=f"^{macro} = 0: must be a whole number from 1 to"):
-        checks.fit_settings(Fit(**{"total_steps": 2, field: 0}))
+        Fit(**{"total_steps": 2, field: 0})
