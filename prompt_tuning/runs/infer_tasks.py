@@ -7,8 +7,8 @@ from etils import epath
 
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.predict import AUTO
 from prompt_tuning.evaluation.sets import cut_note
+from prompt_tuning.runs import checks
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.answers import Classification
@@ -16,7 +16,6 @@ from prompt_tuning.serving.task_rows import TaskRow, TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
-MODES = ("rank", "generate", AUTO)
 BATCHES_PER_WRITE = 16
 
 
@@ -52,8 +51,7 @@ def infer(
     Raises:
       UserError: If a prompt, a row or the mode is wrong, before anything is written.
     """
-    if mode not in MODES:
-        raise UserError(f"MODE = {mode!r}: unknown; available: {', '.join(MODES)}")
+    checks.method_names([mode], "MODE")
     model = serving.load(
         config,
         initial_checkpoint,
@@ -94,6 +92,8 @@ def infer(
 
     resumable_lines.write(path, key, len(rows), BATCHES_PER_WRITE * data.batch_size, lines)
     print(f"{len(rows)} predictions of {len({row.task for row in rows})} tasks in {path}")
+    if skipped := data.bad_rows.summary():
+        print(skipped)
     return path
 
 

@@ -1,6 +1,7 @@
 """Texts of several tasks in one file; each row names its task."""
 
 import dataclasses
+import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,11 @@ class TaskRows:
         whole_number("INPUT_LENGTH", self.input_length, 1, MOST_TOKENS)
         whole_number("TARGET_LENGTH", self.target_length, 1, MOST_TOKENS)
 
+    @functools.cached_property
+    def bad_rows(self) -> BadRows:
+        """Counter of the malformed rows that are skipped."""
+        return BadRows(self.skip_bad_rows)
+
     def rows(self, tasks: Collection[str]) -> list["TaskRow"]:
         """Reads the rows, in the file's order.
 
@@ -82,5 +88,5 @@ class TaskRows:
             columns = {k: v for k, v in columns.items() if composed(k) != composed(self.task_field)}
             return TaskRow(texts.row(fields, where).inputs, task, columns)
 
-        path, bad_rows = Path(self.file).expanduser(), BadRows(self.skip_bad_rows)
-        return records.read(path, row, bad_rows, self.quoted_cells)
+        path = Path(self.file).expanduser()
+        return records.read(path, row, self.bad_rows, self.quoted_cells)

@@ -91,11 +91,20 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
     assert path.read_bytes() == whole.read_bytes()
 
 
+def test_skipped_rows_are_counted_at_the_end(folder, tmp_path, capsys):
+    rows = [*ROWS[:3], {"text": "", "task": "free"}, {"text": "no task"}]
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(folder, tmp_path / "out", file=str(file), skip_bad_rows=2)
+    assert capsys.readouterr().out.endswith(f"bad rows skipped: 2 ({file} 2)\n")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"mode": "rank"}, "MODE = 'rank', but the task free has no labels"),
-        ({"mode": "x"}, "MODE = 'x': unknown; available: rank, generate, auto"),
+        ({"mode": "x"}, "MODE: unknown method 'x'; available: rank, generate, auto"),
+        ({"mode": "predict"}, "MODE: unknown method 'predict'; .* T5X's predict is generate"),
         ({"prompts": "/no"}, "/no: no such folder of prompts"),
         ({"task_field": "text"}, r"in\.jsonl, line 1: 'text' is 'row 0', but "),
         ({"task_field": "y"}, r"in\.jsonl, line 1: no field 'y'; available: id, task, text"),
