@@ -15,7 +15,7 @@ from prompt_tuning.runtime.files import write_json
 
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20
-_EARLIER = "trained_with"  # lacking in the cards of earlier versions
+_TRAINED_WITH = "trained_with"  # the field that cards of earlier versions lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def save(prompt: epath.PathLike, card: Card) -> None:
     """Writes the card of the prompt at path `prompt`."""
     fields = dataclasses.asdict(card)
     if card.trained_with is None:
-        del fields[_EARLIER]
+        del fields[_TRAINED_WITH]
     write_json(path_of(prompt), fields)
 
 
@@ -123,11 +123,11 @@ def read(prompt: epath.PathLike) -> Card | None:
         raise _refused(path, f"is not valid JSON ({error})") from error
     if not isinstance(fields, dict):
         raise _refused(path, "is not a JSON object")
-    _check_fields(path, fields, Card, {_EARLIER} - fields.keys())
-    if (trained_with := fields.get(_EARLIER)) is not None:
+    _check_fields(path, fields, Card, {_TRAINED_WITH} - fields.keys())
+    if (trained_with := fields.get(_TRAINED_WITH)) is not None:
         _check_fields(path, trained_with, TrainedWith)
         lists = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
-        fields[_EARLIER] = TrainedWith(**trained_with | lists)
+        fields[_TRAINED_WITH] = TrainedWith(**trained_with | lists)
     metric = {k: math.nan if v is None else v for k, v in fields["metric"].items()}
     return Card(**fields | {"metric": metric})
 

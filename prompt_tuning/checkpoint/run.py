@@ -60,12 +60,12 @@ class RunCheckpoints:
 
     @property
     def log(self) -> dict[str, Any]:
-        """What `save` was given beside the newest state."""
+        """The `log` argument of the most recent `save`."""
         return {} if self.latest is None or self._newest is None else self._newest[1]["log"]
 
     @property
     def about(self) -> dict[str, Any]:
-        """What `save` was told about the run; empty for checkpoints of an earlier version."""
+        """The `about` argument of the most recent `save`; empty if an earlier version saved."""
         latest = self.latest
         return {} if latest is None or self._newest is None else self._newest[1].get("about", {})
 

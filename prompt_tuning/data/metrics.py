@@ -42,10 +42,10 @@ def f1_macro(
     """
     import sklearn.metrics
 
-    wanted, found = _numbers(targets, classes), _numbers(predictions, classes)
-    present = sorted({*wanted, *found} - {NO_CLASS})
+    expected, predicted = _numbers(targets, classes), _numbers(predictions, classes)
+    present = sorted({*expected, *predicted} - {NO_CLASS})
     score = sklearn.metrics.f1_score(
-        wanted, found, labels=present, average="macro", zero_division=0
+        expected, predicted, labels=present, average="macro", zero_division=0
     )
     return {"f1_macro": float(score)}
 
@@ -60,10 +60,10 @@ def f1_of(
     """F1 of the class of one label word; 0 if neither targets nor predictions have it."""
     import sklearn.metrics
 
-    wanted, found = _numbers(targets, classes), _numbers(predictions, classes)
+    expected, predicted = _numbers(targets, classes), _numbers(predictions, classes)
     number = classes[word]
     score = sklearn.metrics.f1_score(
-        [n == number for n in wanted], [n == number for n in found], zero_division=0
+        [n == number for n in expected], [n == number for n in predicted], zero_division=0
     )
     return {f"{_OF_A_CLASS}{word}": float(score)}
 
@@ -74,8 +74,8 @@ def matthews_corrcoef(
     """Matthews correlation of any number of classes; 0 if all predictions are the same."""
     import sklearn.metrics
 
-    wanted, found = _numbers(targets, classes), _numbers(predictions, classes)
-    return {"matthews_corrcoef": float(sklearn.metrics.matthews_corrcoef(wanted, found))}
+    expected, predicted = _numbers(targets, classes), _numbers(predictions, classes)
+    return {"matthews_corrcoef": float(sklearn.metrics.matthews_corrcoef(expected, predicted))}
 
 
 def pearson_corrcoef(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -187,15 +187,15 @@ def _numbers(texts: Sequence[str], classes: Mapping[str, int]) -> list[int]:
 
 def _values(targets: Sequence[str], predictions: Sequence[str]) -> tuple[list[float], list[float]]:
     """The numbers of texts; an answer that is none is one below the smallest target."""
-    wanted = []
+    expected = []
     for text in targets:
         if (value := _finite(text)) is None:
             raise UserError(
                 f"METRICS needs numbers, but the vocabulary writes a target as {text!r}"
             )
-        wanted.append(value)
-    found = [_finite(text) for text in predictions]
-    return wanted, [min(wanted) - 1 if value is None else value for value in found]
+        expected.append(value)
+    predicted = [_finite(text) for text in predictions]
+    return expected, [min(expected) - 1 if value is None else value for value in predicted]
 
 
 def _finite(text: str) -> float | None:

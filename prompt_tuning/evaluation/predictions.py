@@ -57,10 +57,10 @@ def write(folder: epath.Path, data: EvalSet, by_method: Mapping[str, Predictions
             for line in lines(examples, predicted, data.labels):
                 file.write(files.json_line(line))
     metrics = measure_each(data, by_method)
-    beside: dict[str, Any] = {"majority_class": majority_share(data)} if data.labels else {}
+    about_answers: dict[str, Any] = {"majority_class": majority_share(data)} if data.labels else {}
     if constant := constant_answers(by_method):
-        beside["constant_answers"] = constant
-    files.write_json(folder / f"{name}-metrics.json", {**metrics, **beside})
+        about_answers["constant_answers"] = constant
+    files.write_json(folder / f"{name}-metrics.json", {**metrics, **about_answers})
     return metrics
 
 

@@ -142,9 +142,9 @@ def check_resumes(
                     f"{log}: this run chooses its best step by {method!r}; put it first in "
                     "EVAL_METHODS, or set another MODEL_DIR"
                 )
-            if (now := next(iter(measure(data, most_frequent(data))))) != metric:
+            if (first := next(iter(measure(data, most_frequent(data))))) != metric:
                 raise UserError(
-                    f"{log}: this run chooses its best step by {metric!r}, not {now!r}; put it "
+                    f"{log}: this run chooses its best step by {metric!r}, not {first!r}; put it "
                     "first in METRICS, or set another MODEL_DIR"
                 )
     best = _best_step(_read_metrics(_folders(model_dir, sets), start))

@@ -96,8 +96,8 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
 
 def _check_card(path: epath.Path, lora_alpha: float | None) -> None:
     card.check_prefix(path)
-    found = card.read(path)
-    settings = found.trained_with.settings if found and found.trained_with else {}
+    saved = card.read(path)
+    settings = saved.trained_with.settings if saved and saved.trained_with else {}
     alpha = settings.get("LoRA.alpha", lora_alpha)
     if lora_alpha is not None and alpha != lora_alpha:
         raise UserError(f"--lora_alpha={lora_alpha}: {path} was trained with {alpha}; give that")

@@ -87,9 +87,9 @@ class Experiment:
       steps: Settings with a `command` by name, in the order in which they run.
       axes: Settings of each value, or plain values for `$NAME`, or a sequence of both. The first
         axis varies slowest, and the settings of later axes win.
-      variables: Texts for `$NAME`, beside the axes.
+      variables: Texts for `$NAME`, besides the axes.
       exclude: Rules; cells that match one of them are left out.
-      task_names: Short names of SeqIO tasks in tables, beside those that follow from the axes.
+      task_names: Short names of SeqIO tasks in tables, besides those that follow from the axes.
       keep_weights: Whether to keep the weights of cells that train every parameter.
       paper: Key of `results.paper_numbers.PRINTED`, whose numbers the table shows; "" for none.
       row: Scores that the table shows: "trained", by the best step, or "validation", at that step.

@@ -36,8 +36,8 @@ class OnlyTrained(optimizers.OptaxWrapper):
         return optax.multi_transform(transforms, functools.partial(labels, self._is_trained))
 
     def apply_gradient(self, hyper_params: Any, params: Any, state: Any, grads: Any) -> Any:
-        now = optimizers.OptaxWrapper(self._transform(hyper_params.learning_rate))
-        return now.apply_gradient(hyper_params, params, state, grads)
+        current = optimizers.OptaxWrapper(self._transform(hyper_params.learning_rate))
+        return current.apply_gradient(hyper_params, params, state, grads)
 
     def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
         """Replicates the state: it is that of few parameters.

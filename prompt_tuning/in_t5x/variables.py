@@ -84,11 +84,11 @@ def check_whole(stored: Collection[str], wanted: Collection[str]) -> None:
     """
     missing, unused = sorted({*wanted} - {*stored}), sorted({*stored} - {*wanted})
     problems = {"lacks": missing, "has, without use in the network,": unused}
-    found = [f"{what} {_some(names)}" for what, names in problems.items() if names]
-    if found:
+    faults = [f"{what} {_some(names)}" for what, names in problems.items() if names]
+    if faults:
         raise UserError(
-            f"the checkpoint {'; it '.join(found)}; give one of this network, or rename its leaves "
-            "by utils.RestoreCheckpointConfig.assignment_map"
+            f"the checkpoint {'; it '.join(faults)}; give one of this network, or rename its "
+            "leaves by utils.RestoreCheckpointConfig.assignment_map"
         )
 
 

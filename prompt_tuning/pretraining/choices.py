@@ -54,7 +54,7 @@ _WORD = re.compile(r"\b[a-z]{4,}\b")
 
 
 class Choice(NamedTuple):
-    """Text, answer and the options beside it."""
+    """Text, answer and the other options."""
 
     text: str
     answer: str
@@ -133,11 +133,11 @@ class Choices:
         vectors = self.table.window_vectors[windows].astype(np.float32)
         near = vectors @ self.table.option_vectors[pool].astype(np.float32).T
         orders = np.argsort(-near, axis=1)
-        found = (
+        choices = (
             self._nearest(rng, self.table.texts[window], pool[order], row[order])
             for window, order, row in zip(windows, orders, near, strict=True)
         )
-        return [choice for choice in found if choice is not None]
+        return [choice for choice in choices if choice is not None]
 
     def _windows(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Indices of windows for training, or for measuring."""

@@ -28,13 +28,13 @@ class HeldOut:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._ids: dict[str, np.uint64] = {}
-        found: dict[int, list[np.ndarray]] = {}
+        by_length: dict[int, list[np.ndarray]] = {}
         for text in texts:
             ids = self._numbers(text, learn=True)
             length = min(len(ids), RUN)
             if length >= SHORTEST:
-                found.setdefault(length, []).append(_runs(ids, length))
-        self._runs = {n: np.unique(np.concatenate(runs)) for n, runs in found.items()}
+                by_length.setdefault(length, []).append(_runs(ids, length))
+        self._runs = {n: np.unique(np.concatenate(runs)) for n, runs in by_length.items()}
 
     def __contains__(self, text: str) -> bool:
         """Whether `text` shares a run of words with what is held back."""

@@ -63,8 +63,8 @@ def windows(
             rows.append((text, source))
     texts = {name: [t for t, _ in pairs] for name, pairs in sorted(documents.labelled.items())}
     texts["verdict"] = [sentences[0] for sentences, _ in documents.verdicts if len(sentences) == 1]
-    for name, found in texts.items():
-        shuffled = [found[i] for i in rng.permutation(len(found))]
+    for name, own_texts in texts.items():
+        shuffled = [own_texts[i] for i in rng.permutation(len(own_texts))]
         fitting = (t for t in shuffled if len(t) <= WINDOW_LENGTHS[1] and t not in seen)
         rows += [(text, name) for text in itertools.islice(fitting, count // LABELLED_SHARE)]
     return [rows[i] for i in rng.permutation(len(rows))]
@@ -94,11 +94,11 @@ def pairs(
     low, high = SENTENCE_LENGTHS
     fitting = np.array([i for i, text in enumerate(texts) if low <= len(text) <= high])
     near_words = _NearWords(words, word_vectors)
-    found: list[tuple[str, str]] = []
-    while len(found) < count:
+    pairs: list[tuple[str, str]] = []
+    while len(pairs) < count:
         pool = rng.choice(fitting, size=min(3_000, len(fitting)), replace=False)
         of_pool = vectors[pool].astype(np.float32)
-        first = rng.integers(len(pool), size=min(600, count - len(found)))
+        first = rng.integers(len(pool), size=min(600, count - len(pairs)))
         similarity = of_pool[first] @ of_pool.T
         similarity[np.arange(len(first)), first] = -1
         nearest = np.argsort(-similarity, axis=1)[:, :3]
@@ -106,8 +106,8 @@ def pairs(
             text, near = texts[pool[i]], texts[pool[choose(rng, row)]]
             kind = int(rng.integers(3))
             second = near if kind == 0 else _edited(rng, text if kind == 1 else near, near_words)
-            found.append((text, second) if rng.random() < 0.5 else (second, text))
-    return found
+            pairs.append((text, second) if rng.random() < 0.5 else (second, text))
+    return pairs
 
 
 class _NearWords:

@@ -113,9 +113,9 @@ class Corpus:
         while True:
             source, text = self.pick(rng)
             paragraphs = text.split("\n\n")
-            found = split_sentences(paragraphs[int(rng.integers(len(paragraphs)))])
-            if len(found) > 1:
-                return source, found
+            sentences = split_sentences(paragraphs[int(rng.integers(len(paragraphs)))])
+            if len(sentences) > 1:
+                return source, sentences
 
 
 def read_supervised(folder: Path) -> Iterator[tuple[str, list[Pair]]]:

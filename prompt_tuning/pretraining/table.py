@@ -1,14 +1,14 @@
 """The teacher's table: texts, options and vectors that pre-training reads, in plain files.
 
 `scripts/make_table.py` writes it once, with a sentence encoder; nothing here imports one. In the
-folder, beside `table.json`, which describes the rest and is written last:
+folder, with `table.json`, which describes the rest and is written last:
 
   windows.jsonl   {"text", "source"}, a text of one to three sentences each
   options.json    words and pairs of words
   pairs.jsonl     {"first", "second", "similarity"}, two sentences and their cosine
   windows.npy     float16 [windows, width], rows of unit length, as in the two files below
   options.npy     float16 [options, width]
-  pieces.npy      float32 [pieces, width], one row a piece of the vocabulary
+  pieces.npy      float32 [pieces, width], one row per piece of the vocabulary
 """
 
 import dataclasses
@@ -66,9 +66,11 @@ class Table:
             about = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
-        found = about.get("format") if isinstance(about, dict) else None
-        if found != FORMAT:
-            raise UserError(f"{path}: has format {found!r}, this version reads {FORMAT}; {remedy}")
+        version = about.get("format") if isinstance(about, dict) else None
+        if version != FORMAT:
+            raise UserError(
+                f"{path}: has format {version!r}, this version reads {FORMAT}; {remedy}"
+            )
         table = cls(folder, about)
         for name in ("windows", "options", "pieces"):
             shape = (about["rows"][name], about["width"])

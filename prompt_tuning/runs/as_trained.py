@@ -37,22 +37,23 @@ def as_trained(
             f"PROMPT_PLACEMENT = {_value(placement)}: {path} was trained as "
             f"{_value(card.placement)}; set PROMPT_PLACEMENT = {_value(card.placement)}"
         )
-    with_ = card.trained_with
-    if with_ is None:
+    training = card.trained_with
+    if training is None:
         return method, data
-    if data.target_prefix and data.target_prefix != with_.target_prefix:
+    if data.target_prefix and data.target_prefix != training.target_prefix:
         raise UserError(
             f"SENTINEL_TARGETS = True: {path} was trained without; set SENTINEL_TARGETS = False"
         )
-    if with_.target_prefix and not data.target_prefix:
-        print(f"{path}: targets begin with {with_.target_prefix}, as in training", flush=True)
+    if training.target_prefix and not data.target_prefix:
+        print(f"{path}: targets begin with {training.target_prefix}, as in training", flush=True)
     # Outputs may be longer than those of the training; they end by themselves.
-    longest = max(data.lengths["targets"], with_.lengths.get("targets", 0))
-    lengths = {"inputs": data.lengths["inputs"], **with_.lengths, "targets": longest}
+    longest = max(data.lengths["targets"], training.lengths.get("targets", 0))
+    lengths = {"inputs": data.lengths["inputs"], **training.lengths, "targets": longest}
     if lengths != dict(data.lengths):
         print(f"{path}: TASK_FEATURE_LENGTHS = {lengths}, as in training", flush=True)
-    method = method.for_task(data.encode, with_.labels, with_.tasks) if trained_file else method
-    return method, data.as_trained(lengths, with_.target_prefix)
+    if trained_file:
+        method = method.for_task(data.encode, training.labels, training.tasks)
+    return method, data.as_trained(lengths, training.target_prefix)
 
 
 def _value(placement: str) -> str:

@@ -66,7 +66,7 @@ class Result:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The content of `result.json`: the fields, and the numbers of `summary` beside them."""
+        """The content of `result.json`: the fields, and the numbers of `summary`."""
         return dataclasses.asdict(self) | self.summary
 
     def write(self, folder: epath.Path) -> None:

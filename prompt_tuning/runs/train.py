@@ -96,12 +96,12 @@ def train(
     folder = checks.output_folder("MODEL_DIR", model_dir)
     checks.training(fit, data, layout, eval_batch_size=eval_batch_size, seed=seed)
     if not measure_again:
-        found = _result_of_finished(
+        previous = _result_of_finished(
             folder, config, method, layout, data, initial_checkpoint, fit, eval_methods, seed
         )
-        if found is not None:
+        if previous is not None:
             print(f"already finished, see {folder / result_file.NAME}", flush=True)
-            return found
+            return previous
     validation_sets = data.eval_sets("validation")
     test_sets = data.eval_sets("test") if "test" in data.splits else ()
     measured_sets = list({s.task: s for s in (*validation_sets, *test_sets)}.values())
@@ -203,7 +203,7 @@ def train(
         print(_table(result, eval_set, method))
         for line in constant_notes(eval_set.task, best_answers[eval_set.task]):
             print(line)
-    print(f"\nThe prompt, the learning curve and result.json are in {folder}", flush=True)
+    print(f"\nThe trained leaves, the learning curve and result.json are in {folder}", flush=True)
     for line in data.remarks():
         print(line, flush=True)
     return result
@@ -249,10 +249,10 @@ def _result_of_finished(
 
 
 def _settings(data: Data, validation_sets: Sequence[EvalSet], seed: int) -> dict[str, Any]:
-    """What must be the same when a run resumes, beside the settings of `Fit`."""
+    """What must be the same when a run resumes, besides the settings of `Fit`."""
     return {
         **data.settings,
-        # By which the best step is chosen.
+        # The best step is chosen by their scores.
         "validation examples": digest(*((s.inputs, s.targets) for s in validation_sets)),
         "RANDOM_SEED (initialisation)": seed,
     }
@@ -264,7 +264,7 @@ def _card_of_finished(folder: epath.Path) -> Card | None:
 
 
 def _with_changes(settings: str, changes: Sequence[str]) -> str:
-    """The configuration of a run, which begins with the changes of settings on its way."""
+    """The configuration of a run, preceded by the changes that were made to it on resuming."""
     return "".join(f"# {change}\n" for change in changes) + settings
 
 

@@ -38,8 +38,8 @@ def restart() -> None:
     if value is None:
         return
     print(
-        f"restarting with GLIBC_TUNABLES={value}: huge pages are faster on CPUs; {VARIABLE}=0 for "
-        "none",
+        f"restarting with GLIBC_TUNABLES={value}: huge pages are faster on CPUs; set "
+        f"{VARIABLE}=0 to turn this off",
         file=sys.stderr,
         flush=True,
     )

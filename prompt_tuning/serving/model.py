@@ -420,21 +420,21 @@ class Model:
         self, task: str, prompts: Sequence[Any], target_prefix: str | None = None
     ) -> TrainedWith:
         """What the cards of a task's prompts say, which is checked against this model."""
-        found = prompt_folder.trained_with(prompts, f"task {task!r}")
-        if found is None:
+        training = prompt_folder.trained_with(prompts, f"task {task!r}")
+        if training is None:
             return TrainedWith(target_prefix=target_prefix or "")
-        length, longest = found.lengths.get("inputs", 0), self._longest_input
+        length, longest = training.lengths.get("inputs", 0), self._longest_input
         if longest is not None and length > longest:
             raise UserError(
                 f"task {task!r}: its prompt was trained on inputs of {length} tokens, but inputs "
                 f"are cut to {longest} here; set the input length to {length}"
             )
-        if target_prefix not in (None, found.target_prefix):
+        if target_prefix not in (None, training.target_prefix):
             raise UserError(
                 f"task {task!r}: target_prefix is {target_prefix!r}, but its prompt was trained "
-                f"with {found.target_prefix!r}; leave it out"
+                f"with {training.target_prefix!r}; leave it out"
             )
-        return found
+        return training
 
     def _add(
         self,

@@ -46,23 +46,23 @@ def trained_with(paths: Sequence[Any], setting: str) -> TrainedWith | None:
     Raises:
       UserError: if two were trained with different input lengths or target prefixes.
     """
-    first, found = None, None
+    first, training = None, None
     for path in paths:
         prompt_card = card.read_for_answers(path) if isinstance(path, str | os.PathLike) else None
         if prompt_card is None or (other := prompt_card.trained_with) is None:
             continue
-        if found is None:
-            first, found = path, other
+        if training is None:
+            first, training = path, other
         for name, a, b in (
-            ("input length", found.lengths.get("inputs"), other.lengths.get("inputs")),
-            ("target prefix", found.target_prefix, other.target_prefix),
+            ("input length", training.lengths.get("inputs"), other.lengths.get("inputs")),
+            ("target prefix", training.target_prefix, other.target_prefix),
         ):
             if a != b:
                 raise UserError(
                     f"{setting}: {first} was trained with the {name} {a!r}, {path} with {b!r}; "
                     "prompts that answer together must agree"
                 )
-    return found
+    return training
 
 
 def files(folder: epath.PathLike) -> dict[str, list[epath.Path]]:

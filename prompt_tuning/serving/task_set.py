@@ -126,8 +126,8 @@ class TaskSet:
 
     def input_length(self, task: str, without_card: int) -> int:
         """Number of tokens to which the inputs of a task are cut."""
-        with_ = self.trained_with.get(task, TrainedWith())
-        return with_.lengths.get("inputs", without_card)
+        training = self.trained_with.get(task, TrainedWith())
+        return training.lengths.get("inputs", without_card)
 
 
 def checked_texts(texts: Any, name: str = "texts") -> list[str]:

@@ -74,11 +74,11 @@ def _change_of_optimizer(saved: str, current: str) -> str:
 
 
 def _name(optimizer: Any) -> str:
-    """The name of an optimizer, with the arguments that are given in a `functools.partial`."""
+    """The name of an optimizer, with the arguments of a `functools.partial`."""
     if not isinstance(optimizer, functools.partial):
         return getattr(optimizer, "__name__", "")
-    given = ", ".join(f"{name}={value!r}" for name, value in optimizer.keywords.items())
-    return re.sub(r" at 0x\w+", "", f"{_name(optimizer.func)}({given})")
+    arguments = ", ".join(f"{name}={value!r}" for name, value in optimizer.keywords.items())
+    return re.sub(r" at 0x\w+", "", f"{_name(optimizer.func)}({arguments})")
 
 
 def _fields(settings: Any) -> dict[str, str]:
@@ -107,12 +107,12 @@ def _response(
 
     @jax.jit
     def updates(tree: Any) -> list[jax.Array]:
-        state, gradient, found = transform.init(tree), jax.tree.map(lambda x: 2 - x, tree), []
+        state, gradient, values = transform.init(tree), jax.tree.map(lambda x: 2 - x, tree), []
         for _ in range(2):
             update, state = transform.update(gradient, state, tree)
-            found += [matrix[[0, 5], [0, 7]] for matrix in jax.tree.leaves(update)]
+            values += [matrix[[0, 5], [0, 7]] for matrix in jax.tree.leaves(update)]
             gradient = jax.tree.map(lambda x: 0.5 * x * x, tree)
-        return found
+        return values
 
     return [float(x) for x in np.concatenate(jax.device_get(updates(leaf)))]
 

@@ -18,7 +18,7 @@ from prompt_tuning.training.loss import Loss
 
 Batch = Mapping[str, Shaped[ArrayLike, "..."]]
 Metrics = dict[str, Float[Array, ""]]
-# Features that the model takes beside its three token arrays, if a batch has them.
+# Features that the model takes besides its three token arrays, if a batch has them.
 _OPTIONAL_FEATURES = (
     "encoder_segment_ids",
     "decoder_segment_ids",

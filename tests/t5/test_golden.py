@@ -1,7 +1,7 @@
 """Model, loss, optimizer and train step against arrays of the original code (T5X, Flaxformer).
 
-`mini` and `mini_tied` (random weights) lie in tests/data/golden; `tiny` and `t5x_tiny` are released
-checkpoints, read from the shared data folder and skipped where there is none.
+`mini` and `mini_tied` (random weights) are in tests/fixtures/golden; `tiny` and `t5x_tiny` are
+released checkpoints, read from the shared data folder and skipped where there is none.
 """
 
 import functools
@@ -282,7 +282,7 @@ def test_optimizer_steps_on_golden_gradients(case, file):
 
     `v` is a mean with weights 1 - decay = t^-0.8. Late in training that is about 1.5e-5, as a
     difference from 1 in float32 off by up to half of 2^-24, here and in the golden run; early a
-    dozen roundings a step remain.
+    dozen roundings per step remain.
     """
     gold = case.load(file)
     start = START_STEP[file]

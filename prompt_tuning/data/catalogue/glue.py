@@ -87,8 +87,8 @@ def _classification(
       local: Folder of JSON lines; "" for none.
       renamed: Their names of columns.
       files: Further fields of their `LocalFiles`.
-      site: Fields of the `LocalFiles` of what its site hands out, tables by default; None if these
-        are JSON lines as those of `local`.
+      site: Fields of the `LocalFiles` of its site's files, tables by default; None if these are
+        JSON lines as those of `local`.
       options: Further fields of `TextTask`.
     """
     columns: dict[str, type | Sequence[str]] = {

@@ -42,7 +42,7 @@ class TextTask:
       splits: Splits of TensorFlow Datasets; a mapping where SeqIO's names differ from these.
       hidden: Splits whose targets TensorFlow Datasets does not have.
       local: Where local data sets keep it; None if it is read otherwise.
-      sites: Where folders keep it that its sites hand out; these come before `local`.
+      sites: Where the folders that its sites distribute keep it; these come before `local`.
       examples_per_row: Examples per row of the training split, where they are not as many.
     """
 

@@ -1,6 +1,6 @@
 """Reads benchmarks from local files or saved data sets, with TensorFlow Datasets' fields.
 
-What a benchmark's site hands out becomes what TensorFlow Datasets makes of it.
+The files that a benchmark's site distributes become what TensorFlow Datasets makes of them.
 """
 
 import contextlib
@@ -145,14 +145,14 @@ class LocalFiles:
     def _row(self, fields: Fields, split: str, where: str) -> Fields:
         columns = {name: kind for name, kind in self.columns.items() if name != self.target}
         columns |= {k: kind for k, kind in self.optional.items() if self._file_name(k) in fields}
-        found: Fields = {}
+        hidden: Fields = {}
         if self.target:
             value = fields.get(self._file_name(self.target), self.hidden)
             if _may_be_hidden(split) and value == self.hidden:
-                found = {self.target: self.hidden}
+                hidden = {self.target: self.hidden}
             else:
                 columns[self.target] = self.columns[self.target]
-        row = _row(fields, columns, where, self.renamed) | found
+        row = _row(fields, columns, where, self.renamed) | hidden
         return self.adapt(row, where) if self.adapt else row
 
     def _file_name(self, name: str) -> str:
@@ -263,17 +263,17 @@ def _ragged(values: list[list[Any]]) -> Any:
 
 def _subfolder(root: Path, name: str) -> Path:
     """The subfolder of a name, whatever its capitals and hyphens."""
-    found = [
+    folders = [
         path
         for path in sorted(root.iterdir())
         if path.name.lower().replace("-", "") == name and path.is_dir()
     ]
-    if len(found) > 1:
+    if len(folders) > 1:
         raise UserError(
-            f"BENCHMARKS_DIR = {root}: {found[0].name} and {found[1].name} are folders of the same "
-            "task; keep one"
+            f"BENCHMARKS_DIR = {root}: {folders[0].name} and {folders[1].name} are folders of the "
+            "same task; keep one"
         )
-    return found[0] if found else root / name
+    return folders[0] if folders else root / name
 
 
 def _file(folder: Path, stems: Sequence[str], endings: Sequence[str] = JSON_LINES) -> Path | None:
@@ -283,8 +283,8 @@ def _file(folder: Path, stems: Sequence[str], endings: Sequence[str] = JSON_LINE
       UserError: If several stems have one.
     """
     by_stem = ([folder / f"{stem}{ending}" for ending in endings] for stem in stems)
-    found = (next((path for path in paths if path.is_file()), None) for paths in by_stem)
-    existing = [path for path in found if path]
+    first = (next((path for path in paths if path.is_file()), None) for paths in by_stem)
+    existing = [path for path in first if path]
     if len(existing) > 1:
         raise UserError(f"{existing[0]} and {existing[1].name}: two files for one split")
     return existing[0] if existing else None
@@ -431,7 +431,7 @@ def _as_in_text(row: Fields, span: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class MrpcFiles(LocalFiles):
-    """MRPC as its source hands it out, where GLUE's `dev_ids.tsv` names the validation rows."""
+    """MRPC as its source distributes it, where GLUE's `dev_ids.tsv` names the validation rows."""
 
     def paths(self, root: Path) -> dict[str, Path]:
         folder = _subfolder(root, self.folder)

@@ -37,16 +37,16 @@ def _fault(folder: str, split: str) -> str:
     try:
         shards = _field(info, "num_shards")
         expected = _field(path := stats, "examples")
-        found = 0
+        counted = 0
         for path in (f"{prefix}-{i:05d}-of-{shards:05d}" for i in range(shards)):
             if expected > _MOST_COUNTED:
                 tf.io.gfile.stat(path)
             else:
-                found += sum(1 for _ in tf.data.TFRecordDataset(path))
+                counted += sum(1 for _ in tf.data.TFRecordDataset(path))
     except (tf.errors.OpError, ValueError, KeyError, TypeError):
         return f"{Path(path).name} is missing or damaged"
-    complete = expected > _MOST_COUNTED or found == expected
-    return "" if complete else f"{found} of {expected} examples of the split {split!r}"
+    complete = expected > _MOST_COUNTED or counted == expected
+    return "" if complete else f"{counted} of {expected} examples of the split {split!r}"
 
 
 def _field(path: str, name: str) -> int:

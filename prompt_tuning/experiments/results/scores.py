@@ -13,7 +13,7 @@ from typing import Any
 
 Record = Mapping[str, Any]
 MEAN = "mean"
-VALIDATION, ENSEMBLE = "validation", "ensemble"  # rows, beside `runs.result_file.ROWS`
+VALIDATION, ENSEMBLE = "validation", "ensemble"  # rows, besides `runs.result_file.ROWS`
 
 
 @dataclasses.dataclass(frozen=True)
