@@ -20,6 +20,7 @@ from prompt_tuning.analysis.similarity import (
 )
 from prompt_tuning.analysis.sources import source_files
 from prompt_tuning.checkpoint import card, prompts
+from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import files
@@ -62,8 +63,9 @@ def main(
     similarities = rank(target, sources, MEASURES[measure])
     weights = top_k_weights(similarities, top_k) if top_k else {}
     if output:
+        of_average = _card_of_average(list(weights))
         prompts.save(output, weighted_average(sources, weights))
-        _save_card(output, list(weights))
+        card.save(output, of_average)
     if json:
         rows = [
             {"prompt": path, "similarity": similarity, "weight": weights.get(path)}
@@ -78,15 +80,38 @@ def main(
         print(f"{similarity:10.4f}  {weight:6}  {path}")
 
 
-def _save_card(output: str, sources: Sequence[str]) -> None:
-    """Writes the card of an average, which has the backbone and placement of its sources."""
-    read = [source_card for path in sources if (source_card := card.read(path)) is not None]
-    if read:
-        tasks = ", ".join(source_card.task for source_card in read)
-        average = dataclasses.replace(
-            read[0], task=tasks, steps=0, metric={}, config="", initialisation="weighted average"
-        )
-        card.save(output, average)
+def _card_of_average(sources: Sequence[str]) -> Card | None:
+    """The card of an average: backbone and placement of its sources, and their longest lengths.
+
+    Raises:
+      UserError: If sources were trained with different text before their targets.
+    """
+    read = {path: saved for path in sources if (saved := card.read(path)) is not None}
+    if not read:
+        return None
+    with_ = {path: saved.trained_with for path, saved in read.items() if saved.trained_with}
+    for path, trained_with in with_.items():
+        first, other = next(iter(with_.items()))
+        if trained_with.target_prefix != other.target_prefix:
+            raise UserError(
+                f"{path}: was trained with the target prefix {trained_with.target_prefix!r}, "
+                f"{first} with {other.target_prefix!r}; an average of both answers like neither"
+            )
+    average = dataclasses.replace(
+        next(iter(read.values())),
+        task=", ".join(saved.task for saved in read.values()),
+        steps=0,
+        metric={},
+        config="",
+        initialisation="weighted average",
+    )
+    if average.trained_with is None:
+        return average
+    lengths: dict[str, int] = {}
+    for name, length in (pair for each in with_.values() for pair in each.lengths.items()):
+        lengths[name] = max(length, lengths.get(name, 0))
+    trained_with = dataclasses.replace(average.trained_with, lengths=lengths)
+    return dataclasses.replace(average, trained_with=trained_with)
 
 
 if __name__ == "__main__":

@@ -95,8 +95,11 @@ def path_of(prompt: epath.PathLike) -> epath.Path:
     return path.with_name(name + SUFFIX)
 
 
-def save(prompt: epath.PathLike, card: Card) -> None:
-    """Writes the card of the prompt at path `prompt`."""
+def save(prompt: epath.PathLike, card: Card | None) -> None:
+    """Writes the card of the prompt at path `prompt`; None removes that of an earlier prompt."""
+    if card is None:
+        path_of(prompt).unlink(missing_ok=True)
+        return
     fields = dataclasses.asdict(card)
     if card.trained_with is None:
         del fields[_TRAINED_WITH]

@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint import card, prompts
+from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.checkpoint.formats import peft, safetensors_file
 from prompt_tuning.checkpoint.trained import save as save_trained
 from prompt_tuning.errors import UserError
@@ -28,10 +29,12 @@ class Adaptation:
     Attributes:
       leaves: trained leaves by path, float32.
       method: LoRA or IA3; None for a prompt, the leaf at `PROMPT_PATH`.
+      card: how the leaves were trained; None if no card says it.
     """
 
     leaves: dict[str, np.ndarray]
     method: LoRA | IA3 | None = None
+    card: Card | None = None
 
     @property
     def prompt(self) -> np.ndarray:
@@ -78,25 +81,25 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
             f"--lora_alpha={lora_alpha}: belongs to trained leaves of LoRA, which do not contain "
             "it; " + (f"give the LORA_ALPHA of {path}" if lora else "leave it out")
         )
+    saved = None if task is not None else card.read(location)
     if not adapter:
-        _check_card(location, lora_alpha)
+        _check_card(location, saved, lora_alpha)
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in stored.items()}
     if lora_alpha is not None:
-        return Adaptation(leaves, peft_layers.lora_of(path, leaves, lora_alpha))
+        return Adaptation(leaves, peft_layers.lora_of(path, leaves, lora_alpha), saved)
     if any("/ia3_" in name for name in leaves):
-        return Adaptation(leaves, peft_layers.ia3_of(path, leaves))
+        return Adaptation(leaves, peft_layers.ia3_of(path, leaves), saved)
     if adapter and not is_prompt:
         method, leaves = peft_layers.load(location)
-        return Adaptation(leaves, method)
+        return Adaptation(leaves, method, saved)
     if set(leaves) == {PROMPT_PATH}:
-        return Adaptation(leaves)
+        return Adaptation(leaves, card=saved)
     prompt = peft.load_prompt(location, task) if adapter else prompts.load(location)
-    return Adaptation({PROMPT_PATH: prompt})
+    return Adaptation({PROMPT_PATH: prompt}, card=saved)
 
 
-def _check_card(path: epath.Path, lora_alpha: float | None) -> None:
+def _check_card(path: epath.Path, saved: Card | None, lora_alpha: float | None) -> None:
     card.check_prefix(path)
-    saved = card.read(path)
     settings = saved.trained_with.settings if saved and saved.trained_with else {}
     alpha = settings.get("LoRA.alpha", lora_alpha)
     if lora_alpha is not None and alpha != lora_alpha:
@@ -104,7 +107,7 @@ def _check_card(path: epath.Path, lora_alpha: float | None) -> None:
 
 
 def write(path: str, form: str, adaptation: Adaptation) -> None:
-    """Writes an adaptation in one of `FORMATS`.
+    """Writes an adaptation in one of `FORMATS`, and its card beside it.
 
     Raises:
       CheckpointError: if the folder exists, or leaves cannot be written.
@@ -124,3 +127,5 @@ def write(path: str, form: str, adaptation: Adaptation) -> None:
     else:
         name = type(adaptation.method).__name__
         raise UserError(f"--format={form}: {name} has no prompt; use --format=trained or peft")
+    length = len(adaptation.prompt) if adaptation.method is None and form != "trained" else 0
+    card.save(location, adaptation.card and dataclasses.replace(adaptation.card, length=length))

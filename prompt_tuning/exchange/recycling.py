@@ -119,6 +119,7 @@ def recycle(
       UserError: if prompt and source differ in width, a table has too few rows, or `mlp` diverges.
     """
     prompt, source_table = prompts.load(prompt_file), embedding(source)
+    trained = card.read(prompt_file)
     if prompt.shape[1] != source_table.shape[1]:
         raise UserError(
             f"{prompt_file}: the prompt is {prompt.shape[1]} wide, {source} "
@@ -131,12 +132,14 @@ def recycle(
     if not np.isfinite(recycled).all():
         raise UserError(f"--learning_rate={learning_rate}: mlp diverges; lower it")
     prompts.save(output, recycled)
-    if (trained := card.read(prompt_file)) is not None:
-        # The target's fingerprint would need all of its leaves; the rest is as in training.
-        carried = dataclasses.replace(
+    # The target's fingerprint would need all of its leaves; the rest is as in training.
+    card.save(
+        output,
+        trained
+        and dataclasses.replace(
             trained, backbone=target, fingerprint="", d_model=recycled.shape[1], metric={}
-        )
-        card.save(output, carried)
+        ),
+    )
     sizes = len(source_table), len(target_table)
     remark = "{} and {} rows of embeddings: the first ones are taken as common\n".format(*sizes)
     return (remark if sizes[0] != sizes[1] else "") + (

@@ -31,6 +31,8 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.t5.config import preset
 from prompt_tuning.testing import (
+    CommandResult,
+    assert_mistake,
     clean_registries,
     random_leaves,
     run_command,
@@ -416,3 +418,56 @@ def test_a_recycled_prompt_keeps_what_it_was_trained_with(tmp_path):
     with pytest.raises(UserError, match="was trained as 'suffix'"):
         prompt_folder.read(output)
     assert card.read(output).trained_with == card.read(path).trained_with
+    card.save(path, None)
+    recycling.recycle(str(path), source, source, output, skip=0, tokens=60)
+    assert card.read(output) is None  # not that of the prompt that was there before
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "form", "output", "alpha"),
+    [
+        ("prompt", "prompt_best.npy", "prompt", "other.npy", None),
+        ("prompt", "prompt_best.safetensors", "peft", "adapter", None),
+        ("prompt", "trained_best.safetensors", "prompt", "other.safetensors", None),
+        ("prompt", "prompt_best.npy", "trained", "other.safetensors", None),
+        ("lora", "trained_best.safetensors", "peft", "adapter", 4.0),
+        ("lora", "trained_best.safetensors", "trained", "other.safetensors", 4.0),
+    ],
+)
+def test_other_formats_keep_the_card(method, kind, form, output, alpha, tmp_path):
+    trained = {"prompt": prompt_tuning(), "lora": methods.LoRA(2, alpha=4.0)}[method]
+    data = Numbers(target_prefix="5")
+    path, other = save(tmp_path / "run", trained, data) / kind, tmp_path / output
+    adapters.write(str(other), form, adapters.read(str(path), lora_alpha=alpha))
+    found, expected = card.read(other), card.read(path)
+    length = P if method == "prompt" and form != "trained" else 0
+    assert found == dataclasses.replace(expected, length=length)
+    assert found.trained_with.target_prefix == "5"
+    if form == "peft":
+        assert adapters.read(str(other)).card == found
+        return
+    card.save(path, None)
+    adapters.write(str(other), form, adapters.read(str(path), lora_alpha=alpha))
+    assert card.read(other) is None  # not that of the file that was there before
+
+
+def test_an_average_is_of_one_target_prefix_and_the_longest_inputs(tmp_path, capsys):
+    def prompt(name: str, **changes: Any) -> str:
+        return str(save(tmp_path / name, prompt_tuning(), Numbers(**changes)) / "prompt_best.npy")
+
+    target = prompt("a")
+    sources = [prompt("b"), prompt("c", lengths={"inputs": 32, "targets": 2})]
+    output = tmp_path / "average.npy"
+
+    def average(*paths: str) -> CommandResult:
+        return run_command(
+            "prompt_tuning.transfer",
+            *(f"--prompt={target}", f"--sources={','.join(paths)}"),
+            *(f"--top_k={len(paths)}", f"--output={output}"),
+        )
+
+    assert average(*sources).status == 0
+    assert card.read(output).trained_with.lengths == {"inputs": 32, "targets": 4}
+    output.unlink()
+    assert_mistake(average(*sources, prompt("d", target_prefix="5")), "target prefix")
+    assert not output.exists()
