@@ -43,6 +43,7 @@ def of_training(
         **_fields(loss),
         "DROPOUT_RATE": tuned.model.config.dropout_rate,
         "ACTIVATION_DTYPE": tuned.model.config.dtype,
+        "BACKBONE_DTYPE": tuned.model.config.frozen_dtype,
         "PRODUCTS": "bfloat16" if narrow.rounds(tuned.model.config.products) else "float32",
         "RANDOM_SEED (dropout)": seed,
     }

@@ -76,6 +76,7 @@ def folder(tmp_path_factory):
         ({"optimizer": lambda rate: optax.adam(rate)}, "OPTIMIZER = adafactor, now <lambda>"),
         ({"loss": Loss(z_loss=0.1)}, "Loss.z_loss = 0.0001, now 0.1"),
         ({"config": tiny_config(dropout_rate=0.2)}, "DROPOUT_RATE = 0.0, now 0.2"),
+        ({"config": tiny_config(frozen_dtype="int8")}, "BACKBONE_DTYPE = float32, now int8"),
         (
             {"method": methods.PromptTuning(2, initializer=methods.Uniform())},
             "PromptTuning.initializer = ",
