@@ -32,6 +32,8 @@ class Result:
       seconds: Seconds that the last process took.
       distinct_answers: Number of different answers that the trained leaves give by the first
         evaluation method, by task; where it is 1, the score is that of a constant.
+      examples: Digest of the examples that each task was measured on, by task; empty in a file of
+        an earlier version.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Result:
     resumed_from_step: int
     seconds: float
     distinct_answers: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    examples: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, float]:
@@ -63,6 +66,17 @@ class Result:
             task: {row: of_first_method(metrics) for row, metrics in rows.items()}
             for task, rows in self.scores.items()
         }
+
+    def measures(self, majorities: Mapping[str, Metrics], examples: Mapping[str, str]) -> bool:
+        """Whether these metrics of these examples were measured, in this order of the metrics.
+
+        Args:
+          majorities: Metrics of the most frequent target, by task.
+          examples: Digests of the examples, by task.
+        """
+        names = {task: [*metrics] for task, metrics in majorities.items()}
+        measured = {task: [*rows[MAJORITY]] for task, rows in self.scores.items()}
+        return measured == names and self.examples in ({}, examples)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -111,7 +125,7 @@ def _in_present_form(content: Mapping[str, Any]) -> Mapping[str, Any]:
     Such a file has `split`: a name, with `scores` by row, if the run measured one task, else both
     by task. Its rows are in the order of `ROWS`, under the names that they have in a printed table.
     """
-    content = {"distinct_answers": {}, **content}
+    content = {"distinct_answers": {}, "examples": {}, **content}
     if "splits" in content:
         return content
     task, split, scores = content["task"], content["split"], content["scores"]

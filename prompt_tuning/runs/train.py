@@ -16,7 +16,6 @@ from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table
-from prompt_tuning.evaluation.predict import AUTO
 from prompt_tuning.evaluation.scores import (
     constant_notes,
     majority,
@@ -85,7 +84,8 @@ def train(
       on_start: Function called with the folder once all settings are checked and before anything is
         written; may return the settings as text, for the cards.
       measure_again: Whether a finished run is measured again; otherwise its settings are compared,
-        without loading the backbone, and its results are returned.
+        without loading the backbone, and its results are returned if they are of these examples
+        and metrics.
 
     Returns:
       The content of `result.json`.
@@ -95,19 +95,21 @@ def train(
     # Check.
     folder = checks.output_folder("MODEL_DIR", model_dir)
     checks.training(fit, data, layout, eval_batch_size=eval_batch_size, seed=seed)
-    if not measure_again:
-        previous = _result_of_finished(
-            folder, config, method, layout, data, initial_checkpoint, fit, eval_methods, seed
-        )
-        if previous is not None:
-            print(f"already finished, see {folder / result_file.NAME}", flush=True)
-            return previous
     validation_sets = data.eval_sets("validation")
     test_sets = data.eval_sets("test") if "test" in data.splits else ()
     measured_sets = list({s.task: s for s in (*validation_sets, *test_sets)}.values())
     checks.eval_methods(eval_methods, measured_sets, "EVAL_METHODS")
     # Now, since it raises for metrics that are not numbers.
     majorities = {s.task: majority(s, eval_methods) for s in measured_sets}
+    described = _settings(data, validation_sets, seed)
+    examples = {s.task: _digest(s) for s in measured_sets}
+    if not measure_again:
+        previous = _result_of_finished(
+            folder, config, method, layout, data, initial_checkpoint, fit, described
+        )
+        if previous is not None and previous.measures(majorities, examples):
+            print(f"already finished, see {folder / result_file.NAME}", flush=True)
+            return previous
     rows_multiple = layout.row_shards * fit.num_microbatches
     batches = functools.partial(
         data.train_batches, positions=method.positions, multiple=rows_multiple
@@ -126,7 +128,6 @@ def train(
     # Lock.
     with only_run(folder):
         identity = fingerprint.identity(initial_checkpoint, tuned.backbone, tuned.sums)
-        described = _settings(data, validation_sets, seed)
         start, changes = fit.resumes_from(tuned, folder, identity, described)
         check_resumes(folder, validation_sets, eval_methods, tuned.trained, start)
         finished = _card_of_finished(folder) if start == fit.total_steps else None
@@ -175,6 +176,7 @@ def train(
         result = Result(
             task=data.task,
             splits={s.task: s.split for s in measured_sets},
+            examples=examples,
             scores={
                 s.task: {
                     MAJORITY: majorities[s.task],
@@ -217,8 +219,7 @@ def _result_of_finished(
     data: Data,
     initial_checkpoint: str,
     fit: Fit,
-    eval_methods: Sequence[str],
-    seed: int,
+    described: Mapping[str, Any],
 ) -> Result | None:
     """The result of a run that took all steps with these settings; None if `train` must look.
 
@@ -228,9 +229,6 @@ def _result_of_finished(
     if not Result.exists(folder):
         return None
     result, checkpoints = Result.read(folder), RunCheckpoints(folder)
-    measured = {name.partition("/")[0] for rows in result.scores.values() for name in rows[TRAINED]}
-    if AUTO not in eval_methods and measured != set(eval_methods):
-        return None
     if checkpoints.latest is None:
         warnings.warn(
             f"{folder}: has a result but no checkpoint; its settings are not compared", stacklevel=2
@@ -243,8 +241,7 @@ def _result_of_finished(
     split = ParamSplit.of(config, method)
     trained = unflatten({path: split.shapes[path] for path in split.trained})
     outline = TunedModel(T5(config, method), split, trained, {}, layout)
-    settings = _settings(data, data.eval_sets("validation"), seed)
-    fit.history(checkpoints, {**fit.described(outline), **settings})
+    fit.history(checkpoints, {**fit.described(outline), **described})
     return result
 
 
@@ -256,6 +253,10 @@ def _settings(data: Data, validation_sets: Sequence[EvalSet], seed: int) -> dict
         "validation examples": digest(*((s.inputs, s.targets) for s in validation_sets)),
         "RANDOM_SEED (initialisation)": seed,
     }
+
+
+def _digest(data: EvalSet) -> str:
+    return digest(data.split, data.inputs, data.targets)
 
 
 def _card_of_finished(folder: epath.Path) -> Card | None:

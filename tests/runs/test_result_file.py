@@ -1,5 +1,6 @@
 """`result.json`: one form, and the forms of files from before it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -86,3 +87,21 @@ def test_what_is_not_a_result_is_named(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result\.json: not a result of `train`"):
         Result.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "examples", "measures"),
+    [
+        (("rank/f1", "rank/accuracy", "generate/f1"), "1", True),
+        (("rank/accuracy", "rank/f1", "generate/f1"), "1", False),
+        (("rank/f1", "rank/accuracy"), "1", False),
+        (("rank/f1", "rank/accuracy", "generate/f1"), "2", False),
+    ],
+)
+def test_a_result_is_of_its_metrics_and_examples(names, examples, measures):
+    result = dataclasses.replace(RESULT, examples={"reviews": "1"})
+    majorities = {"reviews": dict.fromkeys(names, 0.5)}
+    assert result.measures(majorities, {"reviews": examples}) is measures
+    # An earlier version did not write the digests.
+    assert RESULT.measures(majorities, {"reviews": "2"}) is (measures or examples == "2")
+    assert not result.measures({"questions": majorities["reviews"]}, {"questions": "1"})
