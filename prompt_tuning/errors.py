@@ -1,6 +1,7 @@
 """Errors that a user can act on; the command line prints their one line and exits with status 2."""
 
 import numbers
+import sys
 from typing import Any
 
 MOST = 2**31 - 1  # of 32 bits
@@ -34,6 +35,6 @@ def real_number(name: str, value: Any) -> float:
       UserError: unless it is a finite number.
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and abs(value) < float("inf")):
+    if not (real and abs(value) <= sys.float_info.max):
         raise UserError(f"{name} = {value!r}: must be a finite number")
     return float(value)

@@ -95,13 +95,15 @@ def labels(folder: epath.PathLike) -> dict[str, list[str]]:
     """Reads the label words by task from the folder's `labels.json`; empty without that file.
 
     Raises:
-      UserError: if it is not a JSON object of lists, or names a task without a prompt.
+      UserError: if it is not a JSON object of lists, or names a task twice or without a prompt.
     """
     path = epath.Path(folder).expanduser() / LABELS_FILE
     if not path.is_file():
         return {}
     try:
-        words = json.loads(path.read_text())
+        words = json.loads(path.read_text(), object_pairs_hook=_each_once)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(words, dict) or not all(isinstance(value, list) for value in words.values()):
@@ -110,6 +112,14 @@ def labels(folder: epath.PathLike) -> dict[str, list[str]]:
     if unknown := sorted(task for task in words if composed(task) not in known):
         raise UserError(f"{path}: no prompt for the task {shown_beside(unknown[0], known)}")
     return {composed(task): value for task, value in words.items()}
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON file, which would keep the last of two lists of one name."""
+    names = [composed(name) for name, _ in pairs]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"has two lists for the task {twice[0]!r}; delete one")
+    return dict(pairs)
 
 
 def _prompts_in(path: epath.Path) -> list[epath.Path]:

@@ -411,6 +411,7 @@ def test_a_folder_holds_tasks_and_ensembles(tmp_path):
         ({"a.npy": 2, "labels.json": "[]"}, "must be a JSON object with a list"),
         ({"a.npy": 2, "labels.json": '{"b": ["x"]}'}, "no prompt for the task 'b'"),
         ({"a.npy": 2, "labels.json": '{"a": ["x", "x"]}'}, "must be distinct words"),
+        ({"a.npy": 2, "labels.json": '{"a": ["x"], "a": ["y"]}'}, "two lists for the task 'a'"),
         ({"a.npy": 2, "b.npy": "text"}, "b.npy: not a prompt"),
     ],
 )

@@ -142,6 +142,7 @@ def test_names_of_tasks_that_are_no_strings(model, task, message):
         ({"beams": 10**6}, "beams = 1000000: must be a whole number"),
         ({"alpha": float("nan")}, "alpha = nan: must be a finite number"),
         ({"alpha": "x"}, "alpha = 'x': must be a finite number"),
+        ({"alpha": 10**400}, "must be a finite number"),
         ({"sampling": 1}, "sampling = 1: must be a Sampling or None"),
     ],
 )
