@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from commands import assert_mistake, run
 from safetensors.numpy import save_file
 
 from prompt_tuning.checkpoint import backbone, prompts
@@ -22,6 +21,7 @@ from prompt_tuning.runs.pretrain import pretrain
 from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.runs.train import train
 from prompt_tuning.t5 import preset
+from prompt_tuning.testing import assert_mistake, run_command
 
 CONFIG = preset("nano")
 NAN = np.full((4, 16), np.nan, np.float32)
@@ -217,7 +217,7 @@ CASES = {
     "unknown flag": (convert("hf", "--form=t5x"), "Unknown command line flag 'form'"),
     "no format of ours": (convert("hf", "--format=tf"), "--format=tf: value should be one of"),
     "no dtype of ours": (convert("hf", "--dtype=int8"), "--dtype=int8: value should be one of"),
-    "word beside flags": (convert("hf", "more"), "unexpected argument 'more'"),
+    "word besides flags": (convert("hf", "more"), "unexpected argument 'more'"),
     "word, not a number": (adapters("adapter", "--task=one"), "--task=one"),
     "number too low": (transfer("--top_k=0", "--output=new.npy"), "--top_k=0"),
     "tokens below 1": (recycle("--tokens=0"), "--tokens=0"),
@@ -409,10 +409,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(("command", "part"), CASES.values(), ids=CASES.keys())
-def test_is_one_line(folder, capsys, monkeypatch, command, part):
+def test_is_one_line(folder, monkeypatch, command, part):
     monkeypatch.chdir(folder)
     before = names(folder)
-    assert_mistake(run(*command, capsys, monkeypatch), part)
+    name, arguments = command
+    assert_mistake(run_command(name, *arguments), part)
     assert names(folder) == before
 
 
@@ -439,8 +440,9 @@ def test_in_a_process_of_its_own(folder):
     assert done.stderr.startswith("error: ") and part in done.stderr
 
 
-def test_flags_are_as_before(folder, capsys, monkeypatch):
-    """Of what `run` leaves behind: it would hide a flag that a command lacks."""
+def test_flags_are_as_before():
+    """A flag that `run_command` left behind would hide that another command lacks it."""
     before = set(flags.FLAGS)
-    run(*inspect("absent"), capsys, monkeypatch)
+    name, arguments = inspect("absent")
+    run_command(name, *arguments)
     assert set(flags.FLAGS) == before

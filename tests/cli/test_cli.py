@@ -8,10 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import commands
 import numpy as np
 import pytest
-from commands import Result, assert_mistake
 
 from prompt_tuning import embedded
 from prompt_tuning.checkpoint import backbone, prompts
@@ -24,6 +22,7 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.train import train
 from prompt_tuning.runtime import connectivity
 from prompt_tuning.t5.config import preset
+from prompt_tuning.testing import CommandResult, assert_mistake, run_command
 
 # Nano-size, on bytes, so that every command takes seconds.
 NANO = """
@@ -76,12 +75,12 @@ def _process_state() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(folder, capsys, monkeypatch) -> Callable[..., Result]:
+def command(folder) -> Callable[..., CommandResult]:
     """Runs a command in this process; "{folder}" in arguments is the folder of inputs."""
 
-    def run(function: Callable, *arguments: str) -> Result:
+    def run(function: Callable, *arguments: str) -> CommandResult:
         words = [argument.replace("{folder}", str(folder)) for argument in arguments]
-        return commands.run(function, words, capsys, monkeypatch)
+        return run_command(function, *words)
 
     return run
 

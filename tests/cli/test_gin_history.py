@@ -4,19 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import run
 
 from prompt_tuning.cli import gin_history
 from prompt_tuning.runs.train import train
+from prompt_tuning.testing import run_command
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OLD_CONFIG = Path(__file__).parents[1] / "fixtures" / "config_of_an_earlier_version.gin"
 
 
-def test_a_run_of_an_earlier_version_is_planned(capsys, monkeypatch):
+def test_a_run_of_an_earlier_version_is_planned():
     """Its config.gin imports modules that have moved, and configures training in `train.train`."""
     files = [f"--gin_file={OLD_CONFIG}", "--dry_run", "--gin.TRAIN_STEPS=7"]
-    result = run(train, files, capsys, monkeypatch)
+    result = run_command(train, *files)
     assert (result.status, result.err) == (0, "")
     assert "loop.Fit.total_steps = %TRAIN_STEPS" in result.out
     assert re.search(r"^trained +1 leaves +1,024 parameters", result.out, re.MULTILINE)
