@@ -34,7 +34,7 @@ def backbone_alone(
     is_resuming: bool = False,
     is_added: Callable[[str], bool] = lambda path: False,
 ) -> Any:
-    """A `RestoreStateTransformationFn`: leaves the backbone in a checkpoint's state, and its step.
+    """A `RestoreStateTransformationFn`: keeps only the backbone and the step of a checkpoint.
 
     `RestoreCheckpointConfig.fallback_to_scratch` then makes the prompt and the optimizer's state,
     and would also make what a checkpoint lacks of the backbone.

@@ -120,7 +120,7 @@ class _Prompted(nn.Module):
 
 
 class FromBackbone:
-    """Initial values that a method takes from a backbone's embeddings, its initialiser's way.
+    """Computes a method's initial values from a backbone's embeddings, by its initialiser.
 
     T5X traces the initialisation several times; the values are made once for each method.
     """

@@ -475,7 +475,7 @@ def _is_sequence(setting: Any) -> bool:
 
 
 def _for_each(name: str, setting: Any, count: int) -> list[Any]:
-    """The values of a setting, by position; of a single value `count` times the same.
+    """The values of a setting, by position; a single value is repeated `count` times.
 
     Raises:
       UserError: if it has another number of values.
@@ -537,8 +537,9 @@ def load(
         decodes.
       layout: Devices, from `sharding.layout`; None to divide rows over all devices.
       batch_size: Most rows of a batch.
-      input_length: Number of tokens, including the end token, to which an input is cut if the card
-        of its prompt has no number or a larger one, which is refused; None for 512 without a card.
+      input_length: Number of tokens, including the end token, to which an input is cut, unless the
+        card of its task's prompt says fewer; prompts trained on longer inputs are refused. None
+        for the card's number, or 512 without a card.
       tasks: Number of prompts that there is room for at the start; it doubles when more are added,
         and batches are then compiled again.
       prompt_length: Length of the prompts that there is room for at the start; it grows to the

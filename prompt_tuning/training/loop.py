@@ -278,6 +278,7 @@ class _Loop:
         self._described = {**settings.described(tuned), **further}
         host_batches = batches(self._start)
         current = dict(self._described)
+        # `further` need not name the batch size; it is then that of the first batch.
         is_missing = "BATCH_SIZE" in about.get("settings", {}).keys() - current.keys()
         if is_missing and (first := next(host_batches, None)) is not None:
             host_batches = itertools.chain([first], host_batches)
@@ -291,6 +292,7 @@ class _Loop:
                     stacklevel=2,
                 )
             _, self._state = self._checkpoints.restore(self._state)
+        # After a change of the data a step is another number of examples, so these are counted.
         of_data = {name: current[name] for name in current.keys() & {*further, "BATCH_SIZE"}}
         if run_settings.changes(about.get("settings", {}), of_data):
             host_batches = _from_example(batches, self._examples)
