@@ -413,6 +413,11 @@ class Model:
             return np.zeros((0, self.config.d_model), np.float32)
         if isinstance(prompt, np.ndarray | Array):
             return np.asarray(prompt)
+        if not isinstance(prompt, str | os.PathLike):
+            raise UserError(
+                f"a prompt of type {type(prompt).__name__}: must be a NumPy or JAX array [P, D], a "
+                "path, None, or a list of these"
+            )
         fingerprint_of_backbone = None if self._allow_other_backbone else lambda: self.fingerprint
         return prompt_folder.read(prompt, fingerprint_of_backbone)
 

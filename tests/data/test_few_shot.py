@@ -186,7 +186,12 @@ def test_the_users_own_files(tmp_path, vocabulary):
 
 @pytest.mark.parametrize(
     ("k", "seed", "message"),
-    [(0, 0, "FEW_SHOT = 0: must be at least 1"), (3, -1, "FEW_SHOT_SEED = -1: must be")],
+    [
+        (0, 0, "FEW_SHOT = 0: must be a whole number from 1"),
+        (True, 0, "FEW_SHOT = True: must be a whole number from 1"),
+        ([1], 0, "FEW_SHOT = .1.: must be a whole number from 1"),
+        (3, -1, "FEW_SHOT_SEED = -1: must be"),
+    ],
 )
 def test_impossible_settings(task, k, seed, message):
     with pytest.raises(UserError, match=message):

@@ -327,6 +327,14 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path):
         model.add_task("u", saved(tmp_path, model.fingerprint, "suffix"))
 
 
+@pytest.mark.parametrize("wrong", [5, [[0.5] * D], {"a": 1}, b"p.npy"])
+def test_what_is_no_prompt_is_one_line(wrong):
+    model = empty()
+    with pytest.raises(UserError, match=r"a prompt of type .*: must be a NumPy or JAX array"):
+        model.add_task("t", [wrong, prompt(2)])
+    assert model.tasks == ()
+
+
 def test_inputs_are_cut_as_in_training(tmp_path):
     """Each task's own, also in one batch; an array has no card."""
     long, cut = text(9, 1), " ".join(text(9, 1).split()[:3])

@@ -27,17 +27,17 @@ class FewShot:
       seed: Seed of their choice; a larger number adds to the examples of a smaller one.
 
     Raises:
-      UserError: If `examples` is not positive or `seed` is negative.
+      UserError: If `examples` is no positive whole number, or `seed` none from 0.
     """
 
     examples: int
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.examples < 1:
-            raise UserError(
-                f"FEW_SHOT = {self.examples}: must be at least 1, or None for all examples"
-            )
+        try:
+            whole_number("FEW_SHOT", self.examples, 1)
+        except UserError as error:
+            raise UserError(f"{error}, or None for all examples") from None
         whole_number("FEW_SHOT_SEED", self.seed, 0)
 
     def choose(self, task: seqio.Task, targets: Sequence[str]) -> list[int]:
