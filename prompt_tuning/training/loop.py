@@ -1,6 +1,7 @@
 """The training loop: from a model, its batches and settings to trained leaves on disk."""
 
 import dataclasses
+import functools
 import itertools
 import time
 import warnings
@@ -123,7 +124,8 @@ class Fit:
             the last step.
           identity: Identity of the backbone; computed from its leaves if None.
           settings: Further settings by name, JSON values that must be the same when the run
-            resumes, such as those of the data.
+            resumes. Those of the data are known if `batches` is a method of it, such as
+            `TaskData.train_batches`.
 
         Returns:
           The model with its trained leaves.
@@ -238,6 +240,15 @@ def create_state(tuned: TunedModel, optimizer: optax.GradientTransformation) -> 
     return TrainState(step, tuned.trained, opt_state)
 
 
+def _settings_of(batches: Batches) -> Mapping[str, Any]:
+    """The settings of the data whose method `train_batches` gives the batches; empty for others."""
+    while isinstance(batches, functools.partial):
+        batches = batches.func
+    if getattr(batches, "__name__", "") != "train_batches":
+        return {}
+    return getattr(getattr(batches, "__self__", None), "settings", {})
+
+
 def _from_example(batches: Batches, count: int) -> Iterator[HostBatch]:
     """The batches after the first `count` examples, which take whole batches."""
     passed = 0
@@ -275,6 +286,7 @@ class _Loop:
         self._start = self._checkpoints.latest or 0
         about = self._checkpoints.about
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
+        further = {**_settings_of(batches), **further}
         self._described = {**settings.described(tuned), **further}
         host_batches = batches(self._start)
         current = dict(self._described)

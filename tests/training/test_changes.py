@@ -2,6 +2,7 @@
 
 import contextvars
 import functools
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -95,6 +96,36 @@ def test_changed_settings_are_listed_and_refused(change, message, steps, folder)
     assert f"this run was trained with {message}" in str(error.value)
     assert "RESUME_WITH_CHANGES" in str(error.value) and "\n" not in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+class Data:
+    """Stands for `TaskData`."""
+
+    def __init__(self, **settings: object) -> None:
+        self.settings = {"BATCH_SIZE": 4, **settings}
+
+    def train_batches(self, start: int, multiple: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        return batches_of(4)(start)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"RANDOM_SEED (data)": 3}, "RANDOM_SEED (data) = 0, now 3"),
+        ({"training examples": "b"}, "training examples = a, now b"),
+    ],
+)
+def test_fit_knows_the_settings_of_its_data(settings, message, wrapped, tmp_path):
+    def steps(count: int, **changes: object) -> None:
+        data = Data(**{"RANDOM_SEED (data)": 0, "training examples": "a", **changes})
+        batches = data.train_batches
+        fit(tmp_path, count, batches=functools.partial(batches, multiple=2) if wrapped else batches)
+
+    steps(1)
+    steps(2)
+    with pytest.raises(CheckpointError, match=f"this run was trained with {re.escape(message)}"):
+        steps(3, **settings)
 
 
 @pytest.mark.parametrize(
