@@ -15,6 +15,7 @@ from absl import app, flags, logging
 
 from prompt_tuning.cli.gin_parsing import (
     arguments_of,
+    check_one_of_a_kind,
     expand_gin_flags,
     one_line,
     parse,
@@ -85,6 +86,7 @@ def main(
             raise UserError(f"unexpected argument {words[1]!r}: settings are --gin.NAME=VALUE")
         _join_processes()
         of_flags = bindings(**{name: holder.value for name, holder in holders.items()})
+        check_one_of_a_kind(_GIN_FILE.value)
         parsed = [*files, *_GIN_FILE.value], [*_GIN_BINDINGS.value, *of_flags]
         if not DRY_RUN.value:
             _call(function, parse(function, *parsed))

@@ -111,6 +111,27 @@ def in_order(files: Sequence[str]) -> list[str]:
     return sorted(files, key=rank)
 
 
+def check_one_of_a_kind(files: Sequence[str]) -> None:
+    """Checks that the command line names one model and one method of the package at most.
+
+    Raises:
+      UserError: If it names two, of which one would replace the other.
+    """
+    hints = {
+        "models/": "",
+        "methods/": ", or a file of your own that combines them (docs/methods.md)",
+    }
+    for kind, hint in hints.items():
+        of_kind = {
+            file for file in files if file.startswith(kind) and (configs_folder() / file).is_file()
+        }
+        if len(of_kind) > 1:
+            raise UserError(
+                f"--gin_file={', --gin_file='.join(sorted(of_kind))}: one would replace the other; "
+                f"give one{hint}"
+            )
+
+
 def parse(
     function: Callable,
     files: Sequence[str],

@@ -158,6 +158,14 @@ MISTAKES = {
         ["--gin_file={folder}/nano.gin", *TRAIN[1:]],
         "error: METHOD is not set",
     ),
+    "two methods": (
+        on_files("--gin_file=methods/lora.gin", "--gin_file=methods/prompt_tuning.gin"),
+        "methods/lora.gin, --gin_file=methods/prompt_tuning.gin: one would replace the other",
+    ),
+    "two models": (
+        on_files("--gin_file=models/demo.gin", "--gin_file=models/ladder_s.gin"),
+        "models/demo.gin, --gin_file=models/ladder_s.gin: one would replace the other",
+    ),
     "class without ()": (on_files("--gin.PROMPT_INIT=@Uniform"), "write @Uniform()"),
     "class as a word": (on_files("--gin.PROMPT_INIT=Uniform"), "must be a reference (@NAME())"),
     "function with ()": (on_files("--gin.OPTIMIZER=@optim.adafactor()"), "adafactor, without ()"),
