@@ -23,6 +23,11 @@ _HINTS = {
     "EVALUATOR_NUM_EXAMPLES": "EVAL_EXAMPLES is the number of examples that are measured",
 }
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
+# Macros that a kind of gin file sets.
+_FILES = {
+    "MODEL": "give a --gin_file=models/NAME.gin",
+    "METHOD": "give a --gin_file=methods/NAME.gin",
+}
 
 
 def with_own_name(binding: str) -> str:
@@ -167,7 +172,8 @@ def _followed(name: str, value: Any, kind: Any, scopes: Sequence[str] = ()) -> I
         macro = "/".join(value.scopes)
         bound = gin.get_bindings(f"{macro}/gin.macro", resolve_references=False)
         if "value" not in bound:
-            raise UserError(f"{macro} is not set: {_HOW_TO_SET.format(macro)}")
+            how = _FILES.get(macro, _HOW_TO_SET.format(macro))
+            raise UserError(f"{macro} is not set: {how}")
         yield from _followed(macro, bound["value"], kind)
     elif value.scoped_selector == "gin.REQUIRED/gin.constant":
         raise UserError(f"{name} is not set: {_HOW_TO_SET.format(name)}")

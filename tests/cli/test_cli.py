@@ -153,10 +153,10 @@ MISTAKES = {
     "T5X's examples": (on_files("--gin.EVALUATOR_NUM_EXAMPLES=8"), "EVAL_EXAMPLES is the number"),
     "T5X's steps": (on_files("--gin.TRAIN_STEPS_RELATIVE=0"), "TRAIN_STEPS = 0: must be a whole"),
     "no checkpoint set": (nano("--gin.INITIAL_CHECKPOINT_PATH=%gin.REQUIRED"), "INITIAL_CHECKPOIN"),
-    "no model file": (list(TRAIN), "error: MODEL is not set"),
+    "no model file": (list(TRAIN), "error: MODEL is not set: give a --gin_file=models/NAME.gin"),
     "no method file": (
         ["--gin_file={folder}/nano.gin", *TRAIN[1:]],
-        "error: METHOD is not set",
+        "error: METHOD is not set: give a --gin_file=methods/NAME.gin",
     ),
     "two methods": (
         on_files("--gin_file=methods/lora.gin", "--gin_file=methods/prompt_tuning.gin"),
