@@ -1,6 +1,8 @@
 """What the card of a trained file decides: labels, tasks, lengths and sentinel of the training."""
 
 from prompt_tuning.checkpoint import card as cards
+from prompt_tuning.checkpoint.card import TrainedWith
+from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Method
@@ -22,8 +24,8 @@ def as_trained(
       allow_other_settings: Whether to leave everything as it is.
 
     Raises:
-      UserError: If the placement of a prompt is another one, or targets have a sentinel that the
-        training did not have.
+      UserError: If the placement of a prompt is another one, targets have a sentinel that the
+        training did not have, or a method with parameters for each label word has none for one.
       CheckpointError: As `card.read`.
     """
     prompt_file = _prompt_file(method)
@@ -52,8 +54,28 @@ def as_trained(
     if lengths != dict(data.lengths):
         print(f"{path}: TASK_FEATURE_LENGTHS = {lengths}, as in training", flush=True)
     if trained_file:
-        method = method.for_task(data.encode, training.labels, training.tasks)
+        method = _of_training(method, data, training, path)
     return method, data.as_trained(lengths, training.target_prefix)
+
+
+def _of_training(method: Method, data: Data, training: TrainedWith, path: str) -> Method:
+    """The method with the labels and tasks of its training.
+
+    Raises:
+      UserError: If the data have a label word for which the method has no leaves.
+    """
+    trained = method.for_task(data.encode, training.labels, training.tasks)
+    words = set(map(composed, training.labels))
+    others = [word for word in data.labels if composed(word) not in words]
+    if others and training.labels:
+        fewer = method.for_task(data.encode, training.labels[:1], training.tasks)
+        if fewer.settings != trained.settings:
+            known = ", ".join(map(repr, training.labels))
+            raise UserError(
+                f"CLASS_LABELS has {others[0]!r}: {path} was trained on {known} alone, and its "
+                "method has parameters for each word; leave the other words out"
+            )
+    return trained
 
 
 def _value(placement: str) -> str:

@@ -123,6 +123,25 @@ def test_the_card_decides(method, change, followed, tmp_path, capsys):
     assert as_given == (method, data)
 
 
+@pytest.mark.parametrize(
+    ("method", "labels", "other"),
+    [
+        (methods.Warp(P, initializer=UNIFORM), ("8", "9"), ""),
+        (methods.Warp(P, initializer=UNIFORM), ("7", "8", "9", "10"), "10"),
+        (methods.Warp(P, initializer=UNIFORM), ("12", "11"), "12"),
+        (methods.LoRA(2), ("12", "11"), ""),
+    ],
+)
+def test_label_words_that_the_method_does_not_know_are_refused(method, labels, other, tmp_path):
+    path = str(save(tmp_path, method) / "trained_best.safetensors")
+    data = dataclasses.replace(Numbers(), labels=labels)
+    if not other:
+        as_trained(method, data, path)
+        return
+    with pytest.raises(UserError, match=f"CLASS_LABELS has '{other}': .* '7', '8', '9' alone"):
+        as_trained(method, data, path)
+
+
 def test_targets_may_be_longer_than_in_training(tmp_path):
     path = str(save(tmp_path, methods.IA3()) / "trained_best.safetensors")
     data = dataclasses.replace(Numbers(), lengths={"inputs": 16, "targets": 9})
