@@ -13,6 +13,7 @@ from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.runs import checks
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.serving import model as serving
+from prompt_tuning.serving import prompt_folder
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5.config import T5Config
 
@@ -49,6 +50,7 @@ def evaluate(
     if not prompt_files:
         raise UserError("PROMPT_FILES is empty; list the prompts that vote")
     checks.split(split, data.splits)
+    data = _cut_as_in_training(data, prompt_files)
     eval_sets = data.eval_sets(split)
     model = serving.load(
         config,
@@ -72,6 +74,17 @@ def evaluate(
     for line in (note for eval_set in eval_sets for note in eval_set.notes):
         print(line, flush=True)
     return {eval_set.task: _measured(model, eval_set, folder) for eval_set in eval_sets}
+
+
+def _cut_as_in_training(data: Data, prompt_files: Sequence[str]) -> Data:
+    """The data with the input length of the prompts' cards if that is the shorter one."""
+    training = prompt_folder.trained_with(prompt_files, "PROMPT_FILES")
+    if training is None:
+        return data
+    length = training.lengths.get("inputs", data.lengths["inputs"])
+    if length >= data.lengths["inputs"]:  # a longer one is refused where the prompt is added
+        return data
+    return data.as_trained({**data.lengths, "inputs": length}, data.target_prefix)
 
 
 def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metrics:

@@ -24,7 +24,7 @@ from prompt_tuning.methods import Method
 from prompt_tuning.methods.prompt_file import with_prompt
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import with_trained
-from prompt_tuning.runs import saving
+from prompt_tuning.runs import ensemble, saving
 from prompt_tuning.runs.as_trained import as_trained
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
@@ -334,6 +334,24 @@ def test_label_words_in_another_order_give_the_same_scores(run, tmp_path):
         assert list(again["scores"]) == list(line["scores"])[::-1]
         assert again["scores"] == pytest.approx(line["scores"])
         assert again["prediction"] == line["prediction"]
+
+
+@pytest.mark.parametrize("inputs", [4, 32])
+def test_an_ensemble_counts_what_is_cut_as_in_training(inputs, backbone_file, tmp_path, capsys):
+    with clean_registries():
+        trained = texts(tmp_path, inputs=4)
+        path = str(save(tmp_path, prompt_tuning(), trained, CONFIG) / "prompt_best.npy")
+        ensemble.evaluate(
+            output_dir=str(tmp_path / "output"),
+            config=CONFIG,
+            layout=ONE,
+            data=texts(tmp_path, inputs=inputs),
+            vocabulary=embedded.vocabulary(),
+            initial_checkpoint=backbone_file,
+            prompt_files=[path],
+            allow_other_backbone=True,
+        )
+    assert "cuts 12 of 12 inputs (100 %) to 4 tokens" in capsys.readouterr().out
 
 
 def test_a_sentinel_is_known_wherever_a_prompt_answers(run, backbone_file, tmp_path):
