@@ -22,6 +22,11 @@ _HINTS = {
     "DROPOUT_RATE": "dropout applies in training only; leave this setting out",
     "EVALUATOR_NUM_EXAMPLES": "EVAL_EXAMPLES is the number of examples that are measured",
 }
+# Macros that a run would leave out without what is said here.
+_ONLY_WITH = {
+    "PROMPT_FILE": "PROMPT_INIT does not read it; give --gin.PROMPT_INIT='@FromFile()' to start "
+    "from it, or leave it out"
+}
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
 # Macros that a kind of gin file sets.
 _FILES = {
@@ -52,10 +57,14 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
     # A macro that looks misspelt explains why another is missing, any other does not.
     if unknown and (unknown[0].close or unknown[0].name in _HINTS):
         raise UserError(str(unknown[0]))
+    used = set()
     for setting in _settings_of(function, function, unneeded):
         setting.check()
+        used.add(setting.name)
     if unknown:
         raise UserError(str(unknown[0]))
+    for name in _ONLY_WITH.keys() & {*names} - used:
+        raise UserError(f"gin: {name}: {_ONLY_WITH[name]}")
 
 
 def _check_scopes(names: Sequence[str]) -> None:

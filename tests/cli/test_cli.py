@@ -104,6 +104,10 @@ MISTAKES = {
     "no checkpoint": (on_files("--gin.INITIAL_CHECKPOINT_PATH=/no"), "/no: no such file or folder"),
     "checkpoint of another size": (on_files("--gin.MODEL_PRESET=demo"), "does not fit the model"),
     "unknown parameter": (on_files("--gin.train.foo=3"), "train.foo = 3"),
+    "prompt file that is not read": (
+        on_files("--gin.PROMPT_FILE={folder}/wide.npy"),
+        "PROMPT_FILE: PROMPT_INIT does not read it; give --gin.PROMPT_INIT='@FromFile()'",
+    ),
     "prompt file of another width": (
         on_files("--gin.PROMPT_INIT=@FromFile()", "--gin.PROMPT_FILE={folder}/wide.npy"),
         "the prompt is 17 wide, the backbone 16",
