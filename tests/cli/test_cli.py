@@ -485,7 +485,10 @@ def test_prompt_design_trains_nothing(command, tmp_path):
     assert result.out.startswith(said)
     [line, *_] = (tmp_path / "out" / "files-test-rank.jsonl").read_text().splitlines()
     assert json.loads(line)["input"].startswith("Say.\n\ntext ")
-    result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"), design[0])
+    words = on_files(f"--gin.MODEL_DIR={tmp_path}/model", "--gin.LEARNING_RATE=0.1")
+    of_prompts = ("--gin_file=methods/", "--gin.PROMPT_")
+    words = [word for word in words if not word.startswith(of_prompts)]
+    result = command(train, *words, design[0])
     assert_mistake(result, "METHOD = PromptDesign(): has no trainable parameters")
 
 
