@@ -24,7 +24,7 @@ def data_dir(tmp_path) -> Path:
             rows = [{"title": f"{name} {i}", "text": "x", "label": i % 2} for i in range(20)]
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (tmp_path / name / f"{split}.{suffix}").write_text(lines)
-    (tmp_path / "mail" / "test.csv").write_text("title,label\nold,1\n")
+    (tmp_path / "mail" / "test.csv").write_text("title,label\nold,spam\n")
     return tmp_path
 
 

@@ -70,7 +70,7 @@ KINDS = [
     "bucketed",
     "file task",
     "mixture",
-    "few-shot mixture",
+    pytest.param("few-shot mixture", marks=pytest.mark.slow),
     "text task",
     "few-shot text task",
 ]

@@ -336,6 +336,7 @@ def test_label_words_in_another_order_give_the_same_scores(run, tmp_path):
         assert again["prediction"] == line["prediction"]
 
 
+@pytest.mark.filterwarnings("ignore:texts of more tokens")
 @pytest.mark.parametrize("inputs", [4, 32])
 def test_an_ensemble_counts_what_is_cut_as_in_training(inputs, backbone_file, tmp_path, capsys):
     with clean_registries():

@@ -92,6 +92,7 @@ def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
     assert actual["odd"] is None
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """The paper's method and the run's file need not be named."""
     model = ["--gin_file=models/demo.gin", "--gin.MODEL_PRESET=nano", "--gin.BATCH_SIZE=4"]

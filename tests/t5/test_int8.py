@@ -171,6 +171,7 @@ def test_tied_logits():
     np.testing.assert_allclose(logits, x @ restored(leaf).T / 4, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_layers_are_the_same_model(tuned, actual, checkpoint):
     scanned = made(dataclasses.replace(INT8, scan_layers=True), checkpoint)
     stacked = flatten(scanned.frozen)["encoder/layers/mlp/wo/kernel"]

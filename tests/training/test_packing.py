@@ -37,14 +37,13 @@ MODEL = T5(CONFIG, METHOD)
 OTHERS = [
     PTuning(P, hidden=4),
     DeepPrompt(P),
-    Warp(P, label_ids=[5, 9]),
+    pytest.param(Warp(P, label_ids=[5, 9]), marks=pytest.mark.slow),
     MultitaskPrompt(P),
     PrefixTuning(P),
     PrefixTuning(P, gated=True),
+    # These change each position by itself.
+    *(pytest.param(method, marks=pytest.mark.slow) for method in (Adapter(4), IA3(), BitFit())),
     LoRA(2),
-    Adapter(4),
-    IA3(),
-    BitFit(),
     Combined([METHOD, LoRA(2), PrefixTuning(P)]),
 ]
 IDS = st.lists(st.integers(3, 63), min_size=1, max_size=T - P - 2)

@@ -218,7 +218,11 @@ def test_on_another_number_of_devices_the_data_continues_in_order(whole, tmp_pat
 
 @pytest.mark.parametrize(
     "method",
-    [methods.PromptTuning(100, initializer=methods.Uniform()), methods.LoRA(64), methods.BitFit()],
+    [
+        methods.PromptTuning(100, initializer=methods.Uniform()),
+        methods.LoRA(64),
+        pytest.param(methods.BitFit(), marks=pytest.mark.slow),
+    ],
     ids=lambda method: type(method).__name__,
 )
 def test_size(method, tmp_path, caplog):
