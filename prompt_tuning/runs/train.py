@@ -110,6 +110,12 @@ def train(
         if previous is not None and previous.measures(majorities, examples):
             print(f"already finished, see {folder / result_file.NAME}", flush=True)
             return previous
+        if previous is not None and RunCheckpoints(folder).latest is None:
+            raise UserError(
+                f"{folder}: its result.json is of other metrics, test examples or tasks, and there "
+                "is no checkpoint to measure again; restore the checkpoint, ask for what was "
+                "measured, or delete the folder to train again"
+            )
     rows_multiple = layout.row_shards * fit.num_microbatches
     batches = functools.partial(
         data.train_batches, positions=method.positions, multiple=rows_multiple

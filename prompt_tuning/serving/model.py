@@ -425,7 +425,13 @@ class Model:
         self, task: str, prompts: Sequence[Any], target_prefix: str | None = None
     ) -> TrainedWith:
         """What the cards of a task's prompts say, which is checked against this model."""
-        training = prompt_folder.trained_with(prompts, f"task {task!r}")
+        if target_prefix is not None and not isinstance(target_prefix, str):
+            raise UserError(
+                f"task {task!r}: target_prefix is {target_prefix!r}; must be a text or None"
+            )
+        training = prompt_folder.trained_with(
+            prompts, f"task {task!r}", takes_sentinel=target_prefix is not None
+        )
         if training is None:
             return TrainedWith(target_prefix=target_prefix or "")
         length, longest = training.lengths.get("inputs", 0), self._longest_input

@@ -36,20 +36,25 @@ def read(path: epath.PathLike, fingerprint: Callable[[], str] | None = None) -> 
     return prompt
 
 
-def trained_with(paths: Sequence[Any], setting: str) -> TrainedWith | None:
+def trained_with(
+    paths: Sequence[Any], setting: str, *, takes_sentinel: bool = False
+) -> TrainedWith | None:
     """What prompts that answer together were trained with; None if no card says it.
 
     Args:
       paths: paths of prompts; what has no card (an array, None) is left out.
       setting: what the error message begins with.
+      takes_sentinel: whether what has no card was trained with the sentinel of the others.
 
     Raises:
-      UserError: if two were trained with different input lengths or target prefixes.
+      UserError: if two were trained with different input lengths or target prefixes, or some with
+        a target prefix and others have no card that says so.
     """
-    first, training = None, None
+    first, training, without_card = None, None, []
     for path in paths:
         prompt_card = card.read_for_answers(path) if isinstance(path, str | os.PathLike) else None
         if prompt_card is None or (other := prompt_card.trained_with) is None:
+            without_card.append(path if isinstance(path, str | os.PathLike) else _kind(path))
             continue
         if training is None:
             first, training = path, other
@@ -62,7 +67,17 @@ def trained_with(paths: Sequence[Any], setting: str) -> TrainedWith | None:
                     f"{setting}: {first} was trained with the {name} {a!r}, {path} with {b!r}; "
                     "prompts that answer together must agree"
                 )
+    if training and training.target_prefix and without_card and not takes_sentinel:
+        raise UserError(
+            f"{setting}: {first} was trained with the target prefix {training.target_prefix!r}, "
+            f"and no card says so of {without_card[0]}; leave it out, or give target_prefix if it "
+            "was too (SENTINEL_TARGETS = True in a command)"
+        )
     return training
+
+
+def _kind(prompt: Any) -> str:
+    return "None, the backbone alone" if prompt is None else "an array"
 
 
 def files(folder: epath.PathLike) -> dict[str, list[epath.Path]]:

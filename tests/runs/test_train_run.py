@@ -94,6 +94,7 @@ def run(
     eval_methods=("rank",),
     on_start=lambda folder: None,
     init_seed=0,
+    measure_again=True,
     **settings,
 ) -> Result:
     """Trains with dropout, so that a resumed run has to find its random key again."""
@@ -109,6 +110,7 @@ def run(
         eval_batch_size=64,
         seed=init_seed,
         on_start=on_start,
+        measure_again=measure_again,
     )
 
 
@@ -267,6 +269,25 @@ def test_a_finished_run_keeps_its_card_and_says_that_it_is_finished(
     run(data, finished[0], 4, backbone=backbone_file, on_start=never)
     assert "finished, all 4 steps" in capsys.readouterr().out
     assert card.read(finished[0] / "prompt_last.npy").config == "PROMPT_LENGTH = 4"
+
+
+def test_a_result_without_a_checkpoint_is_not_trained_again_for_other_examples(
+    data, backbone_file, finished, tmp_path
+):
+    (tmp_path / "result.json").write_bytes((finished[0] / "result.json").read_bytes())
+    start = {"backbone": backbone_file, "measure_again": False, "on_start": lambda _: 1 / 0}
+    with pytest.warns(UserWarning, match="a result but no checkpoint; its settings are not"):
+        assert run(data, tmp_path, 4, **start).scores == finished[1].scores
+    fewer = dataclasses.replace(data, eval_examples=3)
+    with (
+        pytest.warns(UserWarning, match="no checkpoint"),
+        pytest.raises(
+            UserError, match=r"there is no checkpoint to measure again; restore"
+        ) as error,
+    ):
+        run(fewer, tmp_path, 4, **start)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 @pytest.mark.parametrize(

@@ -381,6 +381,29 @@ def test_prompts_that_answer_together_agree(one, other, message, tmp_path):
         empty(allow_other_backbone=True).add_task("t", paths)
 
 
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [(prompt(3), "an array"), (None, "None, the backbone alone"), ("b", "b.npy")],
+)
+def test_a_prompt_without_a_card_has_no_sentinel_of_others(other, shown, tmp_path):
+    model, path = empty(allow_other_backbone=True), saved(tmp_path, "", target_prefix="4")
+    if isinstance(other, str):
+        other = tmp_path / "b.npy"
+        prompts.save(other, prompt(3))
+    for together in ([path, other], [other, path]):
+        with pytest.raises(UserError, match=f"prefix '4', and no card says so of .*{shown}; leave"):
+            model.add_task("t", together, ["5", "7"])
+    assert model.tasks == ()
+    model.add_task("t", [path, other], ["5", "7"], target_prefix="4")
+    assert model.task_set.prefix("t") == "4"
+
+
+@pytest.mark.parametrize("wrong", [5, b"4", ["4"], True])
+def test_a_target_prefix_that_is_no_text(wrong):
+    with pytest.raises(UserError, match=r"task 't': target_prefix is .*; must be a text or None"):
+        empty().add_task("t", prompt(2), target_prefix=wrong)
+
+
 def test_a_prefix_of_targets_is_not_part_of_answers(tmp_path):
     """Answers are those of the plain backbone after the prefix, as in training."""
     model, line = empty(allow_other_backbone=True), text(5, 1)
