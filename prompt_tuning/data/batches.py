@@ -45,7 +45,13 @@ from prompt_tuning.data.tasks import (
 )
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, whole_number
-from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet, MetricFn, cut_note
+from prompt_tuning.evaluation.sets import (
+    OF_TRAINING,
+    RANK_MEMORY_GIB,
+    EvalSet,
+    MetricFn,
+    cut_note,
+)
 
 BYTES_SIZE = 3 + 0xF5  # ids of bytes begin at 3, and larger bytes do not occur in UTF-8
 MOST_SHARED = 0.01  # share of a split's inputs that are training inputs, above which a run warns
@@ -71,6 +77,7 @@ class TaskData:
       target_prefix: Text before every target, such as a sentinel; "" for that of the task.
       balanced_classes: Whether training draws the label words of a task equally often, not as often
         as they occur.
+      lengths_of_training: Whether `lengths` are those of a training, which no setting changes.
       transform: Applied to each evaluation set; None for no change.
       provider: The task or mixture itself; None to look `task` up. What is registered under its
         name later does not change this object.
@@ -93,6 +100,7 @@ class TaskData:
     rank_memory_gib: float = RANK_MEMORY_GIB
     target_prefix: str = ""
     balanced_classes: bool = False
+    lengths_of_training: bool = False
     transform: Callable[["TaskData", EvalSet], EvalSet] | None = None
     provider: Provider = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -142,7 +150,11 @@ class TaskData:
     def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "TaskData":
         """The data to evaluate on, with the lengths and the target prefix of a training."""
         return dataclasses.replace(
-            self, lengths=dict(lengths), target_prefix=target_prefix, batching=Batching()
+            self,
+            lengths=dict(lengths),
+            target_prefix=target_prefix,
+            batching=Batching(),
+            lengths_of_training=True,
         )
 
     @property
@@ -301,9 +313,12 @@ class TaskData:
         for task in self.tasks_with("train"):
             if not self._training_tokens or not labels_of(task):
                 reason = "has no label words" if self._training_tokens else "is streamed"
+                instead = "use tasks with label words that fit in memory"
+                if target_prefix(task) and not self._training_tokens:
+                    reason = "is streamed, since SENTINEL_TARGETS changes its tokens"
+                    instead = "SENTINEL_TARGETS to False"
                 raise UserError(
-                    f"BALANCED_CLASSES = True: {task.name} {reason}; set it to False, or use tasks "
-                    "with label words that fit in memory"
+                    f"BALANCED_CLASSES = True: {task.name} {reason}; set it to False, or {instead}"
                 )
         classes, rates, numbers = [], [], []
         for number, rate in enumerate(self._rates()):
@@ -428,7 +443,8 @@ class TaskData:
         ]
         where, ids = f"{task.name}, {split} split", np.concatenate([e["inputs"] for e in examples])
         counts = {"inputs": (sum(cut), len(cut), length)}
-        note = cut_note(where, "TASK_FEATURE_LENGTHS", counts)
+        setting = OF_TRAINING if self.lengths_of_training else "TASK_FEATURE_LENGTHS"
+        note = cut_note(where, setting, counts)
         return (note, *_unknown_notes(where, ids, feature))
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:

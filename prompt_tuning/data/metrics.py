@@ -140,7 +140,10 @@ def checked(names: Any, labels: Sequence[str]) -> tuple[str, ...]:
         if name in names[:i]:
             raise UserError(f"{where} twice")
         if (of_a_class or name in _OF_CLASSES) and not labels:
-            raise UserError(f"{where}, which needs CLASS_LABELS")
+            raise UserError(
+                f"{where}, which needs CLASS_LABELS; tasks of FILE_TASKS have both in "
+                "files.of_folder, as `labels` and `metrics`"
+            )
         if of_a_class and composed(name.removeprefix(_OF_A_CLASS)) not in map(composed, labels):
             words = ", ".join(map(repr, labels))
             raise UserError(f"{where}, whose word is not one of CLASS_LABELS ({words})")

@@ -18,8 +18,14 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
     """Computes the task's metrics of predictions, as Python's floats.
 
     Raises:
-      UserError: If a metric is not a number, two have the same name, or there is none.
+      UserError: If there are more or fewer predictions than targets, a metric is not a number, two
+        have the same name, or there is none.
     """
+    if len(predictions.texts) != len(data.targets):
+        raise UserError(
+            f"{data.task}: {len(predictions.texts)} predictions for {len(data.targets)} targets; "
+            "must be one for each"
+        )
     metrics: dict[str, float] = {}
     for metric_fn in data.metric_fns:
         values = metric_fn(data.targets, predictions.texts)

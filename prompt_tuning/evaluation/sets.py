@@ -71,12 +71,15 @@ class Predictions:
     scores: np.ndarray | None = None
 
 
+OF_TRAINING = "the length of the training"  # for `cut_note`, where no setting can raise it
+
+
 def cut_note(where: str, setting: str, counts: Mapping[str, tuple[int, int, int]]) -> str:
     """A line on how many texts a setting cuts, which is a warning above 1 %.
 
     Args:
       where: Name of the texts.
-      setting: Name of the setting.
+      setting: Name of the setting, or `OF_TRAINING`.
       counts: Number of texts that are cut, of all, and of tokens to which they are, by what they
         are.
     """
@@ -87,4 +90,5 @@ def cut_note(where: str, setting: str, counts: Mapping[str, tuple[int, int, int]
     line = f"{where}: {setting} cuts {parts}"
     if all(cut <= MOST_CUT * all_of for cut, all_of, _ in counts.values()):
         return line
-    return f"warning: {line}; raise the length to keep whole texts"
+    hint = "train with longer inputs" if setting == OF_TRAINING else "raise the length"
+    return f"warning: {line}; {hint} to keep whole texts"

@@ -77,12 +77,14 @@ def evaluate(
 
 
 def _cut_as_in_training(data: Data, prompt_files: Sequence[str]) -> Data:
-    """The data with the input length of the prompts' cards if that is the shorter one."""
+    """The data with the input length of the prompts' cards if that is not the longer one."""
     training = prompt_folder.trained_with(prompt_files, "PROMPT_FILES")
     if training is None:
         return data
-    length = training.lengths.get("inputs", data.lengths["inputs"])
-    if length >= data.lengths["inputs"]:  # a longer one is refused where the prompt is added
+    length = training.lengths.get("inputs")
+    if (
+        length is None or length > data.lengths["inputs"]
+    ):  # a longer one is refused where the prompt is added
         return data
     return data.as_trained({**data.lengths, "inputs": length}, data.target_prefix)
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.sets import cut_note
+from prompt_tuning.evaluation.sets import OF_TRAINING, cut_note
 from prompt_tuning.runs import checks
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving
@@ -102,12 +102,13 @@ def _cut_notes(
 ) -> Iterator[str]:
     """A line for each length to which inputs are cut; a task's card may have one of its own."""
     task_set = model.task_set
-    by_length: dict[int, list[bool]] = {}
+    by_length: dict[tuple[str, int], list[bool]] = {}
     for row, ids in zip(rows, tokens, strict=True):
         length = task_set.input_length(row.task, model.input_length)
-        by_length.setdefault(length, []).append(len(ids) >= length)
-    for length, cut in by_length.items():
-        yield cut_note("rows", "INPUT_LENGTH", {"inputs": (sum(cut), len(cut), length)})
+        setting = OF_TRAINING if "inputs" in task_set.lengths(row.task) else "INPUT_LENGTH"
+        by_length.setdefault((setting, length), []).append(len(ids) >= length)
+    for (setting, length), cut in by_length.items():
+        yield cut_note("rows", setting, {"inputs": (sum(cut), len(cut), length)})
 
 
 def example(text: str, columns: Mapping[str, Any]) -> dict[str, Any]:

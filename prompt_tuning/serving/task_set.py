@@ -126,8 +126,11 @@ class TaskSet:
 
     def input_length(self, task: str, without_card: int) -> int:
         """Number of tokens to which the inputs of a task are cut."""
-        training = self.trained_with.get(task, TrainedWith())
-        return training.lengths.get("inputs", without_card)
+        return self.lengths(task).get("inputs", without_card)
+
+    def lengths(self, task: str) -> Mapping[str, int]:
+        """Lengths with which a task's prompts were trained; empty if no card says them."""
+        return self.trained_with.get(task, TrainedWith()).lengths
 
 
 def checked_texts(texts: Any, name: str = "texts") -> list[str]:

@@ -10,6 +10,7 @@ from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.batching.settings import Batching
 from prompt_tuning.data.files import Row
+from prompt_tuning.data.variants import sentinel
 from prompt_tuning.errors import UserError
 from prompt_tuning.testing import clean_registries
 
@@ -79,6 +80,13 @@ def test_all_examples_of_a_word_come_by():
 def test_what_has_no_label_words(task):
     with pytest.raises(UserError, match="BALANCED_CLASSES = True: text has no label words; set it"):
         data(task).train_batches(0)
+
+
+def test_the_reason_of_sentinels_is_named(vocabulary):
+    with pytest.raises(
+        UserError, match=r"a_sentinel is streamed, since SENTINEL_TARGETS .* False$"
+    ):
+        data(sentinel.register("a")).train_batches(0)
 
 
 def test_it_is_a_setting_of_the_training():

@@ -81,7 +81,7 @@ def test_of_texts():
         (["f1:WORD"], WORDS, "METRICS has 'f1:WORD', whose word is not one of CLASS_LABELS"),
         (["f1:ham"], WORDS, r"METRICS has 'f1:ham', whose word is not one .* \('Ham', 'spam', 'o"),
         (["accuracy", "accuracy"], WORDS, "METRICS has 'accuracy' twice"),
-        (["f1_macro"], (), "METRICS has 'f1_macro', which needs CLASS_LABELS"),
+        (["f1_macro"], (), "METRICS has 'f1_macro', which needs CLASS_LABELS; tasks of FILE_TASKS"),
         (["f1:spam"], (), "METRICS has 'f1:spam', which needs CLASS_LABELS"),
         (["pearson_corrcoef"], WORDS, "which needs numbers, but CLASS_LABELS has 'Ham'"),
     ],

@@ -70,6 +70,13 @@ def test_a_metric_that_is_no_number(values, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("texts", [[], ["x"], ["x", "y", "z"]])
+def test_one_prediction_for_each_target(texts):
+    message = f"mine: {len(texts)} predictions for 2 targets; must be one for each"
+    with pytest.raises(UserError, match=message):
+        measure(of_metrics(accuracy), Predictions(texts))
+
+
 CONSTANTS = [
     (["no", "yes", "yes"], {"rank": ["yes"] * 3}, 2 / 3, {"rank": "yes"}),
     (

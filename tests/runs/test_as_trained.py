@@ -352,7 +352,10 @@ def test_an_ensemble_counts_what_is_cut_as_in_training(inputs, backbone_file, tm
             prompt_files=[path],
             allow_other_backbone=True,
         )
-    assert "cuts 12 of 12 inputs (100 %) to 4 tokens" in capsys.readouterr().out
+    assert (
+        "the length of the training cuts 12 of 12 inputs (100 %) to 4 tokens"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_sentinel_is_known_wherever_a_prompt_answers(run, backbone_file, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import sharding
-from prompt_tuning.checkpoint import backbone, prompts
+from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
@@ -39,7 +39,13 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder: Path, output: Path, mode: str = "auto", **settings) -> None:
+def run(
+    folder: Path,
+    output: Path,
+    mode: str = "auto",
+    allow_other_backbone: bool = False,
+    **settings,
+) -> None:
     defaults = {
         "file": str(folder / "in.jsonl"),
         "prompts": str(folder / "prompts"),
@@ -56,6 +62,7 @@ def run(folder: Path, output: Path, mode: str = "auto", **settings) -> None:
         data=TaskRows(**defaults | settings),
         initial_checkpoint=str(folder / "nano.safetensors"),
         mode=mode,
+        allow_other_backbone=allow_other_backbone,
     )
 
 
@@ -89,6 +96,34 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
     run(folder, tmp_path / "out")
     assert "resuming at line 65 of 160" in capsys.readouterr().out
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_cut_to_the_length_of_the_training_says_so(folder, tmp_path, capsys):
+    arrays = {name: np.ones((4, 16)) for name in ("letters", "free")}
+    for name, array in arrays.items():
+        prompts.save(tmp_path / "prompts" / f"{name}.npy", array)
+    texts = dict.fromkeys(("backbone", "method", "initialisation", "optimizer", "version"), "")
+    numbers = {"d_model": 16, "length": 4, "learning_rate": 0.3, "steps": 1}
+    trained_with = card.TrainedWith(lengths={"inputs": 4, "targets": 2})
+    letters = card.Card(
+        fingerprint="",
+        task="letters",
+        placement="prefix",
+        metric={},
+        config="",
+        trained_with=trained_with,
+        **texts,
+        **numbers,
+    )
+    card.save(tmp_path / "prompts" / "letters.npy", letters)
+    settings = {"prompts": str(tmp_path / "prompts"), "input_length": 4}
+    run(folder, tmp_path / "out", mode="generate", allow_other_backbone=True, **settings)
+    lines = capsys.readouterr().out
+    assert "rows: INPUT_LENGTH cuts 80 of 80 inputs (100 %) to 4 tokens; raise the length" in lines
+    assert (
+        "rows: the length of the training cuts 80 of 80 inputs (100 %) to 4 tokens; train w"
+        in lines
+    )
 
 
 def test_skipped_rows_are_counted_at_the_end(folder, tmp_path, capsys):
