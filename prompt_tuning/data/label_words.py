@@ -3,7 +3,7 @@
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning.errors import UserError
@@ -23,7 +23,10 @@ def checked(words: Any, setting: str) -> tuple[str, ...]:
       UserError: Unless `words` is a sequence of distinct words.
     """
     try:
-        if isinstance(words, str | bytes | dict | set) or getattr(words, "ndim", 1) != 1:
+        if (
+            isinstance(words, str | bytes | Mapping | set | frozenset)
+            or getattr(words, "ndim", 1) != 1
+        ):
             raise TypeError
         words = list(words)
     except TypeError:
@@ -113,8 +116,8 @@ def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str 
         for word in words:
             if equal(word) in map(equal, spellings):
                 return word
-    numbers = [number(word) for word in words]
-    wanted = None if isinstance(value, bool) else number(str(value))
+    numbers = [_exact_number(word) for word in words]
+    wanted = None if isinstance(value, bool) else _exact_number(str(value))
     if wanted is None:
         return None
     if any(each is not None for each in numbers):
@@ -133,6 +136,13 @@ def is_index(value: Any, words: Sequence[str]) -> bool:
 def number(text: str) -> float | None:
     """The number that a text is, with spaces around it; None if it is not a decimal number."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def _exact_number(text: str) -> float | int | None:
+    """As `number`; whole numbers are exact, which floats are not above 2^53."""
+    text = text.strip()
+    whole = text.removeprefix("+").removeprefix("-").isdecimal() and len(text) < 4000
+    return int(text) if whole and number(text) is not None else number(text)
 
 
 def _normal(word: str) -> str:

@@ -81,7 +81,7 @@ class TrainLog:
         if not math.isfinite(sums["loss"]):
             raise FloatingPointError(
                 f"the loss is {sums['loss']} in the {self._steps} steps up to step {step}; "
-                "lower the learning rate"
+                "lower the learning rate; float16 activations may overflow, bfloat16 do not"
             )
         return sums, self._earlier_seconds + time.perf_counter() - self._start
 

@@ -229,6 +229,7 @@ TABLE = "text,label\nfine,positive\n"
         ("a.csv", 'text\n""\nfine\n', r"a\.csv, line 2: 'text' is empty"),
         ("a.jsonl", '{"text": "fine", "label": "x", "text": "dull"}', "same name 'text'"),
         ("a.jsonl", '{"label": "x", "more": [{"a": 1, "a": 2}]}', "same name 'a'"),
+        ("a.jsonl", '{"caf\u00e9": "x", "cafe\u0301": "y"}', "same name 'caf\u00e9'"),
         ("a.json", '[{"text": "fine"}]', "line 1: expected a JSON object, got"),
         ("a.json", '[\n{"text": "fine"}\n]', "line 1: not JSON .* an object on a line of its own"),
         ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),

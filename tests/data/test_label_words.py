@@ -135,6 +135,7 @@ VALUES = [
     (("1.0", "2.0"), [1, 2.0, "1", "2.00"], ["1.0", "2.0", "1.0", "2.0"]),
     (("-1", "1"), [-1, "1", "-1"], ["-1", "1", "-1"]),
     (("1", "01"), ["1", "01"], ["1", "01"]),
+    (("9007199254740993", "5"), [9007199254740993, "5.0"], ["9007199254740993", "5"]),
     (("no", "yes"), [1, "0", " 1", "yes "], ["yes", "no", "yes", "yes"]),
     (("cafe\u0301", "bar"), ["caf\u00e9", "bar"], ["cafe\u0301", "bar"]),
 ]
@@ -169,6 +170,7 @@ def test_a_number_that_is_a_word_is_that_word(labels, values, words, tmp_path):
         (("1", "many"), 0, r"is 0, not one of CLASS_LABELS \('1', 'many'\)$"),
         (("1", "01"), 1.0, "is 1.0, not one of"),
         (("no", "yes"), 1.0, "is 1.0, not one of"),
+        (("9007199254740992", "5"), 9007199254740993, "is 9007199254740993, not one of"),
         (("no", "yes"), "1_0", "is '1_0', not one of"),
         (("no", "yes"), float("nan"), "is nan, not one of"),
     ],
@@ -244,6 +246,7 @@ def test_numbers_of_a_class_label_are_indices(tmp_path: Path):
         (["yes", None], "None is of type NoneType"),
         ("yes", "must be a list of words"),
         ({"yes": 0}, "must be a list of words"),
+        (frozenset(["yes", "no"]), "must be a list of words"),
         (["yes", "yes"], "'yes' and 'yes' are the same"),
         (["caf\u00e9", "cafe\u0301"], r"'caf\\xe9' and 'cafe\\u0301' are the same"),
         (["yes", "yes "], "'yes' and 'yes ' are the same"),

@@ -217,11 +217,10 @@ class _TwiceError(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        counts = collections.Counter(name for name, _ in pairs)
+    counts = collections.Counter(composed(name) for name, _ in pairs)
+    if len(counts) < len(pairs):
         raise _TwiceError(shown(max(counts, key=counts.__getitem__)))
-    return fields
+    return dict(pairs)
 
 
 def _json_object(line: str) -> dict[str, Any] | Bad:
