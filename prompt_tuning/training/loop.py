@@ -18,7 +18,7 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
-from prompt_tuning.errors import CheckpointError, UserError, whole_number
+from prompt_tuning.errors import CheckpointError, UserError, real_number, whole_number
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
@@ -93,6 +93,10 @@ class Fit:
             ("LOG_PERIOD", self.log_period),
         ):
             whole_number(macro, number, 1)
+        if not callable(self.learning_rate):
+            item = getattr(self.learning_rate, "item", lambda: self.learning_rate)  # of an array
+            if real_number("LEARNING_RATE", item()) <= 0:
+                raise UserError(f"LEARNING_RATE = {self.learning_rate}: must be above 0")
         if self.total_steps >= PRETRAINED_STEPS:
             raise UserError(
                 f"TRAIN_STEPS = {self.total_steps}: must be below {PRETRAINED_STEPS}; it counts "

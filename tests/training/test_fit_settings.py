@@ -1,5 +1,8 @@
 """Checks of the settings of training."""
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from prompt_tuning.errors import UserError
@@ -32,3 +35,14 @@ def test_the_steps_of_the_paper_are_possible():
 def test_a_number_below_one_is_named_by_its_macro(field, macro):
     with pytest.raises(UserError, match=f"^{macro} = 0: must be a whole number from 1 to"):
         Fit(**{"total_steps": 2, field: 0})
+
+
+@pytest.mark.parametrize("rate", [0, -0.3, float("nan"), float("inf"), "0.3", True, None])
+def test_a_learning_rate_is_a_number_above_0(rate):
+    with pytest.raises(UserError, match=r"^LEARNING_RATE = .*: must be (above 0|a finite number)"):
+        Fit(total_steps=2, learning_rate=rate)
+
+
+def test_the_kinds_of_learning_rate():
+    for rate in (1, 0.3, np.float32(0.3), jnp.asarray(0.3), optax.constant_schedule(0.3)):
+        assert Fit(total_steps=2, learning_rate=rate).learning_rate is rate
