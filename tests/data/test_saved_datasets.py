@@ -236,3 +236,27 @@ def test_old_indices_are_not_ignored(tmp_path):
     (folder / "state.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="saved by an old version"):
         list(saved_datasets.rows(folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "is_error"),
+    [
+        (["no", "yes"], ("Yes", "No"), True),
+        (["a", "A"], ("A", "a"), True),
+        (["a", "b", "c"], ("a", "c"), True),
+        (["a", "b"], ("x", "a", "b"), True),
+        (["no", "yes"], ("No", "Yes"), False),
+        (["neg", "pos"], ("negative", "positive"), False),
+        (["a", "A"], ("a", "A"), False),
+        (["a", "b", "c"], ("a", "b"), False),
+    ],
+)
+def test_a_word_that_the_data_set_numbers_otherwise(names, labels, is_error, tmp_path):
+    label = datasets.ClassLabel(names=names)
+    folder = save(tmp_path / "own", [{"text": "a", "label": 1}], text=STRING, label=label)
+    files = TextFiles(train=folder, labels=labels)
+    if is_error:
+        with pytest.raises(UserError, match=r"'label' numbers .* from 0, not "):
+            files.rows("train")
+    else:
+        assert files.rows("train") == [Row("a", labels[1])]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.errors import UserError
 
 INDEX = "state.json"
@@ -53,16 +54,26 @@ def check_order(folder: Path, field: str, labels: Sequence[str]) -> bool:
     """Whether a field is a `ClassLabel`, whose numbers are indices.
 
     Raises:
-      UserError: If it numbers the words `labels` in another order.
+      UserError: If it numbers one of the words `labels`, in whatever case, as another one.
     """
     info = folder / "dataset_info.json"
     features = (_json(info).get("features") or {}) if info.is_file() else {}
-    names = (features.get(field) or {}).get("names")
-    if names and labels and set(names) == set(labels) and list(names) != list(labels):
-        raise UserError(
-            f"{folder}: its {field!r} numbers {', '.join(names)} from 0, not {', '.join(labels)}"
-        )
+    names = (features.get(field) or {}).get("names") or []
+    places: dict[str, set[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(_folded(name), set()).add(place)
+    for place, word in enumerate(labels):
+        known = {names.index(word)} if word in names else places.get(_folded(word), {place})
+        if place not in known:
+            raise UserError(
+                f"{folder}: its {field!r} numbers {', '.join(names)} from 0, not "
+                f"{', '.join(labels)}"
+            )
     return bool(names)
+
+
+def _folded(name: str) -> str:
+    return composed(name).strip().casefold()
 
 
 def _json(path: Path) -> dict[str, Any]:
