@@ -98,6 +98,7 @@ def test_answers_are_the_same_after_a_kill(folder, tmp_path, monkeypatch, capsys
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:texts of more tokens")
 def test_a_cut_to_the_length_of_the_training_says_so(folder, tmp_path, capsys):
     arrays = {name: np.ones((4, 16)) for name in ("letters", "free")}
     for name, array in arrays.items():
