@@ -26,7 +26,8 @@ from prompt_tuning.data.batching.tokens import (
     mixed,
     readable,
 )
-from prompt_tuning.data.catalogue.postprocess import Grouped
+from prompt_tuning.data.comparison import Comparison
+from prompt_tuning.data.notes import shared_notes, unknown_notes
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers import seqio_cache
 from prompt_tuning.data.readers.memory_source import MemorySource
@@ -45,17 +46,10 @@ from prompt_tuning.data.tasks import (
 )
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, whole_number
-from prompt_tuning.evaluation.sets import (
-    OF_TRAINING,
-    RANK_MEMORY_GIB,
-    EvalSet,
-    MetricFn,
-    cut_note,
-)
+from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
+from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet
 
 BYTES_SIZE = 3 + 0xF5  # ids of bytes begin at 3, and larger bytes do not occur in UTF-8
-MOST_SHARED = 0.01  # share of a split's inputs that are training inputs, above which a run warns
-MOST_UNKNOWN = 0.01  # share of pieces of the inputs that are unknown, above which a run warns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +206,8 @@ class TaskData:
                 read = "" if self._training_tokens else f", first {len(sample):,} examples"
                 where = f"{task.name}, train split{read}"
                 notes.append(cut_note(where, "TASK_FEATURE_LENGTHS", counts))
-                notes += _unknown_notes(where, sample.inputs, task.output_features["inputs"])
-        return [*notes, *(note for task in tasks for note in _shared_notes(task))]
+                notes += unknown_notes(where, sample.inputs, task.output_features["inputs"])
+        return [*notes, *(note for task in tasks for note in shared_notes(task))]
 
     def remarks(self) -> list[str]:
         """Lines for the end of a run: how many malformed rows were skipped."""
@@ -373,7 +367,7 @@ class TaskData:
         )
         self._check_targets(task, [*labels, *targets])
         is_hidden = split in hidden_splits(task)
-        compare = _Comparison(task, examples, targets)
+        compare = Comparison(task, examples, targets)
         label_ids = [
             [*feature.vocabulary.encode(self._whole(label)), feature.vocabulary.eos_id]
             for label in labels
@@ -445,7 +439,7 @@ class TaskData:
         counts = {"inputs": (sum(cut), len(cut), length)}
         setting = OF_TRAINING if self.lengths_of_training else "TASK_FEATURE_LENGTHS"
         note = cut_note(where, setting, counts)
-        return (note, *_unknown_notes(where, ids, feature))
+        return (note, *unknown_notes(where, ids, feature))
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]
@@ -462,32 +456,6 @@ class TaskData:
     def _whole(self, target: str) -> str:
         """A target as the model is trained to write it."""
         return label_words.with_prefix(self.target_prefix, target)
-
-
-def _unknown_notes(where: str, ids: np.ndarray, feature: seqio.Feature) -> list[str]:
-    """A line on the share of pieces that the vocabulary does not know, if it is more than a few."""
-    share = float(np.mean(ids == feature.vocabulary.unk_id)) if len(ids) else 0.0
-    if share <= MOST_UNKNOWN:
-        return []
-    return [
-        f"warning: {where}: {100 * share:.3g} % of the pieces of the inputs are unknown to the "
-        "vocabulary, so the model cannot tell them apart; use a backbone of the texts' language"
-    ]
-
-
-def _shared_notes(task: seqio.Task) -> list[str]:
-    """A line on each split of a task in memory that has many training inputs."""
-    if not isinstance(task.source, RowSource):
-        return []
-    trained, notes = {row.inputs for row in task.source.rows("train")}, []
-    for split in set(task.splits) - {"train"}:
-        share = float(np.mean([row.inputs in trained for row in task.source.rows(split)]))
-        if share > MOST_SHARED:
-            notes.append(
-                f"warning: {task.name}, {split} split: {100 * share:.3g} % of the inputs are in "
-                "the train split too, so what is measured on them was trained on"
-            )
-    return sorted(notes)
 
 
 def _import(module: str) -> None:
@@ -510,90 +478,3 @@ def _check_name(task: str) -> None:
 
 def _empty(task: str, split: str) -> UserError:
     return UserError(f"{task}: the split {split!r} is empty")
-
-
-class _Comparison:
-    """Metrics of a task's texts, with targets as the vocabulary writes them.
-
-    No output can equal a target that the vocabulary writes differently ("CO\u2082" as "CO2", a line
-    break as a space), so an output that is a target's writing counts as the target.
-
-    Args:
-      task: A SeqIO task.
-      examples: N examples of one of its splits.
-      targets: Their N texts.
-    """
-
-    def __init__(
-        self, task: seqio.Task, examples: Sequence[Mapping[str, Any]], targets: Sequence[str]
-    ) -> None:
-        self._task, self._examples, self._targets = task, examples, targets
-        self._vocabulary = task.output_features["targets"].vocabulary
-        self._written: dict[str, str] = {}
-        words = [
-            label_words.without_prefix(target_prefix(task), label) for label in labels_of(task)
-        ]
-        self._words = {self.written(word): word for word in words}
-
-    def written(self, text: str) -> str:
-        """A text as the vocabulary writes it, without spaces around it."""
-        if text not in self._written:
-            self._written[text] = decode(self._vocabulary, self._vocabulary.encode(text)).strip()
-        return self._written[text]
-
-    def by(self, metric: MetricFn) -> MetricFn:
-        """A metric of texts: it applies the task's postprocessor first, if there is one."""
-
-        @functools.wraps(metric)
-        def scored(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-            words = [
-                self._words.get(
-                    text.strip(), target if text.strip() == self.written(target) else text
-                )
-                for target, text in zip(targets, predictions, strict=True)
-            ]
-            values = [
-                _strings(self.written, value) for value in self._values(targets, is_target=True)
-            ]
-            known = self._written
-            answers = [
-                _strings(lambda text: known.get(text, text), value)
-                for value in self._values(words, is_target=False)
-            ]
-            return metric(values, answers)
-
-        return scored
-
-    def notes(self, where: str) -> list[str]:
-        """A line on the targets that the vocabulary writes differently; none if there are none."""
-        changed = [text for text in self._targets if self.written(text) != text.strip()]
-        if not changed:
-            return []
-        targets = {text.strip() for text in self._targets}
-        equal = len(targets) - len({self.written(text) for text in targets})
-        alike = [f"warning: {where}: the vocabulary cannot tell {equal} targets from another one"]
-        return [
-            *(alike if equal else ()),
-            f"{where}: {len(changed)} of {len(self._targets)} targets are compared as the "
-            f"vocabulary writes them, such as {changed[0][:50]!r} as "
-            f"{self.written(changed[0])[:50]!r}",
-        ]
-
-    def _values(self, texts: Sequence[str], *, is_target: bool) -> Sequence[Any]:
-        if self._task.postprocessor is None:
-            return texts
-        return [
-            self._task.postprocess_fn(text, example=example, is_target=is_target)
-            for text, example in zip(texts, self._examples, strict=True)
-        ]
-
-
-def _strings(function: Callable[[str], str], value: Any) -> Any:
-    """Applies a function to a text, to the texts of a list, or to those of a group's value."""
-    if isinstance(value, str):
-        return function(value)
-    if isinstance(value, Grouped):
-        return value._replace(value=_strings(function, value.value))
-    if type(value) in (list, tuple):
-        return type(value)(_strings(function, part) for part in value)
-    return value

@@ -82,9 +82,8 @@ def _cut_as_in_training(data: Data, prompt_files: Sequence[str]) -> Data:
     if training is None:
         return data
     length = training.lengths.get("inputs")
-    if (
-        length is None or length > data.lengths["inputs"]
-    ):  # a longer one is refused where the prompt is added
+    # A longer one is refused where the prompt is added.
+    if length is None or length > data.lengths["inputs"]:
         return data
     return data.as_trained({**data.lengths, "inputs": length}, data.target_prefix)
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.sets import OF_TRAINING, cut_note
+from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
 from prompt_tuning.runs import checks
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving

@@ -105,7 +105,10 @@ def train(
     examples = {s.task: _digest(s) for s in measured_sets}
     if not measure_again:
         previous = _result_of_finished(
-            folder, config, method, layout, data, initial_checkpoint, fit, described
+            folder,
+            fit,
+            initial_checkpoint,
+            lambda: {**fit.described(_outline(config, method, data, layout)), **described},
         )
         if previous is not None and previous.measures(majorities, examples):
             print(f"already finished, see {folder / result_file.NAME}", flush=True)
@@ -219,15 +222,15 @@ def train(
 
 def _result_of_finished(
     folder: epath.Path,
-    config: T5Config,
-    method: Method,
-    layout: Layout,
-    data: Data,
-    initial_checkpoint: str,
     fit: Fit,
-    described: Mapping[str, Any],
+    initial_checkpoint: str,
+    settings: Callable[[], Mapping[str, Any]],
 ) -> Result | None:
     """The result of a run that took all steps with these settings; None if `train` must look.
+
+    Args:
+      folder, fit, initial_checkpoint: As in `train`.
+      settings: Makes the settings that must be the same.
 
     Raises:
       CheckpointError: If the run had other settings, and `fit.resume_with_changes` is False.
@@ -243,12 +246,16 @@ def _result_of_finished(
     backbone = checkpoints.backbone_path
     if checkpoints.latest != fit.total_steps or backbone != str(initial_checkpoint or ""):
         return None
+    fit.history(checkpoints, settings())
+    return result
+
+
+def _outline(config: T5Config, method: Method, data: Data, layout: Layout) -> TunedModel:
+    """The model whose settings are compared: shapes in place of leaves."""
     method = method.for_task(data.encode, data.labels, data.tasks)
     split = ParamSplit.of(config, method)
     trained = unflatten({path: split.shapes[path] for path in split.trained})
-    outline = TunedModel(T5(config, method), split, trained, {}, layout)
-    fit.history(checkpoints, {**fit.described(outline), **described})
-    return result
+    return TunedModel(T5(config, method), split, trained, {}, layout)
 
 
 def _settings(data: Data, validation_sets: Sequence[EvalSet], seed: int) -> dict[str, Any]:

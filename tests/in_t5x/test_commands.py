@@ -138,20 +138,26 @@ def test_train_eval_infer_and_ours_agree(checkpoint, trained, tmp_path):
     right = sum(row["prediction"] == row["inputs"]["targets_pretokenized"] for row in rows)
     assert (len(rows), right / len(rows)) == (320, in_training)
 
-    ours = run_command(
+    ours = accuracy_of_ours(tmp_path / "ours", f"--gin.PROMPT_FILE={trained / 'checkpoint_1008'}")
+    assert ours == in_training
+
+
+def accuracy_of_ours(folder: Path, *arguments: str) -> float:
+    """The accuracy that `prompt_tuning.eval` finds on the validation split."""
+    result = run_command(
         "prompt_tuning.eval",
         "--gin_file=models/demo.gin",
         "--gin_file=runs/eval.gin",
-        f"--gin.PROMPT_FILE={trained / 'checkpoint_1008'}",
         "--gin.MIXTURE_OR_TASK_NAME=demo_reviews",
         "--gin.SPLIT=validation",
         "--gin.EVAL_METHODS=('generate',)",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}",
-        f"--gin.EVAL_OUTPUT_DIR={tmp_path / 'ours'}",
+        f"--gin.EVAL_OUTPUT_DIR={folder}",
+        *arguments,
     )
-    assert ours.status == 0, ours.err
-    (metrics,) = (tmp_path / "ours").rglob("*metrics.json")
-    assert json.loads(metrics.read_text())["generate/accuracy"] == in_training
+    assert result.status == 0, result.err
+    (metrics,) = folder.rglob("*metrics.json")
+    return json.loads(metrics.read_text())["generate/accuracy"]
 
 
 def assert_same_prompts(folder, other):
@@ -227,21 +233,9 @@ def test_another_method(checkpoint, tmp_path):
     files = (f"{CONFIGS}/methods/lora.gin", "train_method.gin")
     run("train", *training(checkpoint, tmp_path / "run", *preset, files=files))
     in_training = accuracy(tmp_path / "run" / "inference_eval")
-    ours = run_command(
-        "prompt_tuning.eval",
-        "--gin_file=models/demo.gin",
-        "--gin_file=methods/lora.gin",
-        "--gin_file=runs/eval.gin",
-        f"--gin.TRAINED_FILE={tmp_path / 'run' / 'trained' / 'trained_1008.safetensors'}",
-        "--gin.MIXTURE_OR_TASK_NAME=demo_reviews",
-        "--gin.SPLIT=validation",
-        "--gin.EVAL_METHODS=('generate',)",
-        "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}",
-        f"--gin.EVAL_OUTPUT_DIR={tmp_path / 'ours'}",
-    )
-    assert ours.status == 0, ours.err
-    (metrics,) = (tmp_path / "ours").rglob("*metrics.json")
-    assert json.loads(metrics.read_text())["generate/accuracy"] == in_training
+    leaves = tmp_path / "run" / "trained" / "trained_1008.safetensors"
+    files = ("--gin_file=methods/lora.gin", f"--gin.TRAINED_FILE={leaves}")
+    assert accuracy_of_ours(tmp_path / "ours", *files) == in_training
     arguments = evaluation(
         "eval", tmp_path / "eval", f"--gin.CHECKPOINT_PATH='{tmp_path / 'run' / 'checkpoint_1008'}'"
     )

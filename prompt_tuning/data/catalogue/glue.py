@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.data.catalogue import glue_metrics as metrics
-from prompt_tuning.data.catalogue import postprocess, text_formats, text_task
+from prompt_tuning.data.catalogue import postprocess, site_rows, text_formats, text_task
 from prompt_tuning.data.catalogue.postprocess import TRUTH
 from prompt_tuning.data.catalogue.text_task import TFDS, TextTask
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.readers import local_files
 from prompt_tuning.data.readers.local_files import JSON_LINES, TSV, LocalFiles
 from prompt_tuning.data.variants import few_shot
 from prompt_tuning.errors import UserError
@@ -126,7 +125,7 @@ def mrpc_sites(labels: Sequence[str]) -> tuple[LocalFiles, ...]:
         "endings": TSV,
         "target": "label",
     }
-    kinds = (LocalFiles, local_files.MrpcFiles)
+    kinds = (LocalFiles, site_rows.MrpcFiles)
     return tuple(kind("mrpc", columns, **options) for kind in kinds)
 
 
@@ -140,8 +139,8 @@ _wsc = functools.partial(
     local=LocalFiles(
         "wsc",
         {"text": str, **_SPAN_TYPES, "label": TRUTH},
-        expand=local_files.wsc_spans,
-        adapt=local_files.wsc_row,
+        expand=site_rows.wsc_spans,
+        adapt=site_rows.wsc_row,
         target="label",
     ),
 )
@@ -149,7 +148,7 @@ _wsc = functools.partial(
 _record = functools.partial(
     LocalFiles,
     columns={"passage": str, "query": str, "entities": list, "answers": list},
-    adapt_all=local_files.record_rows,
+    adapt_all=site_rows.record_rows,
     target="answers",
     hidden=[],
 )
@@ -174,7 +173,7 @@ BENCHMARKS = (
         ("passage", "question"),
         TRUTH,
         local="boolq",
-        files={"optional": {"title": str}, "adapt": local_files.boolq_row},
+        files={"optional": {"title": str}, "adapt": site_rows.boolq_row},
     ),
     _super_glue(
         "cb",
@@ -205,8 +204,8 @@ BENCHMARKS = (
                 **dict.fromkeys(("pid", "qid", "aid"), int),
             },
             optional={"paragraph": str},
-            expand=local_files.multirc_answers,
-            adapt_all=local_files.multirc_rows,
+            expand=site_rows.multirc_answers,
+            adapt_all=site_rows.multirc_rows,
             target="label",
         ),
     ),
@@ -218,7 +217,7 @@ BENCHMARKS = (
         metrics=(metrics.record,),
         examples_per_row=138_854 / 100_730,
         local=_record("record_fewshot"),
-        sites=(_record("record", expand=local_files.record_queries),),
+        sites=(_record("record", expand=site_rows.record_queries),),
     ),
     _super_glue("rte", NLI_FIELDS, ENTAILMENT, local="rte"),
     _super_glue("wic", (*PAIR, "word"), TRUTH, local="wic"),
