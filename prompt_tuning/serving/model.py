@@ -3,8 +3,7 @@
 import functools
 import os
 import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,7 +26,7 @@ from prompt_tuning.decoding.batches import Function, Programs, Search, power
 from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, whole_number
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
-from prompt_tuning.serving import prompt_folder
+from prompt_tuning.serving import arguments, prompt_folder
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels, checked_texts
@@ -36,7 +35,6 @@ from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.t5.vocabulary import (
     EOS,
-    UNKNOWN,
     Vocabulary,
     check_ids,
     check_size,
@@ -272,7 +270,7 @@ class Model:
           UserError: if a task is unknown or a setting is out of its range.
         """
         task_set, texts, names = self._snapshot(texts, task)
-        samplings = _for_each("sampling", sampling, len(texts))
+        samplings = arguments.for_each("sampling", sampling, len(texts))
         for each in samplings:
             if not isinstance(each, Sampling | None):
                 raise UserError(f"sampling = {each!r}: must be a Sampling or None")
@@ -309,7 +307,7 @@ class Model:
                 f"task {unlabelled[0]!r}: has no labels; add it with labels, or use generate"
             )
         prefixes = {name: task_set.prefix(name) for name in labels}
-        targets = _label_targets(labels, prefixes, self._vocabulary.encode)
+        targets = arguments.label_targets(labels, prefixes, self._vocabulary.encode)
         rows = np.array([targets[name] for name in names])
         check_ids(rows, self.config.vocab_size)
         scores = self._map(task_set, texts, names, batches.classify, self._rank_bytes, rows)
@@ -332,9 +330,9 @@ class Model:
     ) -> list[Generation]:
         limits = [
             whole_number("max_tokens", limit, 1, MOST_TOKENS)
-            for limit in _for_each("max_tokens", max_tokens, len(texts))
+            for limit in arguments.for_each("max_tokens", max_tokens, len(texts))
         ]
-        if isinstance(stop, str) or not _is_sequence(stop):
+        if isinstance(stop, str) or not arguments.is_sequence(stop):
             raise UserError(f"stop = {stop!r}: must be a list of ids of tokens")
         stop = [
             whole_number(f"stop[{i}]", token, 0, self.config.vocab_size - 1)
@@ -353,7 +351,7 @@ class Model:
             np.array(limits, np.int32),
             np.tile(np.array(stops, np.int32), (len(texts), 1)),
             np.full(len(texts), alpha, np.float32),
-            _seeds_and_numbers(seed, len(texts)),
+            arguments.seeds_and_numbers(seed, len(texts)),
             *sampling_arrays(samplings or [None] * len(texts)),
         )
         decoded = self._map(task_set, texts, names, batches.generate, search, *arrays)
@@ -391,7 +389,7 @@ class Model:
         encode = self._vocabulary.encode
         lengths = {name: task_set.input_length(name, self.input_length) for name in {*names}}
         whole = [encode(text) for text in texts]
-        _warn_of_texts(whole, [lengths[name] - 1 for name in names])
+        arguments.warn_of_texts(whole, [lengths[name] - 1 for name in names])
         ids = [
             [*pieces[: lengths[name] - 1], EOS] for pieces, name in zip(whole, names, strict=True)
         ]
@@ -457,72 +455,6 @@ class Model:
     ) -> None:
         with self._lock:
             self._task_set = self.task_set.add(prompts, labels, trained_with, replace=replace)
-
-
-def _warn_of_texts(ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
-    """Warns, once in a process, of texts that are cut, and of those that the model cannot read.
-
-    Args:
-      ids: Token ids of each text, without an end token.
-      lengths: Most ids of each text that are kept.
-    """
-    if any(len(row) > length for row, length in zip(ids, lengths, strict=True)):
-        warnings.warn(
-            "texts of more tokens than the input length are cut; it is that of the training if the "
-            "prompt's card says so, else the model's input_length",
-            stacklevel=1,
-        )
-    if any(2 * list(row).count(UNKNOWN) > len(row) for row in ids):
-        warnings.warn(
-            "the vocabulary does not know most pieces of some texts, so the model cannot tell them "
-            "apart; use a backbone of the texts' language",
-            stacklevel=1,
-        )
-
-
-def _is_sequence(setting: Any) -> bool:
-    """Whether a setting is a list, an array, a `pandas.Series` or the like: a value per text."""
-    return getattr(setting, "ndim", int(isinstance(setting, Sequence))) == 1
-
-
-def _for_each(name: str, setting: Any, count: int) -> list[Any]:
-    """The values of a setting, by position; a single value is repeated `count` times.
-
-    Raises:
-      UserError: if it has another number of values.
-    """
-    values = list(setting) if _is_sequence(setting) else [setting] * count
-    if len(values) != count:
-        raise UserError(f"{count} texts, but {len(values)} values of {name}: give one for each")
-    return values
-
-
-def _seeds_and_numbers(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """Seed and number [count, 2] uint32 of each text, from which its key is made."""
-    pairs = [
-        (whole_number("seed", text_seed, 0, 2**32 - 1), 0 if _is_sequence(seed) else i)
-        for i, text_seed in enumerate(_for_each("seed", seed, count))
-    ]
-    return np.array(pairs, np.uint32).reshape(count, 2)
-
-
-def _label_targets(
-    labels: Mapping[str, Sequence[str]],
-    prefixes: Mapping[str, str],
-    encode: Callable[[str], list[int]],
-) -> dict[str, np.ndarray]:
-    """Each task's labels as tokens [K, L] int32, of one shape for all tasks; 0 is padding."""
-    ids = {
-        task: [[*encode(label_words.with_prefix(prefixes[task], word)), EOS] for word in words]
-        for task, words in labels.items()
-    }
-    longest = max((len(word) for words in ids.values() for word in words), default=1)
-    shape = power(max(map(len, ids.values()), default=1)), power(longest)
-    targets = {task: np.zeros(shape, np.int32) for task in ids}
-    for task, words in ids.items():
-        for row, word in zip(targets[task], words, strict=False):
-            row[: len(word)] = word
-    return targets
 
 
 def load(

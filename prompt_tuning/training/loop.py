@@ -292,26 +292,9 @@ class _Loop:
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
         further = {**_settings_of(batches), **further}
         self._described = {**settings.described(tuned), **further}
-        host_batches = batches(self._start)
-        current = dict(self._described)
-        # `further` need not name the batch size; it is then that of the first batch.
-        is_missing = "BATCH_SIZE" in about.get("settings", {}).keys() - current.keys()
-        if is_missing and (first := next(host_batches, None)) is not None:
-            host_batches = itertools.chain([first], host_batches)
-            current["BATCH_SIZE"] = len(first["encoder_input_tokens"])
-        self._changes = settings.history(self._checkpoints, current)
+        host_batches = self._batches_to_come(batches, further)
         if self._checkpoints.latest is not None:
-            if "settings" not in about:
-                warnings.warn(
-                    f"{model_dir}: its checkpoint is of an earlier version, which does not record "
-                    "the settings of a run: they are not compared",
-                    stacklevel=2,
-                )
             _, self._state = self._checkpoints.restore(self._state)
-        # After a change of the data a step is another number of examples, so these are counted.
-        of_data = {name: current[name] for name in current.keys() & {*further, "BATCH_SIZE"}}
-        if run_settings.changes(about.get("settings", {}), of_data):
-            host_batches = _from_example(batches, self._examples)
         self._watch = Watch(self._start)
         self._progress = Progress(self._start, settings.total_steps)
         self._writer = MetricsWriter(model_dir / "train", self._start)
@@ -325,6 +308,33 @@ class _Loop:
             (batch, sharding.put_batch(batch, tuned.layout))
             for batch in map(self._checked, host_batches)
         )
+
+    def _batches_to_come(self, batches: Batches, of_data: Mapping[str, Any]) -> Iterator[HostBatch]:
+        """Compares the settings with those of the checkpoint; returns the batches that follow it.
+
+        Raises:
+          CheckpointError: As `Fit.history`.
+        """
+        about, host_batches = self._checkpoints.about, batches(self._start)
+        saved, current = about.get("settings", {}), dict(self._described)
+        if self._checkpoints.latest is not None and "settings" not in about:
+            warnings.warn(
+                f"{self._checkpoints.directory}: its checkpoint is of an earlier version, which "
+                "does not record the settings of a run: they are not compared",
+                stacklevel=2,
+            )
+        # The batch size need not be named; it is then that of the first batch.
+        if "BATCH_SIZE" in saved.keys() - current.keys():
+            first = next(host_batches, None)
+            if first is not None:
+                host_batches = itertools.chain([first], host_batches)
+                current["BATCH_SIZE"] = len(first["encoder_input_tokens"])
+        self._changes = self._settings.history(self._checkpoints, current)
+        # After a change of the data a step is another number of examples, so these are counted.
+        names = current.keys() & {*of_data, "BATCH_SIZE"}
+        if run_settings.changes(saved, {name: current[name] for name in names}):
+            return _from_example(batches, self._examples)
+        return host_batches
 
     def run(self) -> TunedModel:
         start, total = self._start, self._settings.total_steps
