@@ -124,10 +124,12 @@ class TextFiles:
         return rows
 
     def other_columns(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns of a row besides those of the text."""
+        """The columns of a row besides those of the text, as JSON values."""
         names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
         texts = set(map(composed, names))
-        return {name: value for name, value in fields.items() if composed(name) not in texts}
+        others = {name: value for name, value in fields.items() if composed(name) not in texts}
+        # Dates and the like, which saved data sets have, are their text in JSON.
+        return json.loads(json.dumps(others, default=str))
 
     def _warn_of_indices(self, path: Path, lowest: int) -> None:
         """Warns that no row has the index 0: the numbers may start at 1."""

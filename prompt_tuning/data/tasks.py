@@ -143,8 +143,8 @@ class RowSource(MemorySource):
             "inputs": tf.constant([row.inputs for row in rows], tf.string),
             "targets": tf.constant([row.targets for row in rows], tf.string),
         }
-        if any(row.columns for row in rows):  # dates and the like have no JSON but their text
-            texts = [json.dumps(row.columns, default=str) for row in rows]
+        if any(row.columns for row in rows):
+            texts = [json.dumps(row.columns) for row in rows]
             columns[COLUMNS] = tf.constant(texts, tf.string)
         return columns
 

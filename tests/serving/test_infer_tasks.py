@@ -1,5 +1,6 @@
 """Rows of several tasks in one file: answers in its order, and the same after a kill."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from prompt_tuning import sharding
 from prompt_tuning.checkpoint import backbone, card, prompts
+from prompt_tuning.data.readers import records
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
@@ -125,6 +127,14 @@ def test_a_cut_to_the_length_of_the_training_says_so(folder, tmp_path, capsys):
         "rows: the length of the training cuts 80 of 80 inputs (100 %) to 4 tokens; train w"
         in lines
     )
+
+
+def test_a_date_is_passed_on_as_its_text(monkeypatch):
+    """Saved data sets have such columns, JSON lines do not."""
+    fields = {"text": "a", "task": "free", "day": datetime.date(2026, 1, 2), "id": 7}
+    monkeypatch.setattr(records, "read", lambda path, row, *_: [row(fields, "row 1")])
+    [row] = TaskRows("saved", "prompts", Bytes()).rows(["free"])
+    assert row.columns == {"day": "2026-01-02", "id": 7}
 
 
 def test_skipped_rows_are_counted_at_the_end(folder, tmp_path, capsys):
