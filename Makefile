@@ -27,9 +27,10 @@ $(STAMP): pyproject.toml setup.py
 demo: venv
 	$(BIN)/python -m prompt_tuning.demo --gin_file=runs/demo.gin
 
-# Huge pages, as the commands have them (prompt_tuning/runtime/huge_pages.py).
+# As the commands have them (prompt_tuning/runtime/huge_pages.py).
+HUGE_PAGES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
 test: venv
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist=worksteal
+	GLIBC_TUNABLES=$(HUGE_PAGES) $(BIN)/python -m pytest -n 2 --dist=worksteal
 
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5 import int8
+from prompt_tuning.t5 import int8, narrow
 from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import init_shapes
 from prompt_tuning.t5.paths import Params, flatten, join, unflatten
@@ -43,7 +43,7 @@ class ParamSplit:
         added = frozenset(with_method) - _plain_paths(config)
         trained = frozenset(path for path in with_method if method.trains(path, path in added))
         narrow = {
-            path: _narrow(path, leaf, config.frozen_dtype)
+            path: _narrow(path, leaf, config, path in added)
             for path, leaf in with_method.items()
             if path not in trained and path.rpartition("/")[2] in ("kernel", "embedding")
         }
@@ -97,7 +97,17 @@ def _plain_paths(config: T5Config) -> frozenset[str]:
     return frozenset(flatten(nn.unbox(init_shapes(config))))
 
 
-def _narrow(path: str, leaf: jax.ShapeDtypeStruct, dtype: str) -> Any:
+def _narrow(path: str, leaf: jax.ShapeDtypeStruct, config: T5Config, added: bool) -> Any:
+    dtype = config.frozen_dtype
     if dtype == int8.INT8:
         return jax.eval_shape(functools.partial(int8.quantize, path=path), leaf)
+    # Products that round would round these kernels at every step, to the same values.
+    if (
+        dtype == "float32"
+        and path.endswith("/kernel")
+        and not added
+        and config.dtype != "float16"
+        and narrow.rounds(config.products)
+    ):
+        dtype = "bfloat16"
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))

@@ -75,6 +75,8 @@ def measure_step(
       The plan. Bytes are those of one device, except `weight_bytes_total`.
     """
     sharding.check_batch_size(batch_size, layout, parts=num_microbatches)
+    if config.products == "auto":  # the plan is for accelerators, whatever this CPU would do
+        config = dataclasses.replace(config, products="float32")
     lowered = functools.partial(
         lowered_step,
         method=method,

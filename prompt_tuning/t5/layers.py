@@ -257,13 +257,21 @@ class Attention(nn.Module):
         def attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
             if cfg.attention != "einsum":
                 return _fused(query, key, value, bias, cfg.attention)
-            logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+            # One query uses each key once: rounding them would take longer than their product.
+            rounds = query.shape[1] > 1 and dtype != jnp.float16 and narrow.rounds(cfg.products)
+            if rounds:
+                logits = narrow.attention_logits(query, key)
+            else:
+                logits = jnp.einsum(
+                    "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
+                )
             if bias is not None:
                 logits = logits + bias
             weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
             weights = dropout(weights, cfg.dropout_rate, self, enable_dropout)
-            y = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-            return y.astype(dtype)
+            if rounds:
+                return narrow.attention_values(weights, value).astype(dtype)
+            return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(dtype)
 
         query = project("query", x, cfg.head_dim**-0.5)
         if isinstance(keys_values, tuple):

@@ -78,3 +78,81 @@ def _product(x: Array, y: Array, contract: tuple[tuple[int, ...], tuple[int, ...
 
 
 matmul.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def attention_logits(query: Array, key: Array) -> Array:
+    """Products [B, heads, Q, K] of [B, Q, heads, d] and [B, K, heads, d], as `matmul`'s."""
+    return _logits_forward(query, key)[0]
+
+
+def _logits_forward(query: Array, key: Array) -> tuple[Array, tuple[Array, ...]]:
+    narrow_query, narrow_key = query.astype(jnp.bfloat16), key.astype(jnp.bfloat16)
+    logits = _per_head(_rows(narrow_query), _rows(narrow_key), 3)
+    return logits, (narrow_query, narrow_key, jnp.zeros((), query.dtype))
+
+
+def _logits_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+    query, key, like = saved
+    gradient = gradient.astype(jnp.bfloat16)
+    by_query = _from_rows(_per_head(gradient, _rows(key), 2))
+    by_key = _from_columns(_per_head(_columns(query), gradient, 2))
+    return by_query.astype(like.dtype), by_key.astype(like.dtype)
+
+
+attention_logits.defvjp(_logits_forward, _logits_backward)
+
+
+@jax.custom_vjp
+def attention_values(weights: Array, value: Array) -> Array:
+    """Products [B, Q, heads, d] of [B, heads, Q, K] and [B, K, heads, d], as `matmul`'s."""
+    return _values_forward(weights, value)[0]
+
+
+def _values_forward(weights: Array, value: Array) -> tuple[Array, tuple[Array, ...]]:
+    narrow_weights, narrow_value = weights.astype(jnp.bfloat16), value.astype(jnp.bfloat16)
+    y = _from_rows(_per_head(narrow_weights, _rows(narrow_value), 2))
+    return y, (narrow_weights, narrow_value, jnp.zeros((), weights.dtype))
+
+
+def _values_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+    weights, value, like = saved
+    gradient = gradient.astype(jnp.bfloat16)
+    by_weights = _per_head(_rows(gradient), _rows(value), 3)
+    by_value = _from_columns(_per_head(_columns(gradient), weights, 2))
+    return by_weights.astype(like.dtype), by_value.astype(like.dtype)
+
+
+attention_values.defvjp(_values_forward, _values_backward)
+
+
+def _per_head(x: Array, y: Array, axis: int) -> Array:
+    """Sums over the last axis of x and an axis of y, both [B, heads, ., .].
+
+    XLA rounds back to float32 if it can see a transposition of the operands or if x is summed over
+    another axis: hence one axis of rows and heads, and `_columns`.
+    """
+    batch = x.shape[:2]
+    x, y = (operand.reshape(-1, *operand.shape[2:]) for operand in (x, y))
+    product = jax.lax.dot_general(
+        x, y, (((2,), (axis - 1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
+    return product.reshape(*batch, *product.shape[1:])
+
+
+def _rows(x: Array) -> Array:
+    """[B, L, heads, d] to [B, heads, L, d]."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def _columns(x: Array) -> Array:
+    """[B, L, heads, d] to [B, heads, d, L]."""
+    return x.transpose(0, 2, 3, 1)
+
+
+_from_rows = _rows
+
+
+def _from_columns(x: Array) -> Array:
+    """[B, heads, d, L] to [B, L, heads, d]."""
+    return x.transpose(0, 3, 1, 2)

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from prompt_tuning.runtime import huge_pages
+from prompt_tuning.runtime.huge_pages import TUNABLES
 
-TUNABLE = "glibc.malloc.hugetlb=1"
+OTHER = "glibc.malloc.hugetlb=2"
 # Stands for a command that computes; the package is the real one.
 COMMAND = """
 import os, signal, sys
@@ -55,7 +56,7 @@ needs_glibc = pytest.mark.skipif(
 def test_a_command_restarts_as_the_same_process(package):
     process = start("-m", "prompt_tuning.train", "--gin.X=[1, 2]", "--wait")
     line = process.stdout.readline()
-    assert line == f"{TUNABLE} {process.pid} ['--gin.X=[1, 2]', '--wait']\n"
+    assert line == f"{TUNABLES} {process.pid} ['--gin.X=[1, 2]', '--wait']\n"
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
@@ -66,10 +67,14 @@ def test_a_command_restarts_as_the_same_process(package):
 @pytest.mark.parametrize(
     ("command", "environment", "tunables"),
     [
-        (("-m", "prompt_tuning.train"), {}, TUNABLE),
-        (("-X", "dev", "-m", "prompt_tuning.train"), {}, TUNABLE),
-        (("-m", "prompt_tuning.train"), {"GLIBC_TUNABLES": "glibc.a=1"}, f"glibc.a=1:{TUNABLE}"),
-        (("-m", "prompt_tuning.train"), {"GLIBC_TUNABLES": TUNABLE[:-1] + "2"}, TUNABLE[:-1] + "2"),
+        (("-m", "prompt_tuning.train"), {}, TUNABLES),
+        (("-X", "dev", "-m", "prompt_tuning.train"), {}, TUNABLES),
+        (
+            ("-m", "prompt_tuning.train"),
+            {"GLIBC_TUNABLES": "glibc.a=1"},
+            f"glibc.a=1:{TUNABLES}",
+        ),
+        (("-m", "prompt_tuning.train"), {"GLIBC_TUNABLES": OTHER}, OTHER),
         (("-m", "prompt_tuning.train"), {"PROMPT_TUNING_HUGE_PAGES": "0"}, None),
         (("-m", "prompt_tuning.convert"), {}, None),
         (("-m", "prompt_tuning.convert", "prompt_tuning.train"), {}, None),

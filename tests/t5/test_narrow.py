@@ -39,6 +39,29 @@ def test_gradients():
     np.testing.assert_allclose(by_kernel, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("product", "indices", "shapes"),
+    [
+        (narrow.attention_logits, "bqhd,bkhd->bhqk", ((2, 5, 3, 8), (2, 7, 3, 8))),
+        (narrow.attention_values, "bhqk,bkhd->bqhd", ((2, 3, 5, 7), (2, 7, 3, 8))),
+    ],
+)
+def test_products_of_attention(product, indices, shapes):
+    x, y = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+    actual, gradients = jax.vjp(product, x, y)
+    weights = jax.random.normal(jax.random.key(2), actual.shape)
+    expected, wide = jax.vjp(
+        lambda x, y: jnp.einsum(indices, x, y, precision="highest"), *map(rounded32, (x, y))
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    for narrowed, whole in zip(gradients(weights), wide(rounded32(weights)), strict=True):
+        np.testing.assert_allclose(narrowed, whole, rtol=1e-5, atol=1e-5)
+
+
+def rounded32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
 def dtypes_of(dtype: str, setting: str) -> set[str]:
     """Operands of the product of a layer, forward and backward, as it is compiled."""
     x, kernel = jnp.ones((2, 4), dtype), jnp.ones((4, 3), jnp.float32)
