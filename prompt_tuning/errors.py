@@ -38,3 +38,14 @@ def real_number(name: str, value: Any) -> float:
     if not (real and abs(value) <= sys.float_info.max):
         raise UserError(f"{name} = {value!r}: must be a finite number")
     return float(value)
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """Returns a setting, which may be NumPy's, as a bool; a text such as "no" would count as true.
+
+    Raises:
+      UserError: unless it is True or False.
+    """
+    if type(value).__name__ not in ("bool", "bool_"):  # the latter is NumPy's
+        raise UserError(f"{name} = {value!r}: must be True or False")
+    return bool(value)

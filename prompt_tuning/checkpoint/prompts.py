@@ -81,7 +81,7 @@ def length(path: epath.PathLike) -> int:
 
 def save(path: epath.PathLike, prompt: np.ndarray) -> None:
     """Writes a prompt [P, D] as float32: `.safetensors` for that suffix, else `.npy`."""
-    prompt = np.ascontiguousarray(prompt, np.float32)
+    prompt = np.ascontiguousarray(safetensors_file.in_dtype(str(path), prompt, np.float32))
     with renamed_when_done(path) as temporary, temporary.open("wb") as file:
         if epath.Path(path).suffix == safetensors_file.SUFFIX:
             file.write(save_safetensors({TENSOR: prompt}))

@@ -43,9 +43,10 @@ from prompt_tuning.data.tasks import (
     parts,
     target_prefix,
     text_of,
+    words_of,
 )
 from prompt_tuning.data.unicode_form import composed, shown_beside
-from prompt_tuning.errors import UserError, whole_number
+from prompt_tuning.errors import UserError, true_or_false, whole_number
 from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet
 
@@ -103,6 +104,8 @@ class TaskData:
         self.batching.check_bounds(self.lengths["inputs"])
         whole_number("BATCH_SIZE", self.batch_size, 1)
         whole_number("RANDOM_SEED", self.seed, 0)
+        true_or_false("BALANCED_CLASSES", self.balanced_classes)
+        true_or_false("USE_CACHED_TASKS", self.use_cached)
         if self.eval_examples is not None:
             whole_number("EVAL_EXAMPLES", self.eval_examples, 1)
         if self.module:
@@ -133,7 +136,7 @@ class TaskData:
     @property
     def labels(self) -> tuple[str, ...]:
         """Label words of the task, or of all tasks of the mixture; empty for text to text."""
-        return labels_of(self.provider)
+        return words_of(self.provider)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -163,7 +166,7 @@ class TaskData:
             "BATCH_SIZE": self.batch_size,
             "TASK_FEATURE_LENGTHS": dict(self.lengths),
             "BATCHING": f"{self.batching}{', BALANCED_CLASSES' if self.balanced_classes else ''}",
-            "CLASS_LABELS": list(self.labels),
+            "CLASS_LABELS": list(labels_of(self.provider)),
             "RANDOM_SEED (data)": self.seed,
             "training examples": tokens.hexdigest()[:16] if self._training_tokens else "a stream",
         }
@@ -240,15 +243,18 @@ class TaskData:
           `positions`).
 
         Raises:
-          UserError: If the task has no such split, it is empty, a target is too long, or
+          UserError: If the task has no such split, it is empty, a target is too long or no label
+            word, or
             `balanced_classes` is set for a task without label words or in memory.
         """
         if self.balanced_classes:
             _ = self._balanced  # shows its mistakes before a model is loaded
         for task in self.tasks_with("train"):
             if isinstance(task.source, RowSource):
-                targets = (row.targets for row in task.source.rows("train"))
+                targets = [row.targets for row in task.source.rows("train")]
                 self._check_targets(task, targets)
+                if task.postprocessor is None:  # it may take further features of examples
+                    Comparison(task, (), targets).check_ranked(f"{task.name}, train split")
             elif isinstance(task.source, MemorySource):
                 task.source.size("train")  # shows its mistakes before a model is loaded
         return self.batching.batches(
@@ -343,16 +349,21 @@ class TaskData:
         if not measured:
             raise UserError(f"{self.task}: no task with metrics has the split {split!r}")
         return [
-            dataclasses.replace(self, task=task.name, provider=task).eval_set(split)
+            dataclasses.replace(self, task=task.name, provider=task).eval_set(split, measured=True)
             for task in measured
         ]
 
-    def eval_set(self, split: str) -> EvalSet:
+    def eval_set(self, split: str, *, measured: bool = False) -> EvalSet:
         """A split, or `eval_examples` drawn from it, in the source's order.
 
+        Args:
+          split: Name of the split.
+          measured: Whether metrics will compare with its targets, so that these must be label words
+            if the task has any.
+
         Raises:
-          UserError: If the split does not exist or is empty, a target or label word is too long, or
-            `task` is a mixture, whose tasks have metrics of their own.
+          UserError: If the split does not exist or is empty, a target or label word is too long, a
+            target is no label word, or `task` is a mixture, whose tasks have metrics of their own.
         """
         tasks = self.tasks_with(split)
         if isinstance(self.provider, seqio.Mixture):
@@ -362,12 +373,12 @@ class TaskData:
         examples = self._examples(task, split)
         feature = task.output_features["targets"]
         targets = [text_of(task, example, "targets") for example in examples]
-        labels = tuple(
-            label_words.without_prefix(target_prefix(task), label) for label in labels_of(task)
-        )
+        labels = words_of(task)
         self._check_targets(task, [*labels, *targets])
         is_hidden = split in hidden_splits(task)
         compare = Comparison(task, examples, targets)
+        if measured:
+            compare.check_ranked(f"{task.name}, {split} split")
         label_ids = [
             [*feature.vocabulary.encode(self._whole(label)), feature.vocabulary.eos_id]
             for label in labels

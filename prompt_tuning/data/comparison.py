@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data import label_words
 from prompt_tuning.data.catalogue.postprocess import Grouped
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.tasks import decode, labels_of, target_prefix
+from prompt_tuning.data.readers.records import shortened
+from prompt_tuning.data.tasks import decode, words_of
+from prompt_tuning.data.unicode_form import shown_beside
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import MetricFn
 
 
@@ -29,10 +31,7 @@ class Comparison:
         self._task, self._examples, self._targets = task, examples, targets
         self._vocabulary = task.output_features["targets"].vocabulary
         self._written: dict[str, str] = {}
-        words = [
-            label_words.without_prefix(target_prefix(task), label) for label in labels_of(task)
-        ]
-        self._words = {self.written(word): word for word in words}
+        self._words = {self.written(word): word for word in words_of(task)}
 
     def written(self, text: str) -> str:
         """A text as the vocabulary writes it, without spaces around it."""
@@ -62,6 +61,33 @@ class Comparison:
             return metric(values, answers)
 
         return scored
+
+    def check_ranked(self, where: str) -> None:
+        """Checks that each target is a label word, if there are any; no ranking is right otherwise.
+
+        A task with a postprocessor may write its targets in another way, which it then equates.
+
+        Raises:
+          UserError: Naming the first target that is none.
+        """
+        if not self._words:
+            return
+        known = list(self._words.values())
+        for row, target in enumerate(self._targets):
+            if self.written(target) in self._words or self._is_equated(row, target, known):
+                continue
+            raise UserError(
+                f"{where}, row {row + 1}: the target {shown_beside(target, known)} is none of the "
+                f"task's label words ({shortened(', '.join(map(repr, known)))}); write it as one, "
+                "or register the task without labels"
+            )
+
+    def _is_equated(self, row: int, target: str, words: Sequence[str]) -> bool:
+        """Whether the task's postprocessor equates the target of a row with one of the words."""
+        if self._task.postprocessor is None:
+            return False
+        value_of = functools.partial(self._task.postprocess_fn, example=self._examples[row])
+        return value_of(target, is_target=True) in [value_of(w, is_target=False) for w in words]
 
     def notes(self, where: str) -> list[str]:
         """A line on the targets that the vocabulary writes differently; none if there are none."""

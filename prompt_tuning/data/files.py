@@ -10,12 +10,13 @@ from typing import Any
 from prompt_tuning.data import label_words, metrics
 from prompt_tuning.data.readers import records, saved_datasets
 from prompt_tuning.data.readers.records import BadRows, shortened, shown
-from prompt_tuning.data.unicode_form import composed, shown_beside
-from prompt_tuning.errors import UserError
+from prompt_tuning.data.unicode_form import composed, is_blank, shown_beside
+from prompt_tuning.errors import UserError, true_or_false
 
 # The macro that names the file of each split.
 MACROS = {"train": "TRAIN_FILE", "validation": "VALIDATION_FILE", "test": "TEST_FILE"}
 
+TEXT_NAME = "inputs_pretokenized"  # T5X's name of the text in a line of predictions
 _NOT_INDICES = "if they start at 1 or mean something else, write the words in the file"
 
 
@@ -80,6 +81,9 @@ class TextFiles:
                 f"TEXT_FIELD = {self.text_field!r}: must be the name of the text's field, or a "
                 "list of such names"
             )
+        if self.quoted_cells is not None:
+            true_or_false("QUOTED_CELLS", self.quoted_cells)
+        true_or_false("keep_columns", self.keep_columns)
         if not isinstance(self.label_field, str):
             raise UserError(f"LABEL_FIELD = {self.label_field!r}: must be the name of a field")
         if self.labels and self.label_field in names:
@@ -105,13 +109,17 @@ class TextFiles:
             hint = f"set {macro}" if macro else f"available: {', '.join(MACROS)}"
             raise UserError(f"no file for the split {split!r}: {hint}")
         path = Path(getattr(self, split)).expanduser()
-        numbered = path.is_dir() and saved_datasets.check_order(path, self.label_field, self.labels)
+        names = saved_datasets.class_names(path, self.label_field) if path.is_dir() else []
+        numbered = bool(names)
+        if numbered:
+            saved_datasets.check_order(path, self.label_field, self.labels)
+            self._warn_of_names(path, names)
         indexed: set[str] = set()  # words whose index a row has
 
         def row(fields: dict[str, Any], where: str) -> Row:
             made = self.row(fields, where, numbered=numbered)
             if self.keep_columns:
-                made = dataclasses.replace(made, columns=self.other_columns(fields))
+                made = dataclasses.replace(made, columns=self.other_columns(fields, where))
             if self.labels and self.label_field and not numbered:
                 value = records.field(fields, self.label_field, where)
                 if label_words.is_index(value, self.labels):
@@ -123,11 +131,21 @@ class TextFiles:
             self._warn_of_indices(path, min(map(self.labels.index, indexed)))
         return rows
 
-    def other_columns(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns of a row besides those of the text, as JSON values."""
+    def other_columns(self, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The columns of a row besides those of the text, as JSON values.
+
+        Raises:
+          UserError: If one has the name that predictions give the text.
+        """
         names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
         texts = set(map(composed, names))
         others = {name: value for name, value in fields.items() if composed(name) not in texts}
+        if TEXT_NAME in others:
+            raise UserError(
+                f"{where}: has a column {TEXT_NAME!r}, the name that predictions give the text of "
+                f"{self.text_field!r}; rename the column, or set TEXT_FIELD = {TEXT_NAME!r} if it "
+                "is the text"
+            )
         # Dates and the like, which saved data sets have, are their text in JSON.
         return json.loads(json.dumps(others, default=str))
 
@@ -139,6 +157,18 @@ class TextFiles:
             f"{_NOT_INDICES}",
             stacklevel=1,  # one place, so that a file that is read twice is named once
         )
+
+    def _warn_of_names(self, path: Path, names: Sequence[str]) -> None:
+        """Warns of the classes of a `ClassLabel` that only their place makes label words."""
+        pairs = zip(names, self.labels, strict=False)
+        others = [pair for pair in pairs if len(set(map(saved_datasets.folded, pair))) > 1]
+        if others:
+            taken = ", ".join(f"{name!r} is {word!r}" for name, word in others)
+            warnings.warn(
+                f"{path}: classes of {self.label_field!r} are not in CLASS_LABELS and are taken by "
+                f"their place, so {shortened(taken)}",
+                stacklevel=1,  # one place, as above
+            )
 
     def row(self, fields: dict[str, Any], where: str, *, numbered: bool = False) -> Row:
         """Makes a row of its fields.
@@ -233,6 +263,7 @@ def _text(fields: dict[str, Any], name: str, where: str) -> str:
     value = records.field(fields, name, where)
     if not isinstance(value, str):
         raise UserError(f"{where}: {name!r} is {json.dumps(value, default=str)[:60]}, not a string")
-    if not value.strip():
-        raise UserError(f"{where}: {name!r} is empty")
+    if is_blank(value):
+        seen = f", {value!a} has no visible character" if value.strip() else ""
+        raise UserError(f"{where}: {name!r} is empty{seen}")
     return records.check_text(value, name, where)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning.data.unicode_form import is_blank
 from prompt_tuning.errors import UserError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # digits of any script
@@ -37,8 +38,8 @@ def checked(words: Any, setting: str) -> tuple[str, ...]:
                 f"{setting} = {words!r}: {word!r} is of type {type(word).__name__}; write it as a "
                 "string"
             )
-        if not word.strip():
-            raise UserError(f"{setting} = {words!r}: {word!r} is empty; write a word")
+        if is_blank(word):
+            raise UserError(f"{setting} = {words!r}: {word!a} is empty; write a word")
     normal: dict[str, str] = {}
     for word in map(str, words):
         if other := normal.get(_normal(word)):

@@ -16,7 +16,7 @@ from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.data.variants import few_shot as few_shot_tasks
 from prompt_tuning.data.variants import sentinel
 from prompt_tuning.data.variants.few_shot import FewShot
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB
 
 FILES_TASK = "files"
@@ -78,6 +78,7 @@ def task_data(
             f"METRICS = {files.metrics!r}: is for files of your own; a task of FILE_TASKS has "
             "metrics of its own in files.of_folder, and a registered task its own"
         )
+    true_or_false("SENTINEL_TARGETS", sentinel_targets)
     bad_rows = BadRows(skip_bad_rows)
     names = [composed(name) for name in ([task] if isinstance(task, str) else task or ()) if name]
     file_tasks = {composed(name): files_of for name, files_of in file_tasks.items()}

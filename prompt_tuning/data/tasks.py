@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from prompt_tuning import embedded
-from prompt_tuning.data import metrics
+from prompt_tuning.data import label_words, metrics
 from prompt_tuning.data.files import MACROS, Row, TextFiles
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.data.quiet import seqio, tf
@@ -114,6 +114,16 @@ def labels_of(provider: str | Provider) -> tuple[str, ...]:
     Empty for text to text and for tasks registered with plain SeqIO.
     """
     words = (word for task in parts(provider) if isinstance(task, Task) for word in task.labels)
+    return tuple(dict.fromkeys(words))
+
+
+def words_of(provider: str | Provider) -> tuple[str, ...]:
+    """`labels_of` as the texts of rows have them, without the prefix of targets."""
+    words = (
+        label_words.without_prefix(target_prefix(task), label)
+        for task in parts(provider)
+        for label in labels_of(task)
+    )
     return tuple(dict.fromkeys(words))
 
 

@@ -15,6 +15,12 @@ def composed(name: Any) -> Any:
     return unicodedata.normalize("NFC", name) if isinstance(name, str) else name
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to see: spaces, zero-width characters, marks without a letter."""
+    invisible = ("Cc", "Cf", "Mn", "Zl", "Zp", "Zs")
+    return all(unicodedata.category(letter) in invisible for letter in text)
+
+
 def shown_beside(value: Any, known: Iterable[Any]) -> str:
     """A value as an error shows it; with escapes if it could look like one of `known`."""
     if not isinstance(value, str):

@@ -3,7 +3,7 @@
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data.unicode_form import composed
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs.data_protocol import Data
@@ -28,6 +28,7 @@ def as_trained(
         training did not have, or a method with parameters for each label word has none for one.
       CheckpointError: As `card.read`.
     """
+    true_or_false("ALLOW_OTHER_SETTINGS", allow_other_settings)
     prompt_file = _prompt_file(method)
     path = trained_file or prompt_file
     card = cards.read_for_answers(path) if path else None

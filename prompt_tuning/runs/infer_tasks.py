@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.data.files import TEXT_NAME
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
 from prompt_tuning.runs import checks
@@ -113,8 +114,7 @@ def _cut_notes(
 
 def example(text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
     """A text and the other columns of its row, in T5X's form."""
-    first = {"inputs_pretokenized": text}
-    return {"inputs": {**first, **columns, **first}}
+    return {"inputs": {TEXT_NAME: text, **columns}}
 
 
 def _answers(

@@ -10,7 +10,6 @@ from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint import trained as trained_file
 from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.checkpoint.fingerprint import Identity
-from prompt_tuning.data import label_words
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs.data_protocol import Data
@@ -61,9 +60,7 @@ def card_at(
         config=settings,
         trained_with=TrainedWith(
             settings=method.settings,
-            labels=tuple(
-                label_words.without_prefix(data.target_prefix, label) for label in data.labels
-            ),
+            labels=data.labels,
             tasks=tuple(data.tasks),
             lengths=dict(data.lengths),
             target_prefix=data.target_prefix,

@@ -23,7 +23,7 @@ from prompt_tuning.decoding import (
     sampling_arrays,
 )
 from prompt_tuning.decoding.batches import Function, Programs, Search, power
-from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, whole_number
+from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, true_or_false, whole_number
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import arguments, prompt_folder
@@ -90,7 +90,7 @@ class Model:
             self._longest_input = self.input_length
         self._process = os.getpid()
         self._sums, self._vocabulary = sums or {}, vocabulary
-        self._allow_other_backbone = allow_other_backbone
+        self._allow_other_backbone = true_or_false("allow_other_backbone", allow_other_backbone)
         self._rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
         self._programs, self._lock = Programs(layout, batch_size), threading.Lock()
         bank = prompts or PromptBank.empty(config.d_model, layout.mesh)

@@ -84,7 +84,7 @@ class TaskRows:
                     f"{where}: {self.task_field!r} is {shown_beside(task, tasks)}, but "
                     f"{self.prompts} has prompts for {records.shortened(', '.join(sorted(tasks)))}"
                 )
-            columns = texts.other_columns(fields)
+            columns = texts.other_columns(fields, where)
             columns = {k: v for k, v in columns.items() if composed(k) != composed(self.task_field)}
             return TaskRow(texts.row(fields, where).inputs, task, columns)
 

@@ -18,7 +18,13 @@ from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
-from prompt_tuning.errors import CheckpointError, UserError, real_number, whole_number
+from prompt_tuning.errors import (
+    CheckpointError,
+    UserError,
+    real_number,
+    true_or_false,
+    whole_number,
+)
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
@@ -84,6 +90,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         whole_number("RANDOM_SEED", self.seed, 0)
+        true_or_false("RESUME_WITH_CHANGES", self.resume_with_changes)
         for macro, number in (
             ("NUM_MICROBATCHES", self.num_microbatches),
             ("CHECKPOINT_KEEP", self.keep),

@@ -144,7 +144,7 @@ def test_a_file_of_bad_rows_has_none(tmp_path):
 def test_nothing_to_tell():
     assert BadRows().summary() == ""
     assert BadRows(3).summary() == "bad rows skipped: 0"
-    with pytest.raises(UserError, match="--skip_bad_rows=-1: must be 0 or more"):
+    with pytest.raises(UserError, match="SKIP_BAD_ROWS = -1: must be a whole number from 0"):
         BadRows(-1)
 
 

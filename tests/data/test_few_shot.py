@@ -13,7 +13,7 @@ from prompt_tuning.data.catalogue import all_tasks, glue, text_task
 from prompt_tuning.data.files import Row, TextFiles
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.data.readers import local_files
-from prompt_tuning.data.variants import few_shot
+from prompt_tuning.data.variants import few_shot, sentinel
 from prompt_tuning.data.variants.few_shot import FewShot
 from prompt_tuning.errors import UserError
 
@@ -210,3 +210,18 @@ def test_benchmarks_are_scored_under_their_own_names():
     assert glue.scores(results) == {}
     results["taskless_super_glue_wsc_v102_simple_eval_examples"] = scores
     assert glue.scores(results) == {"super_glue_score": pytest.approx(0.5)}
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_with_a_sentinel_the_same_examples_are_chosen(task, k):
+    with_sentinel = sentinel.register(task)
+    assert chosen(register(with_sentinel, k)) == chosen(register(task, k))
+    mixed = few_shot.FewShot(k).choose(
+        seqio.TaskRegistry.get(with_sentinel), [row.targets for row in ROWS]
+    )
+    assert len(mixed) == k * len(LABELS)
+
+
+def test_a_streamed_task_with_a_sentinel(plain):
+    rows = chosen(plain)
+    assert chosen(sentinel.register(plain)) == rows and rows

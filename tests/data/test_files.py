@@ -1,11 +1,13 @@
 """Reading and checking a user's own data files."""
 
+import contextlib
 import csv
 import gzip
 import json
 import lzma
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -347,3 +349,71 @@ def test_the_place_where_a_packed_file_is_damaged(tmp_path):
     path.write_bytes(b"".join(blocks)[:-12])
     with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read after line [23] \("):
         TextFiles(train=str(path), labels=("no", "yes")).rows("train")
+
+
+@pytest.mark.parametrize(
+    ("cells", "column"),
+    [
+        (['"Good film"\tno', '"Bad ""film"""\tyes'], "text"),
+        (['Good\t"no"', 'Bad\t"yes"'], "label"),
+        (['"Good"\t"no"', '"Bad"\t"yes"', '""\t"no"'], "label"),
+        (['"Good"\tno', "Bad\tno"], ""),
+        (['"Good" film\tno', '"Bad" film\tno'], ""),
+        (['"Good\tno', 'Bad"\tno'], ""),
+        (['"Good"\tno'], ""),
+    ],
+)
+def test_a_column_in_quotes_that_are_text(cells, column, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("\n".join(["text\tlabel", *cells]) + "\n", encoding="utf-8")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for quoted in (False, True, False):
+            with contextlib.suppress(UserError):  # what is no quoted cell
+                TextFiles(test=str(path), quoted_cells=quoted).rows("test")
+    told = [str(each.message) for each in caught if "begin and end with a quote" in str(each)]
+    assert len(told) == bool(column)
+    assert all(f"all {len(cells)} cells of {column!r}" in message for message in told)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b", "\ufeff", " \u200d\u200c ", "\u00ad", "\u2028", "\u0301"]
+)
+def test_texts_and_words_without_a_visible_character(text, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": text, "label": "no"}) + "\n")
+    with pytest.raises(UserError, match="line 1: 'text' is empty"):
+        TextFiles(test=str(path), labels=("no",)).rows("test")
+    with pytest.raises(UserError, match="is empty; write a word"):
+        TextFiles(labels=("no", text))
+
+
+def test_texts_with_invisible_characters_among_others(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "\u200ba", "label": "\u0915\u094d\u200d\u0937"}) + "\n")
+    assert TextFiles(test=str(path)).rows("test")[0].inputs == "\u200ba"
+
+
+@pytest.mark.parametrize(
+    ("names", "text_field", "is_error"),
+    [
+        (("text", "inputs_pretokenized"), "text", True),
+        (("a", "b", "inputs_pretokenized"), ["a", "b"], True),
+        (("text", "inputs_pretokenized", "id"), "inputs_pretokenized", False),
+        (("text", "Inputs_pretokenized"), "text", False),
+    ],
+)
+def test_a_column_of_the_name_that_predictions_give_the_text(names, text_field, is_error, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(dict.fromkeys(names, "x")) + "\n")
+    files = TextFiles(test=str(path), text_field=text_field, label_field="", keep_columns=True)
+    several = TaskRows(str(path), str(tmp_path), None, text_field=text_field, task_field="text")
+    if is_error:
+        with pytest.raises(UserError, match="line 1: has a column 'inputs_pretokenized'"):
+            files.rows("test")
+        with pytest.raises(UserError, match=r"has a column 'inputs_pretokenized'|no field"):
+            several.rows(["x"])
+    else:
+        [row] = files.rows("test")
+        assert row.columns == dict.fromkeys({*names} - {text_field}, "x")
+        assert len(several.rows(["x"])) == 1

@@ -263,3 +263,58 @@ def test_arrays_are_lists_of_words(model):
     model.add_task("x", None, labels=np.array(["no", "yes"]))
     assert model.labels("x") == TextFiles(labels=np.array(["no", "yes"])).labels == ("no", "yes")
     model.remove_task("x")
+
+
+RANKED = ("no", "yes")
+
+
+@pytest.mark.parametrize(
+    ("targets", "labels", "place"),
+    [
+        (("no", "YES", "NO"), RANKED, "row 2: the target 'YES' is none of"),
+        (("No", "Yes"), RANKED, "row 1: the target 'No'"),
+        (("yes", "yes", "yes."), RANKED, "row 3: the target 'yes.'"),
+        (("1", "0"), RANKED, "row 1: the target '1'"),
+        (("yes", "y\u0435s"), RANKED, "row 2: the target 'y\\u0435s'"),
+        (("yes", " no"), RANKED, ""),
+        (("CO2", "CO\u2082"), ("CO2", "air"), ""),  # which the vocabulary writes alike
+        (("anything", "at all"), (), ""),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_targets_of_a_ranked_task_are_its_label_words(split, targets, labels, place, vocabulary):
+    rows = {split: lambda: [Row("a text", target) for target in targets]}
+    tasks.register("test_ranked", rows, vocabulary, labels=labels)
+    data = TaskData("test_ranked", {"inputs": 8, "targets": 8}, 2)
+    read = data.train_batches if split == "train" else data.eval_sets
+    argument = 0 if split == "train" else split
+    if not place:
+        assert read(argument)
+        return
+    with pytest.raises(UserError, match=rf"^test_ranked, {split} split, {re.escape(place)}"):
+        read(argument)
+    if split != "train":  # to predict on
+        assert data.eval_set(split).targets == list(targets)
+
+
+def test_targets_that_a_postprocessor_equates_with_label_words(vocabulary):
+    rows = {"test": lambda: [Row("a text", "YES"), Row("a text", "No")]}
+    tasks.register("test_ranked", rows, vocabulary, labels=RANKED)
+    task = tasks.seqio.TaskRegistry.get("test_ranked")
+    for postprocess, fits in ((lambda text, **_: text.lower(), True), (lambda x, **_: x, False)):
+        tasks.add(
+            "test_ranked",
+            source=task.source,
+            preprocessors=task.preprocessors,
+            output_features=task.output_features,
+            metric_fns=task.metric_fns,
+            postprocess_fn=postprocess,
+            labels=RANKED,
+        )
+        data = TaskData("test_ranked", {"inputs": 8, "targets": 8}, 2)
+        if fits:
+            [eval_set] = data.eval_sets("test")
+            assert eval_set.metric_fns[0](["YES", "No"], ["yes", "yes"]) == {"accuracy": 0.5}
+        else:
+            with pytest.raises(UserError, match="row 1: the target 'YES'"):
+                data.eval_sets("test")

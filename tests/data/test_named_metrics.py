@@ -7,6 +7,7 @@ import pytest
 
 from prompt_tuning import embedded
 from prompt_tuning.data import metrics, tasks
+from prompt_tuning.data.catalogue import glue_metrics
 from prompt_tuning.data.files import TextFiles
 from prompt_tuning.data.source import task_data
 from prompt_tuning.errors import UserError
@@ -139,3 +140,34 @@ def test_a_registered_task_has_its_own_metrics():
             lengths={"inputs": 8, "targets": 8},
             batch_size=1,
         )
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "match", "f1"),
+    [
+        # Normalisation leaves nothing of these, so they are compared as written.
+        ("A", "A", 1, 1),
+        ("The", " the ", 1, 1),
+        ("+", "+", 1, 1),
+        ("a the", "a  the", 1, 1),
+        ("...", "...", 1, 1),
+        ("+", "-", 0, 0),
+        ("A", "The", 0, 0),
+        ("+", "", 0, 0),
+        ("a the", "the", 0, 2 / 3),
+        ("A", "a dog", 0, 2 / 3),
+        # SQuAD 2's no answer: nothing, or what normalisation leaves nothing of.
+        ("", "", 1, 1),
+        ("", "the", 1, 1),
+        ("", "dog", 0, 0),
+        # As ever.
+        ("The dog", "a dog!", 1, 1),
+        ("dog", "the", 0, 0),
+        ("big dog", "dog", 0, 2 / 3),
+    ],
+)
+def test_texts_of_articles_and_punctuation(target, prediction, match, f1):
+    actual = values(["exact_match", "token_f1"], [target], [prediction])
+    assert actual == pytest.approx({"exact_match": match, "token_f1": f1})
+    several = glue_metrics.squad([["other", target]], [prediction])
+    assert several == pytest.approx({"em": match, "f1": f1})

@@ -9,6 +9,7 @@ import seqio
 from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row
+from prompt_tuning.data.variants import few_shot, sentinel
 from prompt_tuning.data.variants.prompt_design import designed_data
 from prompt_tuning.errors import UserError
 
@@ -55,7 +56,7 @@ def test_without_a_design_it_is_the_task():
     actual = data().eval_set("test")
     assert (actual.inputs, actual.targets, actual.labels) == (plain.inputs, plain.targets, LABELS)
     np.testing.assert_array_equal(actual.encoder_input_tokens, plain.encoder_input_tokens)
-    assert list(actual.notes) == []
+    assert actual.notes == plain.notes
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8])
@@ -111,10 +112,12 @@ def test_what_does_not_fit_goes_from_the_front(vocabulary, length):
         assert blocks(text) == [instruction, *shown[6 - longest :], query]
         assert tokens.shape == (length,) and vocabulary.eos_id in tokens
     assert fitted[0] > fitted[1]
-    assert list(actual.notes) == [
+    *of_the_task, of_the_design = actual.notes
+    assert of_the_task == list(data(length).eval_set("test").notes)
+    assert of_the_design == (
         f"{NAME}, test split: {np.mean(fitted):.1f} of 6 demonstrations before an input on "
         f"average, {min(fitted)} at least"
-    ]
+    )
 
 
 def test_an_input_is_never_cut(vocabulary):
@@ -155,3 +158,37 @@ def test_mistakes(vocabulary):
     alone = designed_data(TaskData(name, {"inputs": 99, "targets": 4}, 2), demonstrations=1)
     with pytest.raises(UserError, match="no split 'train'"):
         alone.eval_set("test")
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_with_a_sentinel_the_text_has_plain_words(shots):
+    """The same demonstrations as without; a sentinel stands before targets alone."""
+    names = []
+    for name in (NAME, sentinel.register(NAME)):
+        chosen = few_shot.FewShot(shots or 4)
+        names.append(few_shot.register(name, chosen, {"inputs": 200, "targets": 6}, False))
+    plain, actual = (
+        designed_data(
+            TaskData(name, {"inputs": 200, "targets": 6}, 2),
+            instruction="Choose {labels}:",
+            demonstrations=4,
+        ).eval_set("test")
+        for name in names
+    )
+    assert actual.inputs == plain.inputs and "extra_id" not in actual.inputs[0]
+    assert actual.inputs[0].startswith("Choose bad, good:") and actual.labels == LABELS
+    assert actual.target_prefix == sentinel.SENTINEL
+
+
+def test_notes_of_the_task_are_kept(vocabulary):
+    rows = {
+        "train": lambda: TRAIN,
+        "test": lambda: [Row("\u8d1f\u9762", "two\nlines"), Row("a", "b  c"), Row("b", "c")],
+    }
+    tasks.register(f"{NAME}_notes", rows, vocabulary)
+    plain = TaskData(f"{NAME}_notes", {"inputs": 200, "targets": 20}, 2)
+    notes = plain.eval_set("test").notes
+    assert any("unknown" in note for note in notes) and any("compared as" in x for x in notes)
+    for design in ({}, {"instruction": SAY}, {"demonstrations": 2}):
+        kept = designed_data(plain, **design).eval_set("test").notes
+        assert kept[: len(notes)] == notes

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import unicodedata
+import warnings
 from pathlib import Path
 
 import datasets
@@ -145,7 +147,8 @@ def test_the_order_of_labels_is_the_data_sets(tmp_path):
     with pytest.raises(UserError, match="'label' numbers no, yes from 0, not yes, no"):
         TextFiles(train=folder, labels=("yes", "no")).rows("train")
     # Other words are verbalizers.
-    assert TextFiles(train=folder, labels=("bad", "good")).rows("train") == [Row("a", "bad")]
+    with pytest.warns(UserWarning, match="'no' is 'bad', 'yes' is 'good'"):
+        assert TextFiles(train=folder, labels=("bad", "good")).rows("train") == [Row("a", "bad")]
 
 
 def test_folders_that_are_none(tmp_path):
@@ -258,5 +261,40 @@ def test_a_word_that_the_data_set_numbers_otherwise(names, labels, is_error, tmp
     if is_error:
         with pytest.raises(UserError, match=r"'label' numbers .* from 0, not "):
             files.rows("train")
-    else:
+        return
+    with warnings.catch_warnings(record=True):
         assert files.rows("train") == [Row("a", labels[1])]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "taken"),
+    [
+        (["neg", "pos"], ("negative", "positive"), "'neg' is 'negative', 'pos' is 'positive'"),
+        (["pos", "neg"], ("negative", "positive"), "'pos' is 'negative', 'neg' is 'positive'"),
+        (["negative", "pos"], ("negative", "positive"), "so 'pos' is 'positive'"),
+        (["0", "1", "2"], ("no", "yes"), "'0' is 'no', '1' is 'yes'"),
+        (["1 star", "2 stars"], ("1", "2", "3"), "'1 star' is '1', '2 stars' is '2'"),
+        (["No", "YES"], ("no", "yes"), ""),
+        (["no", "yes", "maybe"], ("no", "yes"), ""),
+        ([unicodedata.normalize("NFD", "caf\u00e9"), "no"], ("caf\u00e9", "no"), ""),
+    ],
+)
+def test_classes_that_are_no_label_words_are_a_warning(names, labels, taken, tmp_path):
+    label = datasets.ClassLabel(names=names)
+    folder = save(tmp_path / "own", [{"text": "a", "label": 1}], text=STRING, label=label)
+    files = TextFiles(train=folder, test=folder, labels=labels)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        assert [files.rows(split)[0].targets for split in ("train", "test")] == [labels[1]] * 2
+    told = [str(each.message) for each in caught]
+    assert len(told) == bool(taken) and all(taken in message for message in told)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_the_order_of_classes_is_checked_in_any_unicode_form(forms, tmp_path):
+    saved, given = (unicodedata.normalize(form, "cat\u00e9gorie") for form in forms)
+    label = datasets.ClassLabel(names=["yes", "no"])
+    folder = save(tmp_path / "own", [{"text": "a", saved: 1}], **{"text": STRING, saved: label})
+    files = TextFiles(train=folder, label_field=given, labels=("no", "yes"))
+    with pytest.raises(UserError, match="numbers yes, no from 0, not no, yes"):
+        files.rows("train")

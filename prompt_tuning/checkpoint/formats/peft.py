@@ -196,7 +196,10 @@ def write(
       CheckpointError: if the folder exists.
     """
     common = {"task_type": TASK_TYPE, "inference_mode": True, "base_model_name_or_path": None}
-    content = {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
+    content = {
+        name: np.ascontiguousarray(safetensors_file.in_dtype(name, x, np.float32))
+        for name, x in arrays.items()
+    }
     with folder_when_done(path) as temporary:
         (temporary / WEIGHTS).write_bytes(serialize(content, {"format": "pt"}))
         fields = json.dumps(common | dict(config), indent=2, sort_keys=True)

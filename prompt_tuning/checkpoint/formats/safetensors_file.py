@@ -78,7 +78,11 @@ def write(
     dtype: np.dtype,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes arrays in `dtype`; the file gets its name once it is complete."""
+    """Writes arrays in `dtype`; the file gets its name once it is complete.
+
+    Raises:
+      CheckpointError: as `in_dtype`.
+    """
     names = {stored: name for name, stored in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -90,8 +94,28 @@ def write(
     encoded += b" " * (-len(encoded) % 8)  # the format requires aligned data
     with renamed_when_done(path) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for array in arrays.values():
-            file.write(np.asarray(array).astype(dtype, copy=False).tobytes())
+        for name, array in arrays.items():
+            file.write(in_dtype(name, array, dtype).tobytes())
+
+
+def in_dtype(name: str, array: Array, dtype: Any) -> np.ndarray:
+    """The values of an array in the dtype that a file is written in.
+
+    Raises:
+      CheckpointError: if a finite value is too large for it; the message begins with `name`.
+    """
+    values = np.asarray(array)
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        written = values.astype(dtype)
+    if (lost := np.isinf(written) & np.isfinite(values)).any():
+        largest = float(np.abs(values[lost]).max())
+        raise CheckpointError(
+            f"{name}: has the value {largest:.6g}, above {float(jnp.finfo(dtype).max):.6g}, the "
+            f"largest of {np.dtype(dtype).name}: it would be infinite; choose another dtype"
+        )
+    return written
 
 
 def common_dtype(arrays: Mapping[str, Array]) -> np.dtype:

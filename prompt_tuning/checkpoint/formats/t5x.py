@@ -21,7 +21,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from prompt_tuning.checkpoint.fit import check_fits
-from prompt_tuning.checkpoint.formats.safetensors_file import Array
+from prompt_tuning.checkpoint.formats.safetensors_file import Array, in_dtype
 from prompt_tuning.checkpoint.formats.t5x_leaves import Leaf, Part, opened, unscanned
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import folder_when_done
@@ -141,12 +141,13 @@ def write_checkpoint(
       dtype: dtype to write.
 
     Raises:
-      CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
+      CheckpointError: if `path` exists, an array cannot be read, a value is too large for `dtype`,
+        or the disk is full.
     """
     specs = {name: _new_spec(name, x.shape, np.dtype(dtype)) for name, x in params.items()}
     with explained(epath.Path(path), *UNWRITTEN), folder_when_done(path) as temporary:
         for name, array in params.items():
-            _write(temporary, specs[name], array)
+            _write(temporary, specs[name], in_dtype(name, array, np.dtype(dtype)))
         state = {"step": np.asarray(step, np.int32), "param_states": {}}
         tree = {"target": traverse_util.unflatten_dict(specs, sep="/"), "state": state}
         index = serialization.msgpack_serialize({"version": 3, "optimizer": tree})
@@ -324,7 +325,7 @@ def _new_spec(name: str, shape: tuple[int, ...], dtype: np.dtype) -> dict[str, A
     }
 
 
-def _write(folder: epath.Path, spec: dict[str, Any], array: Array) -> None:
+def _write(folder: epath.Path, spec: dict[str, Any], array: np.ndarray) -> None:
     located = kvstore(folder, spec["kvstore"]["path"].rstrip("/"))
     store = ts.open({**spec, "kvstore": located}, create=True).result()
-    store.write(np.asarray(array).astype(spec["dtype"], copy=False)).result()
+    store.write(array).result()

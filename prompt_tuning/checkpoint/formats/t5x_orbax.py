@@ -14,7 +14,7 @@ import tensorstore as ts
 from etils import epath
 
 from prompt_tuning.checkpoint.formats import t5x
-from prompt_tuning.checkpoint.formats.safetensors_file import Array
+from prompt_tuning.checkpoint.formats.safetensors_file import Array, in_dtype
 from prompt_tuning.checkpoint.formats.t5x_leaves import Leaf, read
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import folder_when_done
@@ -77,7 +77,8 @@ def write_checkpoint(
       dtype: dtype to write.
 
     Raises:
-      CheckpointError: if `path` exists, an array cannot be read, or the disk is full.
+      CheckpointError: if `path` exists, an array cannot be read, a value is too large for `dtype`,
+        or the disk is full.
     """
     shapes = {f"target/{name}": list(array.shape) for name, array in params.items()}
     metadata = {
@@ -91,8 +92,8 @@ def write_checkpoint(
         item = temporary / _ITEM
         item.mkdir()
         for name, array in params.items():
-            _write(item, f"target/{name}", np.asarray(array), np.dtype(dtype))
-        _write(item, "state/step", np.asarray(step), np.dtype(np.int32))
+            _write(item, f"target/{name}", in_dtype(name, array, np.dtype(dtype)))
+        _write(item, "state/step", np.asarray(step, np.int32))
         (item / _METADATA).write_text(json.dumps(metadata))
         handlers = {"item_handlers": {_ITEM: _HANDLER}}
         (temporary / "_CHECKPOINT_METADATA").write_text(json.dumps(handlers))
@@ -143,11 +144,11 @@ def _entry(name: str, shape: list[int]) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _write(folder: epath.Path, name: str, array: np.ndarray, dtype: np.dtype) -> None:
-    chunks = t5x.chunks_of(array.shape, dtype)
+def _write(folder: epath.Path, name: str, array: np.ndarray) -> None:
+    chunks = t5x.chunks_of(array.shape, array.dtype)
     spec = {
         "driver": "zarr",
-        "dtype": dtype.name,
+        "dtype": array.dtype.name,
         "kvstore": _kvstore(folder, tuple(name.split("/")), ocdbt=True),
         "metadata": {
             "shape": list(array.shape),
@@ -156,4 +157,4 @@ def _write(folder: epath.Path, name: str, array: np.ndarray, dtype: np.dtype) ->
         },
         "store_data_equal_to_fill_value": True,
     }
-    ts.open(spec, create=True).result().write(array.astype(dtype, copy=False)).result()
+    ts.open(spec, create=True).result().write(array).result()

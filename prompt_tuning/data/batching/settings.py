@@ -40,6 +40,10 @@ class Batching:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"BATCHING = {self.kind!r}: must be one of {', '.join(KINDS)}")
+        for bound in self.bounds:
+            whole_number("BUCKET_BOUNDS, a length", bound, 1, MOST_TOKENS)
+        if self.tokens is not None:
+            whole_number("TOKENS_PER_BATCH", self.tokens, 1)
         if self.packed_lengths is not None:
             check_lengths("PACKED_LENGTHS", self.packed_lengths)
         if self.tokens is not None and self.kind != "bucketed":

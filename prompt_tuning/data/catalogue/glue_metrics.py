@@ -82,14 +82,19 @@ def record(targets: Sequence[Grouped], predictions: Sequence[Grouped]) -> dict[s
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """Exact match and token F1 after `normalize`, each against the best of an example's answers."""
+    """Exact match and token F1 after `normalize`, each against the best of an example's answers.
+
+    An answer that `normalize` leaves nothing of, such as "A" or "+", is compared as it is written,
+    in lower case: any two such texts would be equal otherwise, and the F1 of equal ones 0. "" is no
+    answer, which a prediction of nothing equals, as in SQuAD 2.
+    """
     rows = [
-        (normalize(prediction), [normalize(answer) for answer in answers])
+        [_comparable(answer, prediction) for answer in answers]
         for answers, prediction in zip(targets, predictions, strict=True)
     ]
     return {
-        "em": statistics.fmean(float(text in answers) for text, answers in rows),
-        "f1": statistics.fmean(max(_token_f1(a, text) for a in answers) for text, answers in rows),
+        "em": statistics.fmean(max(float(a == text) for a, text in row) for row in rows),
+        "f1": statistics.fmean(max(_token_f1(a, text) for a, text in row) for row in rows),
     }
 
 
@@ -151,8 +156,17 @@ def _correlation(
     return float(function(targets, predictions).statistic)
 
 
+def _comparable(answer: str, prediction: str) -> tuple[str, str]:
+    """An answer and a prediction in the form in which they are compared."""
+    if answer.strip() and not normalize(answer):
+        return " ".join(answer.lower().split()), " ".join(prediction.lower().split())
+    return normalize(answer), normalize(prediction)
+
+
 def _token_f1(answer: str, prediction: str) -> float:
     expected, predicted = answer.split(), prediction.split()
+    if not expected:
+        return float(not predicted)
     common = (collections.Counter(expected) & collections.Counter(predicted)).total()
     # The harmonic mean of common / expected and common / predicted.
     return 2 * common / (len(expected) + len(predicted)) if common else 0.0

@@ -16,7 +16,7 @@ from typing import IO, Any, TextIO, TypeVar, cast
 from prompt_tuning.data.readers import saved_datasets
 from prompt_tuning.data.readers.compressed import open_text
 from prompt_tuning.data.unicode_form import composed, shown_beside
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, whole_number
 
 LONGEST = 2**20  # bytes of a line, characters of a cell; far beyond what a T5 can use
 
@@ -24,6 +24,7 @@ _JSON_LINES = (".jsonl", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _BREAK = "a line break inside a cell"
+_IN_QUOTES = re.compile(r'\s*".*"\s*')
 _LOOKS_QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')
 
 T = TypeVar("T")
@@ -48,8 +49,7 @@ class BadRows:
     """
 
     def __init__(self, most: int = 0) -> None:
-        if most < 0:
-            raise UserError(f"--skip_bad_rows={most}: must be 0 or more")
+        whole_number("SKIP_BAD_ROWS", most, 0)
         self._most = most
         self._skipped: dict[tuple[Path, str], None] = {}
 
@@ -249,6 +249,8 @@ def _table_records(
     quoted = delimiter == "," if quoted_cells is None else quoted_cells
     is_unsure = not quoted and quoted_cells is None
     rows = _quoted_cells(lines, delimiter) if quoted else _plain_cells(lines, delimiter)
+    all_quoted: set[str] = set()  # columns whose cells so far all begin and end with a quote
+    count, told = 0, False
     for number, cells in _to_last_value(rows):
         place = f"line {number}"
         if header is None:
@@ -260,16 +262,27 @@ def _table_records(
             yield place, cells
         else:
             if is_unsure and any(map(_LOOKS_QUOTED.fullmatch, cells)):
-                is_unsure = False
+                is_unsure, told = False, True
                 warnings.warn(
                     f"{path}, {place}: a cell seems to be quoted, but quotes are read as text; set "
                     "QUOTED_CELLS = True if cells are quoted",
                     stacklevel=2,
                 )
             fields = _named(header, cells)
+            if not quoted and isinstance(fields, dict):
+                count += 1
+                in_quotes = {name for name, cell in fields.items() if _IN_QUOTES.fullmatch(cell)}
+                all_quoted = in_quotes & all_quoted if count > 1 else in_quotes
             hint = "" if quoted else "; quotes are text here, see QUOTED_CELLS"
             hint = hint if any('"' in cell for cell in cells) else ""
             yield place, Bad(fields.reason + hint) if isinstance(fields, Bad) else fields
+    if all_quoted and count > 1 and not told:
+        warnings.warn(
+            f"{path}: all {count} cells of {min(all_quoted)!r} begin and end with a quote, which "
+            "is read as text; write the cells without quotes (for files of your own, or set "
+            "QUOTED_CELLS = True)",
+            stacklevel=2,
+        )
 
 
 def _to_last_value(rows: Iterator[Row]) -> Iterator[Row]:

@@ -50,29 +50,41 @@ def rows(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{folder}: cannot be read ({error})") from error
 
 
-def check_order(folder: Path, field: str, labels: Sequence[str]) -> bool:
-    """Whether a field is a `ClassLabel`, whose numbers are indices.
+def class_names(folder: Path, field: str) -> list[str]:
+    """The names of a field that is a `ClassLabel`, in the order of its numbers; empty if it is not.
 
-    Raises:
-      UserError: If it numbers one of the words `labels`, in whatever case, as another one.
+    Args:
+      folder: Folder of a saved data set, or another one.
+      field: Name of the field, in any Unicode form.
     """
     info = folder / "dataset_info.json"
     features = (_json(info).get("features") or {}) if info.is_file() else {}
-    names = (features.get(field) or {}).get("names") or []
+    by_name = {composed(name): feature for name, feature in features.items()}
+    feature = by_name.get(composed(field))
+    return list((feature.get("names") if isinstance(feature, dict) else None) or ())
+
+
+def check_order(folder: Path, field: str, labels: Sequence[str]) -> None:
+    """Checks that the numbers of a `ClassLabel` are indices into the words `labels`.
+
+    Raises:
+      UserError: If it numbers one of the words, in whatever case, as another one.
+    """
+    names = class_names(folder, field)
     places: dict[str, set[int]] = {}
     for place, name in enumerate(names):
-        places.setdefault(_folded(name), set()).add(place)
-    for place, word in enumerate(labels):
-        known = {names.index(word)} if word in names else places.get(_folded(word), {place})
+        places.setdefault(folded(name), set()).add(place)
+    for place, word in enumerate(labels if names else ()):
+        known = {names.index(word)} if word in names else places.get(folded(word), {place})
         if place not in known:
             raise UserError(
                 f"{folder}: its {field!r} numbers {', '.join(names)} from 0, not "
                 f"{', '.join(labels)}"
             )
-    return bool(names)
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A class's name without what names of the same class may differ in."""
     return composed(name).strip().casefold()
 
 

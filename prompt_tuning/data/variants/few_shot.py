@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.data import tasks
+from prompt_tuning.data import label_words, tasks
 from prompt_tuning.data.files import Row
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
@@ -46,7 +46,7 @@ class FewShot:
         Raises:
           UserError: If a class has too few examples.
         """
-        labels = tasks.labels_of(task)
+        labels = tasks.words_of(task)
         groups = by_class(targets, labels, self.seed)
         for label, group in zip(labels or ("",), groups, strict=True):
             if len(group) < self.examples:
@@ -208,7 +208,8 @@ def _dataset(
 
 
 def _row(task: seqio.Task, example: Mapping[str, Any]) -> Row:
+    targets = tasks.text_of(task, example, "targets")
     return Row(
         inputs=tasks.text_of(task, example, "inputs"),
-        targets=tasks.text_of(task, example, "targets"),
+        targets=label_words.without_prefix(tasks.target_prefix(task), targets),
     )

@@ -89,9 +89,10 @@ class Design:
             texts.append(heads[fitting[-1]] + text)
             ids = [*head_ids[fitting[-1]], *ids, *end]
             row[: len(ids)] = ids
-        notes: tuple[str, ...] = ()
+        notes = eval_set.notes
         if self.demonstrations:
             notes = (
+                *notes,
                 f"{data.task}, {eval_set.split} split: {statistics.fmean(counts):.1f} of "
                 f"{self.demonstrations} demonstrations before an input on average, "
                 f"{min(counts)} at least",
