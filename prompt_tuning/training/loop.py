@@ -183,7 +183,7 @@ class Fit:
     def described(self, tuned: TunedModel) -> dict[str, Any]:
         """The settings that must be the same when a run resumes, by name."""
         return run_settings.of_training(
-            tuned, self.learning_rate, self.optimizer, self.loss, self.seed
+            tuned, self.learning_rate, self.optimizer, self.loss, self.seed, self.total_steps
         )
 
     def history(self, checkpoints: RunCheckpoints, settings: Mapping[str, Any]) -> list[str]:
@@ -330,6 +330,15 @@ class _Loop:
                 "does not record the settings of a run: they are not compared",
                 stacklevel=2,
             )
+        self._warn_of_hidden(saved, current)
+        # Where nothing is known of the data, the examples that they begin with are compared.
+        if not of_data or run_settings.FIRST_BATCH in saved:
+            first = next(batches(0) if self._start else host_batches, None)
+            if first is not None:
+                if not self._start:
+                    host_batches = itertools.chain([first], host_batches)
+                current[run_settings.FIRST_BATCH] = run_settings.checksum(first)
+                self._described[run_settings.FIRST_BATCH] = current[run_settings.FIRST_BATCH]
         # The batch size need not be named; it is then that of the first batch.
         if "BATCH_SIZE" in saved.keys() - current.keys():
             first = next(host_batches, None)
@@ -338,10 +347,30 @@ class _Loop:
                 current["BATCH_SIZE"] = len(first["encoder_input_tokens"])
         self._changes = self._settings.history(self._checkpoints, current)
         # After a change of the data a step is another number of examples, so these are counted.
-        names = current.keys() & {*of_data, "BATCH_SIZE"}
+        names = current.keys() & {*of_data, "BATCH_SIZE", run_settings.FIRST_BATCH}
         if run_settings.changes(saved, {name: current[name] for name in names}):
             return _from_example(batches, self._examples)
         return host_batches
+
+    def _warn_of_hidden(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+        """Warns of what a resumed run cannot compare since a function hides it."""
+        if not saved:
+            return
+        directory = self._checkpoints.directory
+        if run_settings.is_hidden(self._settings.optimizer):
+            warnings.warn(
+                f"{directory}: OPTIMIZER is a function of your own, of which only updates for "
+                "a few gradients are compared; what it does later, as by a schedule, is not",
+                stacklevel=2,
+            )
+        derived = {"BATCH_SIZE", run_settings.FIRST_BATCH}
+        if hidden := sorted(saved.keys() - current.keys() - derived):
+            warnings.warn(
+                f"{directory}: was trained with {', '.join(hidden)}, which this run does not name: "
+                "they are not compared; give `train_batches` itself, not a function around it, or "
+                "settings=data.settings",
+                stacklevel=2,
+            )
 
     def run(self) -> TunedModel:
         start, total = self._start, self._settings.total_steps

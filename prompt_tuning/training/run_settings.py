@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import math
 import re
@@ -9,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -19,7 +22,15 @@ from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loss import Loss
 
 _OPTIMIZER = "OPTIMIZER"
-_STEPS = (1, 10, 100, 1_000, 10_000, 100_000)  # at which schedules are compared
+_RATE = "LEARNING_RATE"
+_EACH_STEP = "LEARNING_RATE of each step"
+FIRST_BATCH = "the first batch"  # a checksum, of a run whose data are a function
+_STEPS = (1, 10, 100, 1_000, 10_000, 100_000)  # whose rates are shown
+# Ends of the parts in whose steps schedules are compared, each at most a tenth longer than before.
+_ENDS = sorted({math.ceil(1.1**power) for power in range(148)})
+# Sizes of the gradients that optimizers are compared with, relative to each other; thresholds of
+# clipping lie between two of them.
+_SCALES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e-3)
 _TOLERANCE = 1e-4  # float32 arithmetic of one device against another's
 
 
@@ -29,16 +40,19 @@ def of_training(
     optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation],
     loss: Loss,
     seed: int,
+    total_steps: int = 1,
 ) -> dict[str, Any]:
     """Describes what determines the steps of a training as JSON values, by setting.
 
     What may change freely is left out: the number of steps, the periods, the number of parts of a
-    batch and of devices. Schedules and optimizers are functions, and are described by their values.
+    batch and of devices. Schedules and optimizers are functions, and are described by their values:
+    schedules at each of `total_steps`, optimizers by updates for gradients of many sizes.
     """
     return {
         "METHOD": type(tuned.model.sites).__name__,
         **_fields(tuned.model.sites),
-        "LEARNING_RATE": _rates(learning_rate),
+        _RATE: _rates(learning_rate),
+        _EACH_STEP: _parts(learning_rate, total_steps),
         _OPTIMIZER: [_name(optimizer), *_response(optimizer, tuned.trained)],
         **_fields(loss),
         "DROPOUT_RATE": tuned.model.config.dropout_rate,
@@ -52,20 +66,59 @@ def of_training(
 def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Lists the settings that both have and that differ, as "NAME = VALUE, now VALUE"."""
     current = json.loads(json.dumps(current))
-    return [
-        _change_of_optimizer(saved[name][0], value[0])
-        if name == _OPTIMIZER
-        else f"{name} = {_shown(saved[name])}, now {_shown(value)}"
-        for name, value in current.items()
-        if name in saved
-        and not (_same_optimizer if name == _OPTIMIZER else _equal)(saved[name], value)
-    ]
+    both, listed = (saved, current), []
+    for name, value in current.items():
+        if name not in saved or _same(name, saved[name], value):
+            continue
+        if name == _RATE and _same(_EACH_STEP, *(of.get(_EACH_STEP, ()) for of in both)):
+            continue  # the rates differ after the last step only
+        if name == _OPTIMIZER:
+            listed.append(_change_of_optimizer(saved[name][0], value[0]))
+        elif name == FIRST_BATCH:
+            listed.append("batches that begin with other examples")
+        elif name != _EACH_STEP:
+            listed.append(f"{name} = {_shown(saved[name])}, now {_shown(value)}")
+        elif not any(change.startswith(f"{_RATE} =") for change in listed):
+            pairs = zip([0, *_ENDS], _ENDS, saved[name], value, strict=False)
+            part = next((a + 1, b) for a, b, old, new in pairs if not _equal(old, new))
+            steps = "step {0}" if part[0] == part[1] else "steps {0} to {1}"
+            listed.append(f"{_RATE}, now another one in {steps.format(*part)}")
+    return listed
+
+
+def is_hidden(optimizer: Any) -> bool:
+    """Whether an optimizer is a function whose settings cannot be read, such as a lambda."""
+    while isinstance(optimizer, functools.partial):
+        optimizer = optimizer.func
+    return "<" in getattr(optimizer, "__qualname__", "")  # <lambda>, or <locals> of another one
+
+
+def checksum(batch: Mapping[str, np.ndarray]) -> str:
+    """A checksum of a batch's arrays, whatever its padding."""
+    digest = hashlib.sha256()
+    for name, array in sorted(batch.items()):
+        rows = np.asarray(array)
+        digest.update(f"{name} {len(rows)}".encode())
+        for row in rows.reshape(len(rows), -1):
+            digest.update(np.trim_zeros(row, "b").astype(np.float64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _same(name: str, saved: Any, current: Any) -> bool:
+    if name == _OPTIMIZER:
+        return _same_optimizer(saved, current)
+    if name == _EACH_STEP:  # the number of steps may change
+        return bool(saved and current) and all(map(_equal, saved, current))
+    return _equal(saved, current)
 
 
 def _same_optimizer(saved: list[Any], current: list[Any]) -> bool:
-    """Whether names, if both have one, and updates are the same; arguments are in the updates."""
+    """Whether names, if both have one, and updates are the same; arguments are in the updates.
+
+    Checkpoints of earlier versions have fewer updates.
+    """
     names = {entry[0].partition("(")[0] for entry in (saved, current)} - {""}
-    return len(names) < 2 and _equal(saved[1:], current[1:])
+    return len(names) < 2 and all(map(_equal, saved[1:], current[1:]))
 
 
 def _change_of_optimizer(saved: str, current: str) -> str:
@@ -96,26 +149,72 @@ def _rates(learning_rate: optax.ScalarOrSchedule) -> float | list[float]:
     return rates if len(set(rates)) > 1 else rates[0]
 
 
+def _parts(learning_rate: optax.ScalarOrSchedule, total_steps: int) -> list[list[float]]:
+    """What a schedule is in each part of a run: the mean, and the mean weighted by the place.
+
+    Parts are whole, so that a run of more steps begins with the same ones.
+    """
+    ends = _ENDS[: 1 + next(i for i, end in enumerate(_ENDS) if end >= total_steps)]
+    if callable(learning_rate):
+        counts = jnp.arange(ends[-1])  # as `rate_at`
+        rates = np.asarray(jax.jit(jax.vmap(learning_rate))(counts), np.float64)
+    else:
+        rates = np.full(ends[-1], float(learning_rate))
+    parts = (rates[start:end] for start, end in itertools.pairwise([0, *ends]))
+    return [
+        [float(f"{np.mean(part * weight):.6g}") for weight in (1, np.linspace(1, 2, len(part)))]
+        for part in parts
+    ]
+
+
 def _response(
     optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation], trained: Params
 ) -> list[float]:
-    """Two updates of a matrix with a fixed gradient, at the learning rate 1."""
-    path = jax.tree_util.tree_flatten_with_path(trained)[0][0][0]
-    leaf: Any = np.linspace(0.5, 1.5, 128 * 128, dtype=np.float32).reshape(128, 128)
-    for key in reversed(path):
-        leaf = {getattr(key, "key", str(key)): leaf}
-    transform = optimizer(1.0)
+    """Updates at the learning rate 1, for gradients of many sizes, small ones and large.
+
+    A matrix takes the place of the first trained leaf; where leaves of several kinds are trained, a
+    small matrix of each follows, since an optimizer may treat them differently.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]]
+    matrix = np.linspace(0.5, 1.5, 128 * 128, dtype=np.float32).reshape(128, 128)
+    kinds = {re.sub(r"\d+", "", jax.tree_util.keystr(path)): path for path in reversed(paths)}
+    values = _updates(optimizer(1.0), {paths[0]: matrix})
+    if len(kinds) > 1:
+        values += _updates(optimizer(1.0), dict.fromkeys(kinds.values(), matrix[:6, :8]))
+    return values
+
+
+def _updates(
+    transform: optax.GradientTransformation, leaves: Mapping[Any, np.ndarray]
+) -> list[float]:
+    """Some entries of the updates of leaves, by path, one step after the other."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        inner = tree
+        for key in path[:-1]:
+            inner = inner.setdefault(_key(key), {})
+        inner[_key(path[-1])] = leaf
 
     @jax.jit
-    def updates(tree: Any) -> list[jax.Array]:
-        state, gradient, values = transform.init(tree), jax.tree.map(lambda x: 2 - x, tree), []
-        for _ in range(2):
-            update, state = transform.update(gradient, state, tree)
-            values += [matrix[[0, 5], [0, 7]] for matrix in jax.tree.leaves(update)]
-            gradient = jax.tree.map(lambda x: 0.5 * x * x, tree)
-        return values
+    def update(gradient: Any, state: Any) -> Any:
+        updates, state = transform.update(gradient, state, tree)
+        return [
+            matrix[jnp.array([0, 5]), jnp.array([0, 7])] for matrix in jax.tree.leaves(updates)
+        ], state
 
-    return [float(x) for x in np.concatenate(jax.device_get(updates(leaf)))]
+    state = jax.jit(transform.init)(tree)
+    first = jax.tree.map(lambda x: 2 - x, tree)
+    gradients = [first, jax.tree.map(lambda x: 0.5 * x * x, tree)]
+    gradients += [jax.tree.map(lambda x, scale=scale: scale * x, first) for scale in _SCALES]
+    values = []
+    for gradient in gradients:
+        entries, state = update(gradient, state)
+        values += entries
+    return [float(f"{x:.6g}") for x in np.concatenate(jax.device_get(values))]
+
+
+def _key(key: Any) -> str:
+    return getattr(key, "key", str(key))
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -21,6 +22,9 @@ from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor
 
 METHOD = methods.PromptTuning(2)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*which this run does not name", "ignore:.*OPTIMIZER is a function of your own"
+)
 
 
 def batches_of(size: int, packed: bool = False):
@@ -258,3 +262,120 @@ def test_fit_is_alone_in_its_folder(kind, tmp_path):
         with only_run(epath.Path(folder)):
             contextvars.Context().run(second)
     fit(folder, 3)  # the lock is free again
+
+
+def _drop_at(step: int):
+    return optax.piecewise_constant_schedule(0.3, {step: 0.1})
+
+
+@pytest.mark.parametrize(
+    ("saved", "current", "steps", "told"),
+    [
+        (0.3, _drop_at(150), 200, "LEARNING_RATE = 0.3, now [0.3"),
+        (_drop_at(150), _drop_at(151), 200, "now another one in steps 144 to 157"),
+        (_drop_at(15_000), _drop_at(15_100), 20_000, "now another one in steps"),
+        (_drop_at(15_000), _drop_at(15_001), 20_000, "now another one in steps"),
+        (optax.linear_schedule(0, 0.3, 3), optax.linear_schedule(0, 0.3, 4), 10, "in step 2"),
+        (_drop_at(2), _drop_at(3), 5, "now another one in step 3"),
+        (_drop_at(150), 0.3, 100, ""),  # the same as far as the run goes
+        (0.3, lambda step: 0.3 + 0 * step, 200, ""),
+        (_drop_at(150), _drop_at(150), 200, ""),
+    ],
+)
+def test_schedules_are_compared_at_every_step(saved, current, steps, told):
+    def described(rate) -> dict:
+        parts = run_settings._parts(rate, steps)
+        return {"LEARNING_RATE": run_settings._rates(rate), run_settings._EACH_STEP: parts}
+
+    changes = run_settings.changes(described(saved), described(current))
+    assert len(changes) == bool(told) and all(told in change for change in changes)
+    # More steps are no change, and neither is a checkpoint that does not say each step.
+    more = {**described(saved), run_settings._EACH_STEP: run_settings._parts(saved, 3 * steps)}
+    assert run_settings.changes(described(saved), more) == []
+    assert run_settings.changes({"LEARNING_RATE": more["LEARNING_RATE"]}, more) == []
+
+
+def _clipped(threshold: float, optimizer=optax.adamw):
+    return lambda rate: optax.chain(optax.clip_by_global_norm(threshold), optimizer(rate))
+
+
+def _by_path(part: str, factor: float):
+    def scaled(updates, params=None):
+        def of_leaf(path, update):
+            return update * (factor if part in jax.tree_util.keystr(path) else 1.0)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, updates)
+
+    return lambda rate: optax.chain(optax.sgd(rate), optax.stateless(scaled))
+
+
+@pytest.mark.parametrize(
+    ("saved", "current"),
+    [
+        (_clipped(1.0), optax.adamw),
+        (_clipped(1.0), _clipped(2.0)),
+        (_clipped(0.01), _clipped(0.02)),
+        (_clipped(300.0), _clipped(400.0)),
+        (_clipped(1.0, adafactor), _clipped(2.0, adafactor)),
+        (_clipped(1.0, optax.adafactor), lambda rate: optax.chain(optax.adafactor(rate))),
+        (
+            lambda rate: optax.chain(optax.clip(0.5), optax.adam(rate)),
+            lambda rate: optax.chain(optax.clip(0.7), optax.adam(rate)),
+        ),
+        (_by_path("lora_query", 1.0), _by_path("lora_query", 0.5)),
+    ],
+)
+def test_clipping_and_the_like_in_a_function_of_ones_own(saved, current):
+    leaf = np.zeros((2, 4), np.float32)
+    trained = {"layers_0": {"lora_key": leaf, "lora_query": leaf}}
+
+    def described(optimizer) -> dict:
+        return {"OPTIMIZER": ["", *run_settings._response(optimizer, trained)]}
+
+    assert run_settings.changes(described(saved), described(current))
+    assert not run_settings.changes(described(saved), described(saved))
+    # A checkpoint of an earlier version has the first two updates.
+    earlier = {"OPTIMIZER": described(saved)["OPTIMIZER"][:5]}
+    assert not run_settings.changes(earlier, described(saved))
+
+
+@pytest.mark.parametrize(
+    ("change", "is_told"),
+    [
+        ({"seed": 1}, True),
+        ({"size": 2}, True),
+        ({"length": 9}, True),
+        ({"padding": 5}, False),
+        ({}, False),
+    ],
+)
+def test_data_that_a_function_hides_are_compared_by_their_first_batch(change, is_told):
+    def checksum(seed: int = 0, size: int = 4, length: int = 7, padding: int = 0) -> str:
+        rows = np.random.default_rng(seed).integers(3, 60, (size, 12))
+        rows[:, length:] = 0
+        return run_settings.checksum({"encoder_input_tokens": np.pad(rows, ((0, 0), (0, padding)))})
+
+    [name] = [run_settings.FIRST_BATCH]
+    changes = run_settings.changes({name: checksum()}, {name: checksum(**change)})
+    assert changes == (["batches that begin with other examples"] if is_told else [])
+
+
+def test_a_lambda_around_the_batches(tmp_path):
+    data = Data(**{"RANDOM_SEED (data)": 0})
+    fit(tmp_path, 1, batches=lambda start: data.train_batches(start))
+    with pytest.raises(CheckpointError, match="trained with batches that begin with other"):
+        fit(tmp_path, 2, batches=lambda start: batches_of(4)(start + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(tmp_path, 2, batches=lambda start: data.train_batches(start))
+    fit(tmp_path, 3, batches=data.train_batches)
+    with pytest.warns(UserWarning, match=r"RANDOM_SEED \(data\), which this run does not name"):
+        fit(tmp_path, 4, batches=lambda start: data.train_batches(start))
+    with pytest.warns(UserWarning, match="OPTIMIZER is a function of your own"):
+        fit(
+            tmp_path,
+            4,
+            batches=data.train_batches,
+            optimizer=lambda rate: adafactor(rate),
+            resume_with_changes=True,
+        )
