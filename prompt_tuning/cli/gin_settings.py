@@ -6,13 +6,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
 from gin import config as gin_config
 
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.runtime.connectivity import no_storage
 
 # T5X's macros: those that have another name here, and hints for those without an equivalent.
@@ -27,6 +27,21 @@ _ONLY_WITH = {
     "PROMPT_FILE": "PROMPT_INIT does not read it; give --gin.PROMPT_INIT='@FromFile()' to start "
     "from it, or leave it out"
 }
+_FILES_OF_ONES_OWN = ("TRAIN_FILE", "VALIDATION_FILE", "TEST_FILE", "INPUT_FILE")
+# Macros that a run reads only if one of some others is set, or a configurable is used.
+_READ_WITH: Mapping[str, Sequence[str]] = {
+    "CLASS_LABELS": (*_FILES_OF_ONES_OWN, "ClassLabels"),
+    "TEXT_FIELD": _FILES_OF_ONES_OWN,
+    "LABEL_FIELD": _FILES_OF_ONES_OWN,
+    "METRICS": _FILES_OF_ONES_OWN,
+    "QUOTED_CELLS": (*_FILES_OF_ONES_OWN, "FILE_TASKS"),
+    "DATA_DIR": ("FILE_TASKS",),
+    "BENCHMARKS_DIR": ("MIXTURE_OR_TASK_NAME",),
+    "FEW_SHOT_SEED": ("FEW_SHOT",),
+    "BALANCED_CLASSES": ("Fit",),
+}
+# Macros that are whole numbers, and the least of each, which a dry run checks too.
+_LEAST = {"BATCH_SIZE": 1, "EVAL_BATCH_SIZE": 1, "EVAL_EXAMPLES": 1, "RANDOM_SEED": 0}
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
 # Macros that a kind of gin file sets.
 _FILES = {
@@ -57,14 +72,40 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
     # A macro that looks misspelt explains why another is missing, any other does not.
     if unknown and (unknown[0].close or unknown[0].name in _HINTS):
         raise UserError(str(unknown[0]))
-    used = set()
+    for name, least in _LEAST.items():
+        value = gin.get_bindings(f"{name}/gin.macro", resolve_references=False).get("value")
+        if type(value) is int:
+            whole_number(name, value, least)
+    used: dict[str, Any] = {}
+    configurables = set()
     for setting in _settings_of(function, function, unneeded):
         setting.check()
-        used.add(setting.name)
+        used[setting.name] = setting.value
+        if isinstance(setting.value, gin_config.ConfigurableReference):
+            configurables.add(setting.value.configurable.wrapped.__name__)
     if unknown:
         raise UserError(str(unknown[0]))
-    for name in _ONLY_WITH.keys() & {*names} - used:
+    for name in names:
+        _check_is_read(name, used, configurables)
+    for name in _ONLY_WITH.keys() & {*names} - used.keys():
         raise UserError(f"gin: {name}: {_ONLY_WITH[name]}")
+
+
+def _check_is_read(name: str, used: Mapping[str, Any], configurables: Collection[str]) -> None:
+    """Raises UserError for a setting of the command line that the run leaves out."""
+    needed = _READ_WITH.get(name, ())
+    macros = [other for other in needed if other.isupper()]
+    if not needed or (macros and not used.keys() & {*macros}):  # which this command does not have
+        return
+    of_files = set(_FILES_OF_ONES_OWN) <= {*needed}
+    if of_files and not used.get("MIXTURE_OR_TASK_NAME"):
+        return  # a run without data says so itself
+    if "Fit" not in configurables:  # no prompt is initialised
+        configurables = {*configurables} - {"ClassLabels"}
+    if not any(used.get(other) or other in configurables for other in needed):
+        known = [other for other in needed if other in used]
+        how = {"Fit": "in training"}.get(needed[0], f"with {' or '.join(known)}")
+        raise UserError(f"gin: {name}: is read only {how}; leave it out")
 
 
 def _check_scopes(names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 from prompt_tuning import embedded
 from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.cli import gin_command, gin_parsing, gin_settings
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.runs import ensemble
 from prompt_tuning.runs import loading as run_model
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
@@ -237,6 +240,22 @@ MISTAKES = {
         on_files("--gin.FEW_SHOT=9"),
         "FEW_SHOT = 9: files has only 8 training examples of the class 'y'",
     ),
+    # settings that are not read
+    **{
+        f"{setting.partition('=')[0]} of files for a registered task": (
+            nano("--gin.MIXTURE_OR_TASK_NAME=demo_reviews", f"--gin.{setting}"),
+            f"gin: {setting.partition('=')[0]}: is read only with TRAIN_FILE or",
+        )
+        for setting in (
+            "TEXT_FIELD=sentence",
+            "LABEL_FIELD=y",
+            "METRICS=('f1_macro',)",
+            "QUOTED_CELLS=True",
+        )
+    },
+    "DATA_DIR without tasks": (on_files("--gin.DATA_DIR=x"), "DATA_DIR: is read only with FILE_T"),
+    "BENCHMARKS_DIR for files": (on_files("--gin.BENCHMARKS_DIR=x"), "with MIXTURE_OR_TASK_NAME"),
+    "FEW_SHOT_SEED alone": (on_files("--gin.FEW_SHOT_SEED=1"), "is read only with FEW_SHOT; leave"),
     # flags
     "bad rows": (on_files("--skip_bad_rows=-1"), "--skip_bad_rows=-1"),
     "macro as a flag": (on_files("--TRAIN_STEPS=3"), "; a setting is --gin.TRAIN_STEPS=VALUE"),
@@ -575,3 +594,46 @@ def test_mistake_in_a_process_of_its_own(folder, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: /no/a.jsonl: no such file\n"
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("eval", "CLASS_LABELS=('a', 'b')", "CLASS_LABELS: is read only with TRAIN_FILE or VALID"),
+        ("eval", "TEXT_FIELD='sentence'", "TEXT_FIELD: is read only with TRAIN_FILE or VALIDATION"),
+        ("eval", "BALANCED_CLASSES=True", "BALANCED_CLASSES: is read only in training; leave it"),
+        ("infer", "CLASS_LABELS=('a', 'b')", "VALIDATION_FILE or INPUT_FILE; leave it out"),
+        ("ensemble", "METRICS=('f1_macro',)", "METRICS: is read only with TRAIN_FILE or"),
+    ],
+)
+def test_settings_that_other_commands_do_not_read(name, setting, message):
+    function = {"eval": evaluate, "infer": infer, "ensemble": ensemble.evaluate}[name]
+    of_method = () if name == "ensemble" else ("methods/prompt_tuning.gin",)
+    files = ["models/demo.gin", *of_method, f"runs/{name}.gin"]
+    out = "INFER_OUTPUT_DIR" if name == "infer" else "EVAL_OUTPUT_DIR"
+    bindings = [
+        f"{out} = 'x'",
+        "MIXTURE_OR_TASK_NAME = 'demo_reviews'",
+        "PROMPT_FILES = ('a',)" if name == "ensemble" else "PROMPT_FILE = 'a'",
+        setting,
+    ]
+    with pytest.raises(UserError, match=re.escape(message)):
+        gin_parsing.parse(function, files, bindings)
+    gin_parsing.parse(function, files, bindings[:-1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "least"),
+    [("BATCH_SIZE=0", 1), ("EVAL_BATCH_SIZE=-1", 1), ("EVAL_EXAMPLES=0", 1), ("RANDOM_SEED=-3", 0)],
+)
+def test_a_dry_run_checks_numbers(command, setting, least):
+    name, _, value = setting.partition("=")
+    result = command(train, *on_files(f"--gin.{setting}", "--dry_run"))
+    assert_mistake(result, f"{name} = {value}: must be a whole number from {least}")
+
+
+def test_label_words_of_an_initialiser_are_read():
+    files = ["models/demo.gin", "methods/prompt_tuning.gin", "runs/finetune.gin"]
+    bindings = ["MIXTURE_OR_TASK_NAME = 'demo_reviews'", "MODEL_DIR = 'x'", "TRAIN_STEPS = 1"]
+    start = "PROMPT_INIT = @ClassLabels()"
+    gin_parsing.parse(train, files, [*bindings, start, "CLASS_LABELS = ('a', 'b')"])
