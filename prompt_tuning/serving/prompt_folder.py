@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,10 +48,12 @@ def trained_with(
       takes_sentinel: whether what has no card was trained with the sentinel of the others.
 
     Raises:
-      UserError: if two were trained with different input lengths or target prefixes, or some with
-        a target prefix and others have no card that says so.
+      UserError: if one is given twice, two were trained on different tasks, with different input
+        lengths or target prefixes, or some with a target prefix and others have no card that says
+        so.
     """
     first, training, without_card = None, None, []
+    _check_distinct([path for path in paths if isinstance(path, str | os.PathLike)], setting)
     for path in paths:
         prompt_card = card.read_for_answers(path) if isinstance(path, str | os.PathLike) else None
         if prompt_card is None or (other := prompt_card.trained_with) is None:
@@ -59,6 +62,7 @@ def trained_with(
         if training is None:
             first, training = path, other
         for name, a, b in (
+            ("tasks", _plain_names(training.tasks), _plain_names(other.tasks)),
             ("input length", training.lengths.get("inputs"), other.lengths.get("inputs")),
             ("target prefix", training.target_prefix, other.target_prefix),
         ):
@@ -74,6 +78,19 @@ def trained_with(
             "was too (SENTINEL_TARGETS = True in a command)"
         )
     return training
+
+
+def _check_distinct(paths: Sequence[epath.PathLike], setting: str) -> None:
+    """Raises UserError if a prompt is given twice, whose vote would count twice."""
+    whole = [os.path.realpath(os.path.expanduser(path)) for path in paths]
+    for i, path in enumerate(whole):
+        if path in whole[:i]:
+            raise UserError(f"{setting}: {paths[i]} is given twice; its vote would count twice")
+
+
+def _plain_names(tasks: Sequence[str]) -> list[str]:
+    """Names of tasks without those of their variants: few examples, a sentinel."""
+    return [re.sub(r"(_sentinel)?(_\d+shot_seed\d+)?$", "", task) for task in tasks]
 
 
 def _kind(prompt: Any) -> str:

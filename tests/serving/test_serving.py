@@ -4,8 +4,10 @@ import doctest
 import functools
 import json
 import random
+import re
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ import prompt_tuning.serving
 from prompt_tuning import Model, Sampling, embedded, sharding
 from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.errors import CheckpointError, UserError
-from prompt_tuning.serving import Classification, Generation, PromptBank
+from prompt_tuning.serving import Classification, Generation, PromptBank, prompt_folder
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.model import MAX_TOKENS
 from prompt_tuning.t5 import vocabulary
@@ -504,3 +506,32 @@ def test_public_names_are_imported_on_demand():
 def test_examples_of_the_docstrings():
     results = doctest.testmod(serving)
     assert results.attempted >= 6 and not results.failed
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ((("rte",), ("boolq",)), "was trained with the tasks ['rte'], "),
+        ((("rte",), ("rte", "boolq")), "was trained with the tasks ['rte'], "),
+        ((("a", "b"), ("b", "a")), "was trained with the tasks ['a', 'b'], "),
+        ((("rte_sentinel_16shot_seed0",), ("rte",)), ""),
+        ((("rte_16shot_seed0",), ("rte_16shot_seed1",)), ""),
+    ],
+)
+def test_prompts_that_vote_are_of_one_task(tasks, message, tmp_path):
+    paths = [saved(tmp_path, "", name=f"p{i}", tasks=names) for i, names in enumerate(tasks)]
+    if message:
+        with pytest.raises(UserError, match=re.escape(message)):
+            prompt_folder.trained_with(paths, "PROMPT_FILES")
+    else:
+        assert prompt_folder.trained_with(paths, "PROMPT_FILES").tasks == tasks[0]
+
+
+@pytest.mark.parametrize("other", ["{0}", "{1}/../{2}/p.npy", "{1}/link.npy"])
+def test_a_prompt_votes_once(other, tmp_path):
+    path = Path(saved(tmp_path, ""))
+    (tmp_path / "link.npy").symlink_to(path)
+    again = other.format(path, tmp_path, tmp_path.name)
+    with pytest.raises(UserError, match=r"^PROMPT_FILES: .* is given twice"):
+        prompt_folder.trained_with([path, np.ones((2, 4)), None, again], "PROMPT_FILES")
+    assert prompt_folder.trained_with([None, None], "task 't'") is None
