@@ -41,10 +41,10 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime import files
-from prompt_tuning.t5 import int8
 from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.transformer import int8
+from prompt_tuning.transformer.paths import unflatten
 
 Row = dict[str, Any]
 BUDGET = 465  # seconds; what has begun ends with them

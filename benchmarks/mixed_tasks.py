@@ -22,14 +22,13 @@ import steps
 import usage
 from usage import Usage
 
-from prompt_tuning import Model, sharding
-from prompt_tuning.checkpoint.formats import huggingface
+from prompt_tuning import Model, families, sharding
 from prompt_tuning.methods import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.t5.config import T5Config, preset
-from prompt_tuning.t5.paths import Params
 from prompt_tuning.testing import Numbers
+from prompt_tuning.transformer.paths import Params
 
 Timed = dict[str, Callable[[], Usage]]
 PEER_WORDS = ("batch", "sequential")  # what mixed_tasks_torch.py can be asked for
@@ -118,7 +117,7 @@ def ours(
 def peer_settings(arguments: argparse.Namespace, config: T5Config, dtype: str) -> dict[str, Any]:
     """Settings of mixed_tasks_torch.py."""
     settings = {name: getattr(arguments, name) for name in ("tasks", "input", "prompt", "new")}
-    fields = huggingface.config_fields(config, np.dtype("float32"))
+    fields = families.of(config).huggingface.config_fields(config, np.dtype("float32"))
     return settings | {"config": fields, "dtype": dtype}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from usage import Usage
 
-from prompt_tuning.checkpoint.formats import huggingface
+from prompt_tuning import families
 from prompt_tuning.t5.config import T5Config
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0")
@@ -90,7 +90,7 @@ def step_settings(
       batches: of `batch`.
       dtype: of weights and activations.
     """
-    described = huggingface.config_fields(config, np.dtype("float32"))
+    described = families.of(config).huggingface.config_fields(config, np.dtype("float32"))
     return {
         "config": {**described, "dropout_rate": config.dropout_rate},
         "dtype": dtype,

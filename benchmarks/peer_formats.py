@@ -19,10 +19,10 @@ from prompt_tuning.checkpoint import backbone
 from prompt_tuning.checkpoint.formats import huggingface, peft
 from prompt_tuning.exchange import adapters, peft_layers
 from prompt_tuning.exchange.conversion import convert
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import IA3, LoRA, Method, PromptTuning
 from prompt_tuning.t5 import T5, T5Config
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 # num_heads * head_dim is not d_model, the stacks differ in depth.
 MODELS = {

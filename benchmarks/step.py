@@ -21,8 +21,8 @@ import usage
 from usage import Usage
 
 from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.t5 import narrow
 from prompt_tuning.t5.config import preset
+from prompt_tuning.transformer import narrow
 
 MATRIX = 2048
 

@@ -5,7 +5,7 @@ from absl import flags
 
 from prompt_tuning.cli import plain_command
 from prompt_tuning.exchange.conversion import FORMATS, convert
-from prompt_tuning.t5.config import DTYPES
+from prompt_tuning.transformer.config import DTYPES
 
 __all__ = ["convert", "main"]
 

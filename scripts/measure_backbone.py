@@ -23,8 +23,8 @@ from prompt_tuning.pretraining import cloze
 from prompt_tuning.pretraining.choices import KINDS
 from prompt_tuning.pretraining.mixture import Mixture, pad
 from prompt_tuning.t5.config import preset
-from prompt_tuning.t5.vocabulary import EOS
 from prompt_tuning.trainer import initialize
+from prompt_tuning.transformer.vocabulary import EOS
 
 BATCH = 100
 INPUTS, TARGETS = 128, 16

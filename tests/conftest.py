@@ -11,10 +11,11 @@ from jaxtyping import install_import_hook
 
 # Arrays of the core are held to the shapes in its annotations.
 CORE = (
-    "t5.layers",
-    "t5.blocks",
+    "transformer.layers",
+    "transformer.blocks",
+    "transformer.network",
+    "transformer.sites",
     "t5.network",
-    "t5.sites",
     "methods",
     "training.loss",
     "training.step",

@@ -6,8 +6,8 @@ import numpy as np
 from numpy_t5 import NumpyT5
 
 from prompt_tuning.t5 import T5Config
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.testing import tiny_config, tiny_model
+from prompt_tuning.transformer.paths import flatten
 
 CONFIG = tiny_config()
 BACKBONE = tiny_model().params

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import flax.linen as nn
 import numpy as np
 
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import Method
 from prompt_tuning.t5 import T5Config
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.transformer.paths import flatten
 
 # Few buckets and a short furthest distance, so that 4 + 11 encoder positions use all of them.
 CONFIG = T5Config(

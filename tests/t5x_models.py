@@ -16,7 +16,7 @@ from t5x.examples.t5 import network
 
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.t5 import T5Config
-from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "mini"
 CONFIG = T5Config(96, 24, 4, 8, 40, 3, 2)

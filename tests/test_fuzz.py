@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from prompt_tuning import families
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.checkpoint.formats import huggingface, peft, t5x, t5x_orbax
 from prompt_tuning.data.files import TextFiles
@@ -114,7 +115,7 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "Orbax data": ("orbax/state/d", read_backbone, "orbax"),
     "Hugging Face weights": ("hf/model.safetensors", read_backbone, "hf"),
     "Hugging Face index": ("sharded/model.safetensors.index.json", read_backbone, "sharded"),
-    "Hugging Face config": ("hf/config.json", huggingface.config_of, "hf"),
+    "Hugging Face config": ("hf/config.json", families.read, "hf"),
     "our backbone": ("ours.safetensors", read_backbone, "ours.safetensors"),
     "prompt .npy": ("prompt.npy", prompts.load, "prompt.npy"),
     "prompt .safetensors": ("prompt.safetensors", prompts.load, "prompt.safetensors"),

@@ -10,17 +10,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompt_tuning import sharding
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import ModelTuning, PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5, T5Config
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import random_batch, random_leaves, rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor, only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 CONFIG = T5Config(64, 16, 8, 4, 32, 1, 1)
 METHOD = PromptTuning(length=3)

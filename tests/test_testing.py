@@ -8,8 +8,8 @@ import pytest
 
 from prompt_tuning import sharding
 from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.testing import assert_mistake, check_method, run_command, tiny_model
+from prompt_tuning.transformer.paths import flatten
 
 PROMPT = PromptTuning(3, initializer=Uniform())
 

@@ -19,8 +19,8 @@ from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import files
-from prompt_tuning.t5.network import EMBEDDING
-from prompt_tuning.t5.vocabulary import SentencePiece
+from prompt_tuning.transformer.paths import EMBEDDING
+from prompt_tuning.transformer.vocabulary import SentencePiece
 
 COUNT = 5  # the paper's
 _STEM_LETTERS, _STEM_SHARE = 3, 0.6  # least length of a common stem, and share of the longer word

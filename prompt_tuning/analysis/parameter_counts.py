@@ -13,9 +13,9 @@ import numpy as np
 from prompt_tuning import methods
 from prompt_tuning.analysis import style
 from prompt_tuning.errors import UserError
+from prompt_tuning.families import PRESETS, preset
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
-from prompt_tuning.t5.config import PRESETS, preset
 
 SIZES = ("small", "base", "large", "xl", "xxl")
 # Lengths and ranks are those of methods/*.gin. The prompt of 100 vectors and the prefix network are

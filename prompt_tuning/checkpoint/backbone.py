@@ -93,10 +93,10 @@ def load_leaf(path: epath.PathLike, name: str) -> np.ndarray:
         tensors = huggingface.tensors_at(path)
         if name in tensors:
             return np.asarray(tensors[name]).astype(np.float32)
-        theirs = huggingface.name_in(tensors, name)
+        theirs = huggingface.name_in(huggingface.names_of(tensors), tensors, name)
         if theirs in tensors:
             return np.asarray(huggingface.leaf(name, tensors[theirs])).astype(np.float32)
-    raise CheckpointError(f"{path}: contains no {name}; give a checkpoint of a T5 backbone")
+    raise CheckpointError(f"{path}: contains no {name}; give a checkpoint of a backbone")
 
 
 def open_t5x(path: epath.PathLike) -> t5x.Checkpoint:

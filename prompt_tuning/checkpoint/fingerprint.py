@@ -14,8 +14,8 @@ from jax import Array, lax
 
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime import distributed
-from prompt_tuning.t5 import int8, stacked_leaves
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.transformer import int8, stacked_leaves
+from prompt_tuning.transformer.paths import flatten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime import distributed
 from prompt_tuning.runtime.files import is_remote
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.transformer.paths import flatten
 
 _NAME = "train_state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")

@@ -7,7 +7,7 @@ from etils import epath
 from safetensors.numpy import save as serialize
 
 from prompt_tuning.runtime.files import renamed_when_done
-from prompt_tuning.t5.stacked_leaves import unstack
+from prompt_tuning.transformer.stacked_leaves import unstack
 
 
 def save(path: epath.PathLike, leaves: Mapping[str, np.ndarray]) -> None:

@@ -1,13 +1,13 @@
 """Decoding with a cache, and scores of given targets (rank classification).
 
-The loops `decode` and `beam_search` call a step function and know no model; `start` makes a T5's.
+The loops `decode` and `beam_search` call a step function and know no model; `start` makes one's.
 """
 
 from prompt_tuning.decoding.beam import beam_search
 from prompt_tuning.decoding.model import RANK_MEMORY_GIB, greedy, rank_bytes, score, start
 from prompt_tuning.decoding.sample import Draws, Sampling, decode, keys_of, sampling_arrays
 from prompt_tuning.decoding.step import Decoded, StepFn
-from prompt_tuning.t5.vocabulary import EOS
+from prompt_tuning.transformer.vocabulary import EOS
 
 __all__ = [
     "EOS",

@@ -16,8 +16,8 @@ from prompt_tuning import decoding, sharding
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime.distributed import to_host
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import Params, flatten
+from prompt_tuning.transformer.network import EncoderDecoder
+from prompt_tuning.transformer.paths import Params, flatten
 
 SHORTEST = 16  # tokens of the shortest batch
 
@@ -122,7 +122,7 @@ def map_rows(
     return jax.tree.map(ordered, *results)
 
 
-def check_finite(results: Any, model: T5, params: Params) -> None:
+def check_finite(results: Any, model: EncoderDecoder, params: Params) -> None:
     """Raises UserError, naming the cause, if a result of a model has a NaN or an infinity."""
     arrays = [
         array for array in jax.tree.leaves(results) if np.issubdtype(array.dtype, np.floating)
@@ -178,7 +178,7 @@ class Programs:
 
         def run(
             function: Function,
-            model: T5,
+            model: EncoderDecoder,
             settings: Any,
             params: Params,
             tokens: Array,
@@ -193,7 +193,7 @@ class Programs:
         self,
         function: Function,
         settings: Any,
-        model: T5,
+        model: EncoderDecoder,
         params: Params,
         ids: Sequence[Sequence[int]],
         *arrays: np.ndarray,
@@ -218,14 +218,19 @@ class Programs:
 
 
 def classify(
-    model: T5, most_bytes: float, params: Params, tokens: Array, slots: Array, targets: Array
+    model: EncoderDecoder,
+    most_bytes: float,
+    params: Params,
+    tokens: Array,
+    slots: Array,
+    targets: Array,
 ) -> tuple[Array]:
     """The log-probabilities [B, K] of targets [B, K, L]; see `decoding.score`."""
     return (decoding.score(model, params, tokens, targets, slots, most_bytes),)
 
 
 def generate(
-    model: T5,
+    model: EncoderDecoder,
     search: Search,
     params: Params,
     tokens: Array,
@@ -261,7 +266,9 @@ def generate(
     return decoded.tokens, decoded.scores
 
 
-def embed(model: T5, settings: None, params: Params, tokens: Array, slots: Array) -> tuple[Array]:
+def embed(
+    model: EncoderDecoder, settings: None, params: Params, tokens: Array, slots: Array
+) -> tuple[Array]:
     """The encoder's mean state [B, D] over the tokens."""
     apply: Callable[..., Any] = model.apply
     encoded = apply({"params": params}, tokens, tasks=slots, method=model.encode)

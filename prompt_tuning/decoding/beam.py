@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
-from prompt_tuning.t5.vocabulary import EOS
+from prompt_tuning.transformer.vocabulary import EOS
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""T5's step function, greedy decoding with it, and scores of given targets."""
+"""A model's step function, greedy decoding with it, and scores of given targets."""
 
 import functools
 import math
@@ -14,16 +14,16 @@ from jaxtyping import Float, Int
 from prompt_tuning.decoding.sample import decode
 from prompt_tuning.decoding.step import StepFn
 from prompt_tuning.errors import UserError, real_number
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import ArrayLike
-from prompt_tuning.t5.network import T5, Cache
-from prompt_tuning.t5.paths import Params
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.layers import ArrayLike
+from prompt_tuning.transformer.network import Cache, EncoderDecoder
+from prompt_tuning.transformer.paths import Params
 
 RANK_MEMORY_GIB = 1.0  # default of the setting of this name; see `rank_bytes`
 
 
 def start(
-    model: T5,
+    model: EncoderDecoder,
     params: Params,
     encoder_input_tokens: Int[ArrayLike, "batch tokens"],
     length: int,
@@ -36,7 +36,7 @@ def start(
       params: All of the model's parameters.
       encoder_input_tokens: [B, T] int32.
       length: Maximum number of tokens.
-      tasks: [B] int32, each row's task; see `T5`.
+      tasks: [B] int32, each row's task; see `EncoderDecoder`.
     """
     apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     encoded = apply(encoder_input_tokens, tasks=tasks, method=model.encode)
@@ -45,7 +45,7 @@ def start(
 
 
 def greedy(
-    model: T5,
+    model: EncoderDecoder,
     params: Params,
     encoder_input_tokens: Int[ArrayLike, "batch tokens"],
     length: int,
@@ -61,7 +61,7 @@ def greedy(
 
 
 def score(
-    model: T5,
+    model: EncoderDecoder,
     params: Params,
     encoder_input_tokens: Int[ArrayLike, "batch tokens"],
     targets: Int[ArrayLike, "labels targets"] | Int[ArrayLike, "batch labels targets"],
@@ -79,7 +79,7 @@ def score(
       encoder_input_tokens: [B, T] int32.
       targets: [K, L] int32, the same for all rows (label words), or [B, K, L]; EOS ends each
         target and 0 follows it.
-      tasks: [B] int32, each row's task; see `T5`.
+      tasks: [B] int32, each row's task; see `EncoderDecoder`.
       most_bytes: Bound of these arrays, over all devices; one target is decoded in any case.
 
     Returns:
@@ -118,6 +118,6 @@ def rank_bytes(memory_gib: float, row_shards: int = 1) -> float:
     return gib * 2**30 * row_shards
 
 
-def _bytes_of_position(config: T5Config, encoder_length: int) -> int:
+def _bytes_of_position(config: Config, encoder_length: int) -> int:
     """Bytes of the largest float32 arrays of a decoder position: logits, one layer's attention."""
-    return 4 * (config.vocab_size + config.num_heads * encoder_length)
+    return 4 * (config.vocab_size + config.stack("decoder").heads * encoder_length)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int, Integer, Key
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
 from prompt_tuning.errors import UserError, real_number, whole_number
-from prompt_tuning.t5.layers import ArrayLike
-from prompt_tuning.t5.vocabulary import EOS
+from prompt_tuning.transformer.layers import ArrayLike
+from prompt_tuning.transformer.vocabulary import EOS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from prompt_tuning.decoding import batches
 from prompt_tuning.decoding.step import Decoded
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
-from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import Params, join
-from prompt_tuning.t5.vocabulary import check_ids
+from prompt_tuning.transformer.network import EncoderDecoder
+from prompt_tuning.transformer.paths import Params, join
+from prompt_tuning.transformer.vocabulary import check_ids
 
 
 def rank_labels(tuned: TunedModel, data: EvalSet, batch_size: int) -> Predictions:
@@ -56,7 +56,7 @@ def predictors_for(data: EvalSet, names: Sequence[str]) -> list[str]:
 
 @functools.partial(jax.jit, static_argnames=("model", "most_bytes"))
 def _rank(
-    model: T5,
+    model: EncoderDecoder,
     trained: Params,
     frozen: Params,
     tokens: Array,
@@ -69,7 +69,12 @@ def _rank(
 
 @functools.partial(jax.jit, static_argnames=("model", "length"))
 def _generate(
-    model: T5, trained: Params, frozen: Params, tokens: Array, tasks: Array | None, length: int
+    model: EncoderDecoder,
+    trained: Params,
+    frozen: Params,
+    tokens: Array,
+    tasks: Array | None,
+    length: int,
 ) -> Decoded:
     step_fn, cache = decoding.start(model, join(trained, frozen), tokens, length, tasks)
     return decoding.decode(step_fn, cache, batch=tokens.shape[0], length=length)

@@ -11,8 +11,8 @@ from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.scores import mean_score, measure, most_frequent, score
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.model.tuned import TunedModel
-from prompt_tuning.t5.paths import Params
 from prompt_tuning.training.metrics_writer import MetricsWriter, read_metrics
+from prompt_tuning.transformer.paths import Params
 
 Metrics = Mapping[str, float]
 

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from etils import epath
 
+from prompt_tuning import families
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.checkpoint.formats import huggingface, safetensors_file, t5x, t5x_orbax
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5.config import T5Config, preset
+from prompt_tuning.families import preset
+from prompt_tuning.transformer.config import Config
 
 Leaves = Mapping[str, safetensors_file.Array]
 
@@ -47,7 +49,7 @@ def convert(
         ) from error
 
 
-def _config(source: epath.PathLike, model: str | None) -> T5Config:
+def _config(source: epath.PathLike, model: str | None) -> Config:
     if model is not None:
         try:
             return preset(model)
@@ -55,19 +57,19 @@ def _config(source: epath.PathLike, model: str | None) -> T5Config:
             raise UserError(f"--model: {error}") from error
     folder = epath.Path(source).expanduser()
     folder = folder if folder.is_dir() else folder.parent
-    if not (folder / huggingface.CONFIG).exists():
+    if not (folder / families.CONFIG).exists():
         raise UserError(
-            f"--from={source}: no {huggingface.CONFIG} beside the weights states the shape; give "
+            f"--from={source}: no {families.CONFIG} beside the weights states the shape; give "
             "--model, such as --model=t5_1_1_base"
         )
-    return huggingface.config_of(folder)
+    return families.read(folder)
 
 
-def _to_t5x(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+def _to_t5x(path: epath.Path, leaves: Leaves, config: Config, dtype: np.dtype) -> None:
     t5x.write_checkpoint(path, leaves, step=_step(path), dtype=dtype)
 
 
-def _to_orbax(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+def _to_orbax(path: epath.Path, leaves: Leaves, config: Config, dtype: np.dtype) -> None:
     t5x_orbax.write_checkpoint(path, leaves, step=_step(path), dtype=dtype)
 
 
@@ -81,17 +83,17 @@ def _step(path: epath.Path) -> int:
     return int(step)
 
 
-def _to_huggingface(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+def _to_huggingface(path: epath.Path, leaves: Leaves, config: Config, dtype: np.dtype) -> None:
     huggingface.save(path, leaves, config, dtype=dtype)
 
 
-def _to_safetensors(path: epath.Path, leaves: Leaves, config: T5Config, dtype: np.dtype) -> None:
+def _to_safetensors(path: epath.Path, leaves: Leaves, config: Config, dtype: np.dtype) -> None:
     if path.suffix != safetensors_file.SUFFIX:
         raise UserError(f"--to={path}: the file name must end in {safetensors_file.SUFFIX}")
     safetensors_file.write(path, leaves, dtype)
 
 
-FORMATS: Mapping[str, Callable[[epath.Path, Leaves, T5Config, np.dtype], None]] = {
+FORMATS: Mapping[str, Callable[[epath.Path, Leaves, Config, np.dtype], None]] = {
     "huggingface": _to_huggingface,
     "t5x": _to_t5x,
     "orbax": _to_orbax,

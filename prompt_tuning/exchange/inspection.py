@@ -19,7 +19,7 @@ from prompt_tuning.checkpoint.formats import huggingface, peft, safetensors_file
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.runtime.files import is_remote
-from prompt_tuning.t5.vocabulary import SentencePiece
+from prompt_tuning.transformer.vocabulary import SentencePiece
 
 KINDS = (
     "a prompt, trained leaves, a backbone, a T5X checkpoint, a run, a PEFT adapter, or a Hugging "

@@ -11,10 +11,10 @@ import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint.formats import peft
-from prompt_tuning.checkpoint.formats.huggingface import their_name
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods import IA3, LoRA
-from prompt_tuning.t5.sites import BLOCKS
+from prompt_tuning.t5.huggingface import their_name
+from prompt_tuning.transformer.sites import BLOCKS
 
 _PREFIX = "base_model.model."
 _LAYER = re.compile(r"base_model\.model\.(encoder|decoder)\.block\.(\d{1,4})\.")

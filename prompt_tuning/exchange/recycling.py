@@ -15,8 +15,7 @@ import optax
 
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5.network import EMBEDDING
-from prompt_tuning.t5.paths import Params
+from prompt_tuning.transformer.paths import EMBEDDING, Params
 
 # The tokens and the network of the original code's recycling/run_recycle.py, which first reduces
 # its list of tokens to English ones.

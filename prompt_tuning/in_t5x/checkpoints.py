@@ -20,8 +20,7 @@ from prompt_tuning.in_t5x.variables import check_whole
 from prompt_tuning.methods import Method
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.runtime import distributed
-from prompt_tuning.t5.network import EMBEDDING
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.transformer.paths import EMBEDDING, flatten
 
 _PROMPT = "/prompt/"  # in the path of any prompt, also one of the original code
 _TARGET = "target/"

@@ -19,8 +19,8 @@ from prompt_tuning.methods import Method, PromptTuning
 from prompt_tuning.methods.base import Backbone
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.methods.prompt_file import with_prompt
-from prompt_tuning.t5.network import EMBEDDING
 from prompt_tuning.training import optim
+from prompt_tuning.transformer.paths import EMBEDDING
 
 Start = Callable[[Method], Mapping[str, np.ndarray]]  # initial values, by path
 

@@ -24,8 +24,9 @@ from prompt_tuning.in_t5x.variables import in_t5x_form
 from prompt_tuning.methods import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5, Cache, Encoded
+from prompt_tuning.t5.network import T5
 from prompt_tuning.training import optim
+from prompt_tuning.transformer.network import Cache, Encoded
 
 
 def tuned(

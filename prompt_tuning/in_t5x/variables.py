@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods.prompt import place
-from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 
 def in_t5x_form(

@@ -9,9 +9,9 @@ from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import matmul, over_last, partitioned_param
-from prompt_tuning.t5.sites import Place
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.layers import matmul, over_last, partitioned_param
+from prompt_tuning.transformer.sites import Place
 
 VARIANTS = ("houlsby", "pfeiffer")
 
@@ -41,7 +41,7 @@ class Adapter(Method):
                 f"ADAPTER_VARIANT = {self.variant!r}: choose from {', '.join(VARIANTS)}"
             )
 
-    def check(self, config: T5Config) -> None:
+    def check(self, config: Config) -> None:
         choices.layers("ADAPTER_LAYERS", self.layers, choices.deepest(config), config)
 
     def sublayer(

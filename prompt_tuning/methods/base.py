@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Sites
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.sites import Sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Method(Sites):
         """
         return 0
 
-    def check(self, config: T5Config) -> None:
+    def check(self, config: Config) -> None:
         """Checks the settings against the backbone's shape.
 
         Raises:
@@ -110,7 +110,7 @@ class Method(Sites):
         """Returns the method that predicts the same without what only training needs."""
         return self
 
-    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
+    def fold(self, leaves: Mapping[str, Any], config: Config) -> dict[str, Any]:
         """Converts the leaves of this method's model, by path, to those of `folded()`'s model."""
         return dict(leaves)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Place
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.sites import Place
 
 
 def positive(setting: str, value: Any) -> None:
@@ -22,7 +22,7 @@ def freeze(method: Any, *names: str) -> None:
             object.__setattr__(method, name, tuple(getattr(method, name)))
 
 
-def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
+def projections(setting: str, chosen: Sequence[str], config: Config) -> None:
     """Checks that projections exist and at least one is chosen; raises ValueError otherwise."""
     unknown = [name for name in chosen if name not in config.projections]
     if unknown or not chosen:
@@ -31,7 +31,7 @@ def projections(setting: str, chosen: Sequence[str], config: T5Config) -> None:
         )
 
 
-def layers(setting: str, chosen: Sequence[int] | None, count: int, config: T5Config) -> None:
+def layers(setting: str, chosen: Sequence[int] | None, count: int, config: Config) -> None:
     """Checks a choice among `count` layers; None is all of them.
 
     Raises:
@@ -54,9 +54,9 @@ def floats(leaves: Mapping[str, Any]) -> None:
         )
 
 
-def deepest(config: T5Config) -> int:
+def deepest(config: Config) -> int:
     """Number of layers of the deeper stack."""
-    return max(config.num_encoder_layers, config.num_decoder_layers)
+    return max(config.stack("encoder").layers, config.stack("decoder").layers)
 
 
 def has(chosen: Sequence[int] | None, place: Place) -> bool:

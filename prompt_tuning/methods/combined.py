@@ -10,8 +10,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from prompt_tuning.methods.base import Backbone, Method
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Attend, Embedded, Place
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.sites import Attend, Embedded, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Combined(Method):
     def decoder_positions(self) -> int:
         return sum(method.decoder_positions for method in self.methods)
 
-    def check(self, config: T5Config) -> None:
+    def check(self, config: Config) -> None:
         for method in self.methods:
             method.check(config)
 
@@ -80,13 +80,13 @@ class Combined(Method):
     def folded(self) -> Method:
         return Combined([method.folded() for method in self.methods])
 
-    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
+    def fold(self, leaves: Mapping[str, Any], config: Config) -> dict[str, Any]:
         return functools.reduce(lambda rest, m: m.fold(rest, config), self.methods, dict(leaves))
 
     def merge(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
         return functools.reduce(lambda rest, m: m.merge(rest), self.methods, dict(leaves))
 
-    def shared(self, stack: str, config: T5Config) -> Any:
+    def shared(self, stack: str, config: Config) -> Any:
         return [method.shared(stack, config) for method in self.methods]
 
     def embedded(
@@ -127,8 +127,8 @@ class Combined(Method):
         self,
         call: Attend,
         query: Float[Array, "batch queries heads head_dim"],
-        key: Float[Array, "batch keys heads head_dim"],
-        value: Float[Array, "batch keys heads head_dim"],
+        key: Float[Array, "batch keys key_heads head_dim"],
+        value: Float[Array, "batch keys key_heads head_dim"],
         bias: Float[Array, "#batch #heads queries keys"] | None,
         place: Place,
         shared: Any,

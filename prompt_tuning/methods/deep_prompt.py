@@ -12,8 +12,8 @@ from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import Prompt, add, fill
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Embedded, Place
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.sites import Embedded, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class DeepPrompt(Method):
     def positions(self) -> int | None:
         return self.length
 
-    def check(self, config: T5Config) -> None:
+    def check(self, config: Config) -> None:
         if config.scan_layers:
             raise ValueError(
                 "SCAN_LAYERS = True: deep prompts differ by layer; set SCAN_LAYERS = False"
             )
-        choices.layers("DEEP_PROMPT_LAYERS", self.layers, config.num_encoder_layers, config)
+        choices.layers("DEEP_PROMPT_LAYERS", self.layers, config.stack("encoder").layers, config)
 
     def embedded(
         self,

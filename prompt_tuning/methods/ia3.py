@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5.layers import over_last, partitioned_param
-from prompt_tuning.t5.sites import Place
+from prompt_tuning.transformer.layers import over_last, partitioned_param
+from prompt_tuning.transformer.sites import Place
 
 
 @dataclasses.dataclass(frozen=True)

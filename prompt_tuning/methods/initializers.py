@@ -13,7 +13,7 @@ from etils import epath
 
 from prompt_tuning.methods.base import Backbone
 from prompt_tuning.runtime import distributed
-from prompt_tuning.t5 import int8
+from prompt_tuning.transformer import int8
 
 SPECIAL_IDS = 3  # padding, end of sequence, unknown: not words
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import matmul, partitioned_param
-from prompt_tuning.t5.sites import Place
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.layers import matmul, partitioned_param
+from prompt_tuning.transformer.sites import Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LoRA(Method):
     Attributes:
       rank: rank r of the updates.
       alpha: numerator of the scale alpha / r.
-      projections: names from `T5Config.projections`; updated in every block that has them.
+      projections: names from `Config.projections`; updated in every block that has them.
       layers: indices, from 0, of the layers of both stacks that are updated; None for all.
     """
 
@@ -37,7 +37,7 @@ class LoRA(Method):
         choices.positive("LORA_RANK", self.rank)
         choices.freeze(self, "projections", "layers")
 
-    def check(self, config: T5Config) -> None:
+    def check(self, config: Config) -> None:
         choices.projections("LORA_PROJECTIONS", self.projections, config)
         choices.layers("LORA_LAYERS", self.layers, choices.deepest(config), config)
 

@@ -14,9 +14,9 @@ from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import ArrayLike, partitioned_param
-from prompt_tuning.t5.sites import Embedded
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.layers import ArrayLike, partitioned_param
+from prompt_tuning.transformer.sites import Embedded
 
 _LEAVES = "encoder/prompt/"
 
@@ -106,7 +106,7 @@ class MultitaskPrompt(Method):
     def folded(self) -> Method:
         return PromptTuning(self.length)
 
-    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
+    def fold(self, leaves: Mapping[str, Any], config: Config) -> dict[str, Any]:
         if self.count > 1:
             raise ValueError(
                 f"{self.count} tasks do not fold into one prompt; use the exported prompts"

@@ -14,9 +14,9 @@ from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
 from prompt_tuning.methods.prompt import PROMPT_PATH, PromptTuning, add
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.paths import unflatten
-from prompt_tuning.t5.sites import Embedded
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import unflatten
+from prompt_tuning.transformer.sites import Embedded
 
 _LEAVES = "encoder/prompt_encoder/"
 ENCODERS = ("mlp", "lstm")
@@ -76,7 +76,7 @@ class PTuning(Method):
     def folded(self) -> Method:
         return PromptTuning(self.length)
 
-    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
+    def fold(self, leaves: Mapping[str, Any], config: Config) -> dict[str, Any]:
         others = {path: leaf for path, leaf in leaves.items() if not path.startswith(_LEAVES)}
         return others | {PROMPT_PATH: self._prompt(leaves)}
 

@@ -12,10 +12,10 @@ from jaxtyping import Float
 
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import ArrayLike, partitioned_param
-from prompt_tuning.t5.paths import unflatten
-from prompt_tuning.t5.sites import BLOCKS, Attend, Place
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.layers import ArrayLike, partitioned_param
+from prompt_tuning.transformer.paths import unflatten
+from prompt_tuning.transformer.sites import BLOCKS, Attend, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class PrefixTuning(Method):
         if self.hidden < 0:
             raise ValueError(f"PREFIX_HIDDEN = {self.hidden}: must be 0 (no network) or positive")
 
-    def shared(self, stack: str, config: T5Config) -> Any:
-        """Maps each block to keys and values [layers, 2, P, H, head_dim] and gates [layers, H]."""
+    def shared(self, stack: str, config: Config) -> Any:
+        """Maps each block to its prefix, as `Prefix` returns it."""
         blocks = [block for block in BLOCKS[stack] if block != "mlp"]
         return {block: self._prefix(stack, config, f"prefix_{block}")() for block in blocks}
 
@@ -53,8 +53,8 @@ class PrefixTuning(Method):
         self,
         call: Attend,
         query: Float[Array, "batch queries heads head_dim"],
-        key: Float[Array, "batch keys heads head_dim"],
-        value: Float[Array, "batch keys heads head_dim"],
+        key: Float[Array, "batch keys key_heads head_dim"],
+        value: Float[Array, "batch keys key_heads head_dim"],
         bias: Float[Array, "#batch #heads queries keys"] | None,
         place: Place,
         shared: Any,
@@ -75,7 +75,7 @@ class PrefixTuning(Method):
     def folded(self) -> Method:
         return dataclasses.replace(self, hidden=0)
 
-    def fold(self, leaves: Mapping[str, Any], config: T5Config) -> dict[str, Any]:
+    def fold(self, leaves: Mapping[str, Any], config: Config) -> dict[str, Any]:
         folded = {path: leaf for path, leaf in leaves.items() if "/prefix_" not in path}
         for stack, blocks in BLOCKS.items():
             for block in blocks[:-1]:
@@ -92,16 +92,23 @@ class PrefixTuning(Method):
                     folded[f"{parent}gates"] = params["gates"]
         return folded
 
-    def _prefix(self, stack: str, config: T5Config, name: str | None = None) -> "Prefix":
-        layers = config.num_encoder_layers if stack == "encoder" else config.num_decoder_layers
-        shape = (layers, 2, self.length, config.num_heads, config.head_dim)
-        return Prefix(shape, config.d_model, self.hidden, self.gated, name=name)
+    def _prefix(self, stack: str, config: Config, name: str | None = None) -> "Prefix":
+        shape = config.stack(stack)
+        return Prefix(
+            (shape.layers, 2, self.length, shape.key_heads, shape.head_dim),
+            shape.heads,
+            shape.width,
+            self.hidden,
+            self.gated,
+            name=name,
+        )
 
 
 class Prefix(nn.Module):
-    """Keys and values [layers, 2, P, H, head_dim] of one kind of block, and its gates, if any."""
+    """Keys and values [layers, 2, P, key heads, head_dim] of one kind of block, and any gates."""
 
     shape: tuple[int, ...]
+    heads: int
     width: int
     hidden: int
     gated: bool
@@ -110,20 +117,21 @@ class Prefix(nn.Module):
     def __call__(
         self,
     ) -> tuple[
-        Float[ArrayLike, "layers 2 prefix heads head_dim"], Float[ArrayLike, "layers heads"] | None
+        Float[ArrayLike, "layers 2 prefix key_heads head_dim"],
+        Float[ArrayLike, "layers heads"] | None,
     ]:
-        layers, _, length, heads, head_dim = self.shape
+        layers, _, length, key_heads, head_dim = self.shape
         axes = (None, None, "prompt", "heads", "kv")
         if self.hidden:
             x = self.param("inputs", nn.initializers.normal(1.0), (length, self.width), jnp.float32)
             x = nn.tanh(nn.Dense(self.hidden, name="hidden")(x))
-            x = nn.Dense(layers * 2 * heads * head_dim, name="out")(x)
-            keys_values = jnp.moveaxis(x.reshape(length, layers, 2, heads, head_dim), 0, 2)
+            x = nn.Dense(layers * 2 * key_heads * head_dim, name="out")(x)
+            keys_values = jnp.moveaxis(x.reshape(length, layers, 2, key_heads, head_dim), 0, 2)
         else:
             normal = nn.initializers.normal(0.1)
             keys_values = partitioned_param(self, "keys_values", normal, axes, self.shape)
         if not self.gated:
             return keys_values, None
         zeros = nn.initializers.zeros
-        gates = partitioned_param(self, "gates", zeros, (None, "heads"), (layers, heads))
+        gates = partitioned_param(self, "gates", zeros, (None, "heads"), (layers, self.heads))
         return keys_values, gates

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, Shaped
 from prompt_tuning.checkpoint.prompts import PROMPT_PATH
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.methods.initializers import ClassLabels, Initializer
-from prompt_tuning.t5.layers import ArrayLike, partitioned_param
-from prompt_tuning.t5.sites import Embedded
+from prompt_tuning.transformer.layers import ArrayLike, partitioned_param
+from prompt_tuning.transformer.sites import Embedded
 
 DECODER_PROMPT_PATH = "decoder/prompt/prompt/prompt"
 PLACEMENTS = ("prefix", "suffix", "suffix_before_eos")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.prompt import InputPrompt
-from prompt_tuning.t5.layers import partitioned_param
+from prompt_tuning.transformer.layers import partitioned_param
 
 
 @dataclasses.dataclass(frozen=True)

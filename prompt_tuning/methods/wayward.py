@@ -10,8 +10,8 @@ from jax import Array
 from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.initializers import Text
 from prompt_tuning.methods.prompt import PROMPT_PATH, InputPrompt
-from prompt_tuning.t5 import int8
-from prompt_tuning.t5.network import EMBEDDING
+from prompt_tuning.transformer import int8
+from prompt_tuning.transformer.paths import EMBEDDING
 
 
 @dataclasses.dataclass(frozen=True)

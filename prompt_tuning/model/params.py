@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods.base import Method
-from prompt_tuning.t5 import int8, narrow
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import Params, flatten, join, unflatten
+from prompt_tuning.transformer import int8, narrow
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import Params, flatten, join, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ParamSplit:
     trained: frozenset[str]
 
     @classmethod
-    def of(cls, config: T5Config, method: Method) -> "ParamSplit":
+    def of(cls, config: Config, method: Method) -> "ParamSplit":
         """Derives the split from shapes alone, without allocating anything.
 
         Raises:
@@ -93,11 +93,11 @@ class ParamSplit:
 
 
 @functools.cache
-def _plain_paths(config: T5Config) -> frozenset[str]:
+def _plain_paths(config: Config) -> frozenset[str]:
     return frozenset(flatten(nn.unbox(init_shapes(config))))
 
 
-def _narrow(path: str, leaf: jax.ShapeDtypeStruct, config: T5Config, added: bool) -> Any:
+def _narrow(path: str, leaf: jax.ShapeDtypeStruct, config: Config, added: bool) -> Any:
     dtype = config.frozen_dtype
     if dtype == int8.INT8:
         return jax.eval_shape(functools.partial(int8.quantize, path=path), leaf)

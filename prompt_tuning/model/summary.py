@@ -3,13 +3,13 @@
 import jax
 from etils import epath
 
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime.files import write_json
 from prompt_tuning.sharding import Layout, shardings_of
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import flatten
 
 
 def parameters(split: ParamSplit) -> str:
@@ -24,7 +24,7 @@ def parameters(split: ParamSplit) -> str:
     return "\n".join([*lines, f"{'total':8} {len(split.shapes):5} leaves {total:15,} parameters"])
 
 
-def plan(config: T5Config, method: Method, layout: Layout) -> str:
+def plan(config: Config, method: Method, layout: Layout) -> str:
     """Shape, dtype and partition spec of each leaf, and the counts; nothing is allocated."""
     split = ParamSplit.of(config, method)
     shardings = flatten(shardings_of(init_shapes(config, method), layout))

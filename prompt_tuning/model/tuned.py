@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from prompt_tuning import sharding
+from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
 from prompt_tuning.errors import CheckpointError, whole_number
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime import distributed
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5 import int8, stacked_leaves
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import EMBEDDING, T5, init_shapes
-from prompt_tuning.t5.paths import Params, flatten, unflatten
-from prompt_tuning.t5.stacked_leaves import layer_shapes, stack
+from prompt_tuning.transformer import int8, stacked_leaves
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.network import EncoderDecoder
+from prompt_tuning.transformer.paths import EMBEDDING, Params, flatten, unflatten
+from prompt_tuning.transformer.stacked_leaves import layer_shapes, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TunedModel:
         were read.
     """
 
-    model: T5
+    model: EncoderDecoder
     split: ParamSplit
     trained: Params
     frozen: Params
@@ -62,11 +63,13 @@ class TunedModel:
         """Returns the backbone alone, with its present leaves."""
         shapes = {path: self.split.shapes[path] for path in self.split.backbone}
         split = ParamSplit(shapes, frozenset(), frozenset())
-        return TunedModel(T5(self.model.config), split, {}, unflatten(self.backbone), self.layout)
+        return TunedModel(
+            families.model(self.model.config), split, {}, unflatten(self.backbone), self.layout
+        )
 
 
 def initialize(
-    config: T5Config,
+    config: Config,
     method: Method,
     *,
     layout: Layout,
@@ -92,7 +95,7 @@ def initialize(
       ValueError: If a setting or a leaf does not fit; the message names it.
     """
     seed = whole_number("RANDOM_SEED", seed, 0)
-    model, split = T5(config, method), ParamSplit.of(config, method)
+    model, split = families.model(config, method), ParamSplit.of(config, method)
     boxed = init_shapes(config, method)
     shardings = flatten(sharding.shardings_of(boxed, layout))
     shapes = {
@@ -162,7 +165,7 @@ def _places(leaf: Any) -> Any:
     return jax.tree.map(lambda part: part.sharding, leaf)
 
 
-def _random_leaves(model: T5, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _random_leaves(model: EncoderDecoder, wanted: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Creates the `wanted` leaves by the modules' initialisers; the compiler drops all others."""
     if not wanted:
         return {}

@@ -18,7 +18,7 @@ from prompt_tuning.pretraining.pairs import Pairs
 from prompt_tuning.pretraining.sentences import Documents, choose
 from prompt_tuning.pretraining.steered_tasks import OTHER_TASKS, VERDICT_TASKS
 from prompt_tuning.pretraining.table import Table
-from prompt_tuning.t5.vocabulary import EOS
+from prompt_tuning.transformer.vocabulary import EOS
 
 Example = tuple[list[int], list[int]]  # input ids, target ids; no end tokens
 SENTINELS = 100

@@ -11,7 +11,7 @@ import numpy as np
 from prompt_tuning import sharding
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.pretraining.table import Table
-from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 EMBEDDING, OUTPUT = "token_embedder/embedding", "decoder/logits_dense/kernel"
 RANDOM_PART = 0.3  # of the random values, which stay below the teacher's

@@ -14,7 +14,7 @@ from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED, Result
 from prompt_tuning.runtime import files
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 METRIC = "rank/accuracy"
 BY_HAND = "by_hand"
@@ -33,7 +33,7 @@ def demo(
     model_dir: str,
     tasks: Mapping[str, Callable[..., Result]],
     by_hand: Mapping[str, Data],
-    config: T5Config,
+    config: Config,
     method: Method,
     layout: Layout,
     initial_checkpoint: str,

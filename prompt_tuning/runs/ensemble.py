@@ -15,13 +15,13 @@ from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 
 def evaluate(
     *,
     output_dir: str,
-    config: T5Config,
+    config: Config,
     layout: Layout,
     data: Data,
     vocabulary: Any,

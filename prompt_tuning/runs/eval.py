@@ -16,13 +16,13 @@ from prompt_tuning.runs import checks, loading
 from prompt_tuning.runs.as_trained import as_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 
 def evaluate(
     *,
     output_dir: str,
-    config: T5Config,
+    config: Config,
     method: Method,
     layout: Layout,
     data: Data,

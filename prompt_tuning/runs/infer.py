@@ -21,13 +21,13 @@ from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.runtime.files import is_remote
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 
 def infer(
     *,
     output_dir: str,
-    config: T5Config,
+    config: Config,
     method: Method,
     layout: Layout,
     data: Data | TaskRows,

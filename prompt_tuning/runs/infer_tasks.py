@@ -15,7 +15,7 @@ from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.answers import Classification
 from prompt_tuning.serving.task_rows import TaskRow, TaskRows
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 BATCHES_PER_WRITE = 16
 
@@ -24,7 +24,7 @@ def infer(
     data: TaskRows,
     folder: epath.Path,
     *,
-    config: T5Config,
+    config: Config,
     layout: Layout,
     initial_checkpoint: str,
     allow_other_backbone: bool,

@@ -1,5 +1,6 @@
 """The layout of a run on the devices, from its settings."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -10,7 +11,7 @@ from prompt_tuning.evaluation.predict import AUTO
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.sharding import Layout, Rule
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 GIB = 2**30
 # A trained leaf needs memory for itself, its gradient, and two optimizer slots.
@@ -18,7 +19,7 @@ _COPIES = 4
 
 
 def choose(
-    config: T5Config,
+    config: Config,
     method: Method,
     num_partitions: int | str = 1,
     model_parallel_submesh: Sequence[int] | None = None,
@@ -41,7 +42,7 @@ def choose(
     return sharding.layout(num_partitions, model_parallel_submesh, mesh, axis_rules, devices)
 
 
-def _enough(config: T5Config, method: Method) -> int:
+def _enough(config: Config, method: Method) -> int:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory is None:  # CPUs
         print("NUM_PARTITIONS = 1: the devices do not report their memory")
@@ -55,7 +56,7 @@ def _enough(config: T5Config, method: Method) -> int:
     return partitions
 
 
-def parameter_bytes(config: T5Config, method: Method) -> int:
+def parameter_bytes(config: Config, method: Method) -> int:
     """Returns the bytes of all leaves, and of the trained leaves' gradients and optimizer slots."""
     split = ParamSplit.of(config, method)
     return sum(
@@ -65,7 +66,7 @@ def parameter_bytes(config: T5Config, method: Method) -> int:
     )
 
 
-def fewest_partitions(config: T5Config, devices: int, needed: int, memory: int) -> int:
+def fewest_partitions(config: Config, devices: int, needed: int, memory: int) -> int:
     """Returns the smallest of `possible_partitions` that fills at most half of each device.
 
     Raises:
@@ -80,6 +81,7 @@ def fewest_partitions(config: T5Config, devices: int, needed: int, memory: int) 
     )
 
 
-def possible_partitions(config: T5Config, devices: int) -> list[int]:
-    """Returns the common divisors of `devices` and of the number of heads, in order."""
-    return [n for n in range(1, devices + 1) if devices % n == config.num_heads % n == 0]
+def possible_partitions(config: Config, devices: int) -> list[int]:
+    """Returns the common divisors of `devices` and of the numbers of heads, in order."""
+    heads = math.gcd(*(config.stack(name).key_heads for name in ("encoder", "decoder")))
+    return [n for n in range(1, devices + 1) if devices % n == heads % n == 0]

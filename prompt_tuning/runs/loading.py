@@ -5,12 +5,12 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.vocabulary import check_size
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.vocabulary import check_size
 
 
 def load(
-    config: T5Config,
+    config: Config,
     method: Method,
     data: Data,
     layout: Layout,

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
-from prompt_tuning import sharding
+from prompt_tuning import families, sharding
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs.layout import GIB, possible_partitions
 from prompt_tuning.runtime import files
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5, init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 # Number of devices and bytes of each; JAX counts the two cores of a TPU v3 chip as two devices.
 MACHINES: Mapping[str, tuple[int, int]] = {
@@ -45,7 +45,7 @@ COLLECTIVES = (
 
 def measure_step(
     *,
-    config: T5Config,
+    config: Config,
     method: Method,
     layout: Layout,
     lengths: Mapping[str, int],
@@ -118,7 +118,7 @@ def devices(count: int | None = None) -> list[jax.Device]:
 
 
 def lowered_step(
-    config: T5Config,
+    config: Config,
     *,
     method: Method,
     layout: Layout,
@@ -158,7 +158,7 @@ def lowered_step(
         for name, kind in features.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0)) if config.dropout_rate else None
-    step = make_train_step(T5(config, method), split, transform, loss, num_microbatches)
+    step = make_train_step(families.model(config, method), split, transform, loss, num_microbatches)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     out = (places, layout.everywhere)
     with sharding.on(layout):
@@ -174,7 +174,7 @@ def collectives(hlo: str) -> dict[str, int]:
 
 def fit_on_machine(
     lowered: Callable[..., tuple[Any, Sequence[jax.ShapeDtypeStruct]]],
-    config: T5Config,
+    config: Config,
     rows: int,
     devices: int,
     memory: int,

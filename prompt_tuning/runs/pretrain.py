@@ -13,14 +13,14 @@ from prompt_tuning.pretraining.mixture import Mixture
 from prompt_tuning.runs import checks
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
 from prompt_tuning.training.loop import Fit
+from prompt_tuning.transformer.config import Config
 
 
 def pretrain(
     *,
     model_dir: str,
-    config: T5Config,
+    config: Config,
     layout: Layout,
     mixture: Mixture,
     fit: Fit,

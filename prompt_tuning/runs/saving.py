@@ -14,10 +14,10 @@ from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runtime import distributed
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loop import Fit
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import Params, flatten
 
 
 def card_at(
@@ -25,7 +25,7 @@ def card_at(
     metrics: Metrics,
     *,
     identity: Identity,
-    config: T5Config,
+    config: Config,
     method: Method,
     data: Data,
     fit: Fit,
@@ -46,7 +46,7 @@ def card_at(
     return Card(
         backbone=identity.path,
         fingerprint=identity.fingerprint,
-        d_model=config.d_model,
+        d_model=config.stack("encoder").width,
         task=data.task,
         method=type(method).__name__,
         length=0,

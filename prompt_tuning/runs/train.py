@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from etils import epath
 
+from prompt_tuning import families
 from prompt_tuning.analysis import learning_curve
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import fingerprint
@@ -35,17 +36,16 @@ from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED, Result
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.runtime.resumable_lines import digest
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.training.loop import Fit
 from prompt_tuning.training.metrics_writer import read_metrics
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import unflatten
 
 
 def train(
     *,
     model_dir: str,
-    config: T5Config,
+    config: Config,
     method: Method,
     layout: Layout,
     data: Data,
@@ -250,12 +250,12 @@ def _result_of_finished(
     return result
 
 
-def _outline(config: T5Config, method: Method, data: Data, layout: Layout) -> TunedModel:
+def _outline(config: Config, method: Method, data: Data, layout: Layout) -> TunedModel:
     """The model whose settings are compared: shapes in place of leaves."""
     method = method.for_task(data.encode, data.labels, data.tasks)
     split = ParamSplit.of(config, method)
     trained = unflatten({path: split.shapes[path] for path in split.trained})
-    return TunedModel(T5(config, method), split, trained, {}, layout)
+    return TunedModel(families.model(config, method), split, trained, {}, layout)
 
 
 def _settings(data: Data, validation_sets: Sequence[EvalSet], seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from prompt_tuning.data import label_words
 from prompt_tuning.decoding.batches import power
 from prompt_tuning.errors import UserError, whole_number
-from prompt_tuning.t5.vocabulary import EOS, UNKNOWN
+from prompt_tuning.transformer.vocabulary import EOS, UNKNOWN
 
 
 def warn_of_texts(ids: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from prompt_tuning.checkpoint import prompts as prompt_files
 from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
-from prompt_tuning.t5.layers import partitioned_param
-from prompt_tuning.t5.sites import Sites
+from prompt_tuning.transformer.layers import partitioned_param
+from prompt_tuning.transformer.sites import Sites
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from prompt_tuning.decoding import (
 )
 from prompt_tuning.decoding.batches import Function, Programs, Search, power
 from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, true_or_false, whole_number
+from prompt_tuning.families import preset
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import arguments, prompt_folder
@@ -31,15 +32,15 @@ from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels, checked_texts
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5.config import T5Config, preset
-from prompt_tuning.t5.paths import Params, flatten
-from prompt_tuning.t5.vocabulary import (
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import Params, flatten
+from prompt_tuning.transformer.vocabulary import (
     EOS,
     Vocabulary,
     check_ids,
     check_size,
 )
-from prompt_tuning.t5.vocabulary import read as read_vocabulary
+from prompt_tuning.transformer.vocabulary import read as read_vocabulary
 
 MAX_TOKENS = 32
 INPUT_LENGTH = 512
@@ -60,7 +61,7 @@ class Model:
 
     def __init__(
         self,
-        config: T5Config,
+        config: Config,
         backbone: Params,
         vocabulary: Vocabulary,
         layout: Layout,
@@ -72,7 +73,7 @@ class Model:
         rank_memory_gib: float = RANK_MEMORY_GIB,
         sums: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Serves leaves of `T5(config)` that are placed on `layout`.
+        """Serves leaves of `families.model(config)` that are placed on `layout`.
 
         Args:
           config, vocabulary, batch_size, input_length, allow_other_backbone, rank_memory_gib: As in
@@ -84,7 +85,7 @@ class Model:
         """
         check_size(getattr(vocabulary, "size", 0), config.vocab_size)
         self.config, self.input_length = config, INPUT_LENGTH
-        self._longest_input = None
+        self._width, self._longest_input = config.stack("encoder").width, None
         if input_length is not None:
             self.input_length = whole_number("input_length", input_length, 1, MOST_TOKENS)
             self._longest_input = self.input_length
@@ -93,16 +94,17 @@ class Model:
         self._allow_other_backbone = true_or_false("allow_other_backbone", allow_other_backbone)
         self._rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
         self._programs, self._lock = Programs(layout, batch_size), threading.Lock()
-        bank = prompts or PromptBank.empty(config.d_model, layout.mesh)
+        bank = prompts or PromptBank.empty(config.stack("encoder").width, layout.mesh)
         self._task_set = TaskSet(config, backbone, bank, dict.fromkeys(bank.slots, ()))
 
     def __repr__(self) -> str:
-        cfg, names = self.config, ", ".join(self._task_set.bank.slots) or "none"
+        encoder, decoder = (self.config.stack(name) for name in ("encoder", "decoder"))
+        names = ", ".join(self._task_set.bank.slots) or "none"
         count = sum(np.prod(leaf.shape) for leaf in flatten(self._task_set.backbone).values())
         shown = names if len(names) <= 200 else f"{names[:197]}..."
         return (
-            f"Model({count:,} parameters, {cfg.num_encoder_layers}+{cfg.num_decoder_layers} layers "
-            f"of {cfg.d_model}; tasks: {shown})"
+            f"Model({count:,} parameters, {encoder.layers}+{decoder.layers} layers "
+            f"of {encoder.width}; tasks: {shown})"
         )
 
     @property
@@ -289,7 +291,7 @@ class Model:
         """
         states = self._map(*self._snapshot(texts, task), batches.embed, None)
         means = [by_prompt.mean(axis=0) for (by_prompt,) in states]
-        return np.array(means).reshape(-1, self.config.d_model)
+        return np.array(means).reshape(-1, self._width)
 
     def _snapshot(
         self, texts: Sequence[str], task: Tasks
@@ -408,7 +410,7 @@ class Model:
 
     def _prompt_array(self, prompt: Any) -> np.ndarray:
         if prompt is None:
-            return np.zeros((0, self.config.d_model), np.float32)
+            return np.zeros((0, self._width), np.float32)
         if isinstance(prompt, np.ndarray | Array):
             return np.asarray(prompt)
         if not isinstance(prompt, str | os.PathLike):
@@ -458,7 +460,7 @@ class Model:
 
 
 def load(
-    config: str | T5Config,
+    config: str | Config,
     checkpoint: epath.PathLike | None = None,
     vocabulary: epath.PathLike | Vocabulary | None = None,
     *,
@@ -508,6 +510,7 @@ def load(
         raise UserError(f"load({config!r}): has no {missing}; pass the path of its file")
     shape = preset(config) if isinstance(config, str) else config
     tuned = initialize(shape, Method(), layout=layout or sharding.layout(), checkpoint=checkpoint)
+    width, mesh = shape.stack("encoder").width, tuned.layout.mesh
     room = {"capacity": tasks, "length": prompt_length}
     return Model(
         shape,
@@ -516,7 +519,7 @@ def load(
         tuned.layout,
         batch_size=batch_size,
         input_length=input_length,
-        prompts=PromptBank.empty(shape.d_model, tuned.layout.mesh, **room, axis=shard_prompts),
+        prompts=PromptBank.empty(width, mesh, **room, axis=shard_prompts),
         allow_other_backbone=allow_other_backbone,
         rank_memory_gib=rank_memory_gib,
         sums=tuned.sums,

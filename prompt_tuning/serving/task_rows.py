@@ -12,7 +12,7 @@ from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.decoding import RANK_MEMORY_GIB
 from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
-from prompt_tuning.t5.vocabulary import Vocabulary
+from prompt_tuning.transformer.vocabulary import Vocabulary
 
 
 class TaskRow(NamedTuple):

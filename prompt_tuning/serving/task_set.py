@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning import families
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
 from prompt_tuning.serving.bank import PromptBank
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import Params, join
-from prompt_tuning.t5.vocabulary import Vocabulary
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.network import EncoderDecoder
+from prompt_tuning.transformer.paths import Params, join
+from prompt_tuning.transformer.vocabulary import Vocabulary
 
 Tasks = str | Sequence[str]
 
@@ -37,16 +38,16 @@ class TaskSet:
       trained_with: What the cards of a task's prompts say, by task; none for a task without cards.
     """
 
-    config: T5Config
+    config: Config
     backbone: Params
     bank: PromptBank
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     trained_with: Mapping[str, TrainedWith] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
-    def model(self) -> T5:
+    def model(self) -> EncoderDecoder:
         """The backbone with the bank's sites; equal for snapshots of the same room."""
-        return T5(self.config, self.bank.sites)
+        return families.model(self.config, self.bank.sites)
 
     @functools.cached_property
     def params(self) -> Params:

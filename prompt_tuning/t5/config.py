@@ -4,17 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from prompt_tuning.t5.int8 import INT8
-from prompt_tuning.t5.narrow import PRODUCTS
-
-DTYPES = ("float32", "bfloat16", "float16")
-REMAT = ("none", "minimal", "full")
-ATTENTION = ("einsum", "xla", "cudnn")
+from prompt_tuning.transformer.config import Architecture, Config, Stack
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
-    """Shape and numerics of a T5 encoder-decoder.
+class T5Config(Config):
+    """Shape and numerics of a T5 encoder-decoder; `Config` documents the numerics.
 
     Attributes:
       vocab_size: number of rows of the embedding table, V (T5 pads 32,100 ids to 32,128).
@@ -29,23 +24,8 @@ class T5Config:
         sqrt(D), as in T5 v1.0.
       relative_buckets: number of relative-position buckets.
       relative_max_distance: distance from which all positions share the last bucket.
-      dropout_rate: dropout probability, broadcast over the length axis as in T5X.
-      dtype: dtype of activations; trained parameters and logits are float32.
-      products: operands of products with weights: "bfloat16", rounded and summed in float32;
-        "float32", as `dtype` says; or "auto", "bfloat16" on CPUs with instructions for it (see
-        `t5.narrow.rounds`).
-      frozen_dtype: dtype of frozen matrices, "int8" included (`t5.int8`); other frozen parameters
-        are float32.
-      scan_layers: whether one layer is compiled and looped over. The parameters of a stack's layers
-        are then stacked, `encoder/layers/...` [layers, ...]; in files they keep their names.
-      remat: what the backward pass recomputes (T5X's names): "none"; "full": all but each layer's
-        input; "minimal": all but the products with weights.
-      attention: "einsum", ours; or an implementation of `jax.nn.dot_product_attention`, "xla" or
-        "cudnn" (fused, for GPUs and 16-bit `dtype`). Those two do not drop attention weights, so
-        `dropout_rate` must be 0.
     """
 
-    vocab_size: int
     d_model: int
     num_heads: int
     head_dim: int
@@ -56,52 +36,29 @@ class T5Config:
     tied_logits: bool = False
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
-    products: str = "auto"
-    frozen_dtype: str = "float32"
-    scan_layers: bool = False
-    remat: str = "none"
-    attention: str = "einsum"
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "num_heads", "head_dim", "d_ff")
-        for name in (*sizes, "num_encoder_layers", "num_decoder_layers"):
+        for name in (
+            "d_model",
+            "num_heads",
+            "head_dim",
+            "d_ff",
+            "num_encoder_layers",
+            "num_decoder_layers",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"T5Config.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"DROPOUT_RATE = {self.dropout_rate}: must be at least 0 and below 1")
-        allowed_values = {
-            "dtype": DTYPES,
-            "products": PRODUCTS,
-            "frozen_dtype": (*DTYPES, INT8),
-            "remat": REMAT,
-            "attention": ATTENTION,
-        }
-        macros = {"dtype": "ACTIVATION_DTYPE", "frozen_dtype": "BACKBONE_DTYPE"}
-        for name, allowed in allowed_values.items():
-            if (value := getattr(self, name)) not in allowed:
-                macro = macros.get(name, name.upper())
-                raise ValueError(f"{macro} = {value!r}: choose from {', '.join(allowed)}")
-        if self.attention != "einsum" and self.dropout_rate:
-            raise ValueError(
-                f"ATTENTION = {self.attention!r}: does not drop attention weights, which "
-                f"DROPOUT_RATE = {self.dropout_rate} needs; set DROPOUT_RATE = 0.0 or "
-                "ATTENTION = 'einsum'"
-            )
+        super().__post_init__()
         # gin gives lists; a tuple keeps the configuration hashable.
         object.__setattr__(self, "activations", tuple(self.activations))
 
     @property
-    def mlp_inputs(self) -> tuple[str, ...]:
-        """Names of the feed-forward layer's input projections, one per activation."""
-        count = len(self.activations)
-        return tuple(f"wi_{i}" for i in range(count)) if count > 1 else ("wi",)
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        """Names of a layer's projections."""
-        return ("query", "key", "value", "out", *self.mlp_inputs, "wo")
+    def architecture(self) -> Architecture:
+        encoder, decoder = (
+            Stack(layers, self.d_model, self.num_heads, self.num_heads, self.head_dim, self.d_ff)
+            for layers in (self.num_encoder_layers, self.num_decoder_layers)
+        )
+        return Architecture(encoder, decoder, self.activations, self.tied_logits)
 
 
 def _v1_1(d_model: int, heads: int, d_ff: int, layers: int, vocab: int = 32_128) -> T5Config:

@@ -1,365 +1,91 @@
-"""The T5 encoder-decoder: `encode`, `decode` (teacher-forced), `decode_step` (cached)."""
-
-import functools
-import operator
-from collections.abc import Callable
-from typing import Any, cast
+"""T5: the encoder-decoder with relative positions."""
 
 import flax.linen as nn
-import flax.struct
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from prompt_tuning.t5.blocks import DecoderLayer, EncoderLayer, KeysValues, remat, scan, stack
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.layers import (
-    ArrayLike,
-    Dense,
-    Embed,
-    RelativePositionBias,
-    RMSNorm,
-    attention_bias,
-    dropout,
-    same_segment,
-)
-from prompt_tuning.t5.sites import Place, Sites
-
-EMBEDDING = "token_embedder/embedding"  # path of the embedding table [V, D]
+from prompt_tuning.transformer.blocks import Attended
+from prompt_tuning.transformer.layers import ArrayLike, attention_bias, partitioned_param
+from prompt_tuning.transformer.network import EncoderDecoder
 
 
-class Encoded(flax.struct.PyTreeNode):
-    """The encoder's output.
+class Biased(Attended):
+    """Relative positions and mask of a stack: one bias [B, heads, Q, K] for all layers."""
 
-    Attributes:
-      states: [B, T', D]; T' includes positions that a method added.
-      segments: [B, T'] int32, 0 at padding.
+    bias: Array
+
+    def at(self, layer: int | Array) -> tuple[Array, None]:
+        return self.bias, None
+
+
+class T5(EncoderDecoder):
+    """T5; parameters have T5X's paths.
+
+    T5 v1.0 divides its tied logits by sqrt(D).
     """
 
-    states: Float[Array, "batch inputs embed"]
-    segments: Int[Array, "batch inputs"]
-
-
-class Cache(flax.struct.PyTreeNode):
-    """The state that cached decoding carries from step to step.
-
-    Attributes:
-      encoded: the encoder's output.
-      index: scalar int32, position of the next token.
-      keys_values: self-attention keys and values of each decoder layer, [B, heads, L, head_dim].
-      cross: cross-attention keys and values of each decoder layer, [B, heads, T', head_dim]; None
-        before the first step, which computes them.
-    """
-
-    encoded: Encoded
-    index: Int[Array, ""]
-    keys_values: tuple[KeysValues, ...]
-    cross: tuple[KeysValues, ...] | None
-
-    def rows(self, index: Int[Array, " rows"]) -> "Cache":
-        """Returns the cache whose row i continues row `index[i]`.
-
-        Arrays from the encoder are not copied: each of their rows serves n successive rows.
-        """
-        taken = jax.tree.map(lambda x: jnp.take(x, index, axis=0), self.keys_values)
-        return self.replace(keys_values=taken)
-
-
-class Encoder(nn.Module):
     config: T5Config
-    sites: Sites
+
+    @staticmethod
+    def positions(
+        config: T5Config, stack: str, queries: Array, keys: Array, visible: Array
+    ) -> Attended:
+        relative = RelativePositionBias(config, stack == "encoder", name="relpos_bias")
+        return Biased(relative(queries, keys) + attention_bias(visible))
+
+    def tied_logits(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+        return self.token_embedder.attend(x) / np.sqrt(self.config.d_model)
+
+
+def relative_buckets(
+    relative_position: Int[ArrayLike, "*shape"],
+    bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+) -> Int[Array, "*shape"]:
+    """Bucket ids (T5) of `relative_position` = key position - query position.
+
+    Bidirectional: keys after the query use the upper half of the buckets. Causal: all buckets are
+    for the past, and the future is clipped to distance 0. Of a direction's n buckets, the first n/2
+    hold one distance each; the others are logarithmic up to `max_distance`.
+    """
+    distance = -jnp.asarray(relative_position, jnp.int32)
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(distance < 0, num_buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(distance, 0)
+    exact = num_buckets // 2
+    eps = np.finfo(np.float32).eps
+    ratio = jnp.log(distance.astype(jnp.float32) / exact + eps) / np.log(max_distance / exact)
+    logarithmic = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(logarithmic, num_buckets - 1))
+
+
+class RelativePositionBias(nn.Module):
+    """Additive attention bias of a stack: `rel_embedding` [heads, buckets], float32."""
+
+    config: T5Config
+    bidirectional: bool
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        segments: Int[Array, "batch length"],
-        positions: Int[Array, "batch length"] | None,
-        tasks: Int[Array, " batch"] | None,
-        *,
-        enable_dropout: bool,
-    ) -> Encoded:
-        """Encodes embedded tokens x [B, T, D]; `Sites.embedded` documents the other arrays."""
-        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        x, segments, positions = self.sites.embedded(x, segments, positions, "encoder", tasks)
-        x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
-        order = jnp.arange(x.shape[1])[None] if positions is None else positions
-        relative = RelativePositionBias(cfg, bidirectional=True, name="relpos_bias")
-        bias = relative(order, order) + attention_bias(same_segment(segments, segments))
-        real = (segments > 0)[..., None].astype(dtype)
-        shared, count = self.sites.shared("encoder", cfg), cfg.num_encoder_layers
-        layer = remat(EncoderLayer, cfg)
-        if cfg.scan_layers:
-            scanned = scan(layer, count, layers=1, shared=3)(
-                cfg, self.sites, enable_dropout, name="layers"
-            )
-            x, _ = scanned(x, jnp.arange(count), bias, real, shared)
-        else:
-            for i in range(count):
-                x = self.sites.layer_input(x, segments, positions, Place("encoder", i))
-                block = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
-                x, _ = block(x, None, bias, real, shared)
-        x = RMSNorm(dtype, name="encoder_norm")(x) * real
-        return Encoded(dropout(x, cfg.dropout_rate, self, enable_dropout), segments)
-
-
-class Decoder(nn.Module):
-    config: T5Config
-    sites: Sites
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        encoded: Encoded,
-        real_input: Bool[Array, "batch length"],
-        segments: Int[Array, "batch length"],
-        positions: Int[Array, "batch length"] | None = None,
-        *,
-        tied_logits: Callable[[Array], Array],
-        cache: Cache | None = None,
-        enable_dropout: bool = False,
-    ) -> tuple[Float[Array, "batch length vocab"], Cache | None]:
-        """Runs the decoder over embedded tokens.
-
-        Args:
-          x: [B, L, D] embedded decoder input; with a cache, L = 1.
-          encoded: the encoder's output, of B rows, or of B / n rows that n successive rows of x
-            share.
-          real_input: [B, L] bool, where the decoder input is real; outputs elsewhere are zero.
-          segments: [B, L] int32, segments of the targets: 0 at padding, else as the encoder's.
-          positions: [B, L] int32, positions within each example of a packed batch.
-          tied_logits: output layer of a model that ties it to the embedding.
-          cache: state of cached decoding; None for a causal mask over all of x.
-          enable_dropout: whether dropout is applied.
-
-        Returns:
-          Logits [B, L, V] float32, and the cache after this step.
-        """
-        cfg, dtype, length = self.config, jnp.dtype(self.config.dtype), x.shape[1]
-        if cache is None or cache.cross is None:
-            x, segments, positions = self.sites.embedded(x, segments, positions, "decoder")
-            added = x.shape[1] - length
-            real_input = jnp.pad(real_input, ((0, 0), (added, 0)), constant_values=True)
-        x = dropout(x.astype(dtype), cfg.dropout_rate, self, enable_dropout)
-        if cache is None:
-            order = jnp.arange(x.shape[1])[None]
-            queries = keys = order if positions is None else positions
-            causal = (order[:, None, :] <= order[:, :, None])[:, None]
-            visible = causal & same_segment(segments, segments)
-        else:
-            keys = jnp.arange(cache.keys_values[0][0].shape[2])[None]
-            queries = cache.index + jnp.arange(x.shape[1])[None]
-            visible = (keys[:, None, :] <= queries[:, :, None])[:, None]
-        relative = RelativePositionBias(cfg, bidirectional=False, name="relpos_bias")
-        self_bias = relative(queries, keys) + attention_bias(visible)
-        shared_rows = segments.reshape(encoded.segments.shape[0], -1)
-        cross_bias = attention_bias(same_segment(shared_rows, encoded.segments))
-        real = real_input[..., None].astype(dtype)
-        x, cache = self._layers(
-            x, cache, encoded.states, self_bias, cross_bias, real, enable_dropout
+        self, query_positions: Int[Array, "batch queries"], key_positions: Int[Array, "batch keys"]
+    ) -> Float[Array, "batch heads queries keys"]:
+        """Returns the bias [B, heads, Q, K] for positions [B, Q] and [B, K]."""
+        cfg = self.config
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        shape = (cfg.num_heads, cfg.relative_buckets)
+        axes = ("heads", "relpos_buckets")
+        table = partitioned_param(self, "rel_embedding", init, axes, shape)
+        relative = key_positions[..., None, :] - query_positions[..., :, None]
+        buckets = relative_buckets(
+            relative, self.bidirectional, cfg.relative_buckets, cfg.relative_max_distance
         )
-        x = (RMSNorm(dtype, name="decoder_norm")(x) * real)[:, -length:]
-        x = dropout(x, cfg.dropout_rate, self, enable_dropout)
-        if cfg.tied_logits:
-            logits = tied_logits(x)
-        else:
-            dense = Dense(
-                cfg.vocab_size,
-                ("embed", "vocab"),
-                jnp.dtype("float32"),
-                cfg.products,
-                name="logits_dense",
-            )
-            logits = nn.with_logical_constraint(dense(x), ("batch", "length", "vocab"))
-        return self.sites.logits(logits, x), cache
-
-    def _layers(
-        self,
-        x: Array,
-        cache: Cache | None,
-        encoded: Array,
-        self_bias: Array,
-        cross_bias: Array,
-        real: Array,
-        enable_dropout: bool,
-    ) -> tuple[Array, Cache | None]:
-        cfg, count = self.config, self.config.num_decoder_layers
-        cached = cache.keys_values if cache is not None else (None,) * count
-        crosses = (cache is not None and cache.cross) or (None,) * count
-        index = cache.index if cache is not None else 0
-        rest = encoded, self_bias, cross_bias, real, self.sites.shared("decoder", cfg), index
-        layer = remat(DecoderLayer, cfg)
-        if cfg.scan_layers:
-            scanned = scan(layer, count, layers=3, shared=6)(
-                cfg, self.sites, enable_dropout, name="layers"
-            )
-            # This copies the cache twice per decoding step: scanned layers are for training.
-            x, stacked = scanned(x, jnp.arange(count), stack(cached), stack(crosses), *rest)
-            after = [jax.tree.map(operator.itemgetter(i), stacked) for i in range(count)]
-        else:
-            after = []
-            for i in range(count):
-                block = layer(cfg, self.sites, enable_dropout, i, name=f"layers_{i}")
-                x, caches = block(x, None, cached[i], crosses[i], *rest)
-                after.append(caches)
-        if cache is not None:
-            keys_values, crosses = zip(*after, strict=True)
-            cache = cache.replace(
-                index=cache.index + x.shape[1], keys_values=keys_values, cross=crosses
-            )
-        return x, cache
-
-
-class T5(nn.Module):
-    """T5 with a tuning method acting at its sites.
-
-    `T5(config)` is the plain backbone. `T5(config, method)` adds the method's parameters; every
-    backbone parameter keeps its path, which is T5X's.
-
-    Attributes:
-      config: shape and numerics.
-      sites: tuning method; the default acts nowhere.
-    """
-
-    config: T5Config
-    sites: Sites = Sites()
-
-    def setup(self) -> None:
-        self.token_embedder = Embed(self.config)
-        self.encoder = Encoder(self.config, self.sites)
-        self.decoder = Decoder(self.config, self.sites)
-
-    def encode(
-        self,
-        encoder_input_tokens: Int[ArrayLike, "batch inputs"],
-        encoder_segment_ids: Int[ArrayLike, "batch inputs"] | None = None,
-        encoder_positions: Int[ArrayLike, "batch inputs"] | None = None,
-        tasks: Int[ArrayLike, " batch"] | None = None,
-        *,
-        enable_dropout: bool = False,
-    ) -> Encoded:
-        """Encodes tokens [B, T] int32, 0 at padding; `__call__` documents the other arrays."""
-        tokens, segments, positions, rows = _arrays(
-            encoder_input_tokens, encoder_segment_ids, encoder_positions, tasks
-        )
-        if segments is None:
-            segments = (tokens > 0).astype(jnp.int32)
-        x = self.token_embedder(tokens)
-        return self.encoder(x, segments, positions, rows, enable_dropout=enable_dropout)
-
-    def decode(
-        self,
-        encoded: Encoded,
-        decoder_input_tokens: Int[ArrayLike, "batch targets"],
-        decoder_target_tokens: Int[ArrayLike, "batch targets"],
-        decoder_segment_ids: Int[ArrayLike, "batch targets"] | None = None,
-        decoder_positions: Int[ArrayLike, "batch targets"] | None = None,
-        *,
-        enable_dropout: bool = False,
-    ) -> Float[Array, "batch targets vocab"]:
-        """Teacher-forced logits [B, L, V] float32; `__call__` documents the arguments."""
-        tokens, targets, segments, positions = _arrays(
-            decoder_input_tokens, decoder_target_tokens, decoder_segment_ids, decoder_positions
-        )
-        if segments is None:
-            segments = (targets > 0).astype(jnp.int32)
-        first = jnp.arange(tokens.shape[1])[None] == 0
-        if positions is not None:
-            first = (positions == 0) & (segments > 0)
-        x = self.token_embedder(tokens)
-        logits, _ = self.decoder(
-            x,
-            encoded,
-            (tokens > 0) | first,
-            segments,
-            positions,
-            tied_logits=self.token_embedder.attend,
-            enable_dropout=enable_dropout,
-        )
-        return logits
-
-    def init_cache(self, encoded: Encoded, length: int) -> Cache:
-        """Makes an empty cache for decoding up to `length` tokens."""
-        cfg, length = self.config, length + self.sites.decoder_positions
-        shape = (encoded.states.shape[0], cfg.num_heads, length, cfg.head_dim)
-        empty = jnp.zeros(shape, cfg.dtype)
-        layers = tuple((empty, empty) for _ in range(cfg.num_decoder_layers))
-        return Cache(encoded, jnp.zeros((), jnp.int32), layers, None)
-
-    def decode_step(
-        self, tokens: Int[ArrayLike, " batch"], cache: Cache
-    ) -> tuple[Float[Array, "batch vocab"], Cache]:
-        """Takes one token per row, [B] int32, to logits [B, V] float32 of the next token."""
-        segments = jnp.ones((tokens.shape[0], 1), jnp.int32)
-        x = self.token_embedder(jnp.asarray(tokens)[:, None])
-        logits, cache_after = self.decoder(
-            x,
-            cache.encoded,
-            segments > 0,
-            segments,
-            tied_logits=self.token_embedder.attend,
-            cache=cache,
-        )
-        return logits[:, 0], cast(Cache, cache_after)
-
-    def __call__(
-        self,
-        encoder_input_tokens: Int[ArrayLike, "batch inputs"],
-        decoder_input_tokens: Int[ArrayLike, "batch targets"],
-        decoder_target_tokens: Int[ArrayLike, "batch targets"],
-        encoder_segment_ids: Int[ArrayLike, "batch inputs"] | None = None,
-        decoder_segment_ids: Int[ArrayLike, "batch targets"] | None = None,
-        encoder_positions: Int[ArrayLike, "batch inputs"] | None = None,
-        decoder_positions: Int[ArrayLike, "batch targets"] | None = None,
-        tasks: Int[ArrayLike, " batch"] | None = None,
-        *,
-        enable_dropout: bool = False,
-    ) -> Float[Array, "batch targets vocab"]:
-        """Computes teacher-forced logits; the call signature is T5X's.
-
-        Args:
-          encoder_input_tokens: [B, T] int32, 0 is padding.
-          decoder_input_tokens: [B, L] int32, the targets shifted right by one, 0 in front.
-          decoder_target_tokens: [B, L] int32.
-          encoder_segment_ids: [B, T] int32, for a packed batch: 1, 2, ... for the examples of a
-            row, 0 at padding; None for one example per row.
-          decoder_segment_ids: [B, L] int32, the same for the targets.
-          encoder_positions: [B, T] int32, for a packed batch: positions within each example. Room
-            for positions that a method adds, tokens 0, is at the front of each example.
-          decoder_positions: [B, L] int32, the same for the targets.
-          tasks: [B] int32, each example's task, for methods that tell tasks apart.
-          enable_dropout: whether dropout is applied; it needs `rngs={"dropout": key}`.
-
-        Returns:
-          Logits [B, L, V] float32.
-        """
-        encoded = self.encode(
-            encoder_input_tokens,
-            encoder_segment_ids,
-            encoder_positions,
-            tasks,
-            enable_dropout=enable_dropout,
-        )
-        return self.decode(
-            encoded,
-            decoder_input_tokens,
-            decoder_target_tokens,
-            decoder_segment_ids,
-            decoder_positions,
-            enable_dropout=enable_dropout,
-        )
-
-
-def _arrays(*values: ArrayLike | None) -> Any:
-    return tuple(None if value is None else jnp.asarray(value) for value in values)
-
-
-@functools.cache
-def init_shapes(config: T5Config, sites: Sites = Sites()):
-    """Parameter tree of `T5(config, sites)`: shapes boxed with logical axes, nothing allocated."""
-    model = T5(config, sites)
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens, tokens)
-    return variables["params"]
+        bias = jnp.take(table.T.astype(jnp.float32), buckets, axis=0)  # [B, Q, K, heads]
+        return jnp.moveaxis(bias, -1, -3)

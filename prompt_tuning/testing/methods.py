@@ -11,22 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prompt_tuning import decoding, sharding
+from prompt_tuning import decoding, families, sharding
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5, init_shapes
-from prompt_tuning.t5.paths import Params, flatten, unflatten
-from prompt_tuning.t5.sites import Sites
 from prompt_tuning.testing import rounding
 from prompt_tuning.testing.models import padded_tokens, random_batch, tiny_config, tiny_model
 from prompt_tuning.training.loop import create_state
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import make_train_step
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.network import EncoderDecoder
+from prompt_tuning.transformer.paths import Params, flatten, unflatten
+from prompt_tuning.transformer.sites import Sites
 
 
-def check_method(method: Method, config: T5Config | None = None) -> None:
+def check_method(method: Method, config: Config | None = None) -> None:
     """Asserts what the trainer, the checkpoints and the decoders rely on.
 
     - It is hashable, and equal to itself made again, since it is a static argument of what is
@@ -95,7 +96,7 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(tuned.params).items()}
     bound = rounding.forward(config, inputs.shape[1] + 16, 6) * np.abs(forced).max()
     plain = {path: leaves[path] for path in split.backbone}
-    effect = np.abs(logits(T5(config), unflatten(plain), batch) - forced).max()
+    effect = np.abs(logits(families.model(config), unflatten(plain), batch) - forced).max()
     if split.added:
         assert effect > 100 * bound, "the added leaves do not change the logits"
     for name, after, convert in (
@@ -106,13 +107,13 @@ def check_method(method: Method, config: T5Config | None = None) -> None:
             continue
         paths = flatten(nn.unbox(init_shapes(config, after))).keys()
         assert converted.keys() == paths, f"the {name} leaves are not the model's"
-        predicted = logits(T5(config, after), unflatten(converted), batch)
+        predicted = logits(families.model(config, after), unflatten(converted), batch)
         # Far above rounding, far below what leaving out or doubling a leaf would do.
         np.testing.assert_allclose(predicted, forced, rtol=0, atol=1e-2 * effect, err_msg=name)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits(model: T5, params: Params, batch: Mapping[str, Any]) -> jax.Array:
+def logits(model: EncoderDecoder, params: Params, batch: Mapping[str, Any]) -> jax.Array:
     """Teacher-forced logits [B, L, V] of a batch; compiled once per model and shape."""
     return cast(jax.Array, model.apply({"params": params}, **batch))
 

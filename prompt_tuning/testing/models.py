@@ -7,13 +7,14 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from prompt_tuning import sharding
+from prompt_tuning import families, sharding
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.network import T5, init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 
 class Shaped(Protocol):
@@ -52,7 +53,7 @@ def random_leaves(shapes: Mapping[str, Shaped], seed: int = 0) -> dict[str, np.n
 
 def tiny_model(
     method: Method | None = None,
-    config: T5Config | None = None,
+    config: Config | None = None,
     *,
     seed: int = 0,
     layout: sharding.Layout | None = None,
@@ -72,7 +73,9 @@ def tiny_model(
     leaves |= random_leaves({path: split.shapes[path] for path in split.added}, seed + 1)
     places = flatten(sharding.shardings_of(init_shapes(config, method), layout))
     params = {path: jax.device_put(leaf, places[path]) for path, leaf in leaves.items()}
-    return TunedModel(T5(config, method), split, *split.split(unflatten(params)), layout)
+    return TunedModel(
+        families.model(config, method), split, *split.split(unflatten(params)), layout
+    )
 
 
 def padded_tokens(shape: tuple[int, int], vocab_size: int = 64, seed: int = 0) -> np.ndarray:

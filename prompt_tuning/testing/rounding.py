@@ -8,7 +8,7 @@ layers keep a layer's error as small, relative to its values, as it was before.
 
 import math
 
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config, Stack
 
 UNIT = 2.0**-24  # largest relative error of one float32 operation
 
@@ -18,7 +18,7 @@ def rounding(terms: float) -> float:
     return 6 * math.sqrt(terms) * UNIT
 
 
-def forward(config: T5Config, inputs: int, targets: int) -> float:
+def forward(config: Config, inputs: int, targets: int) -> float:
     """Bound for states, logits and the loss, relative to the largest of each.
 
     Counts the numbers added on the longest way through the model: norms, products, softmaxes.
@@ -31,18 +31,24 @@ def forward(config: T5Config, inputs: int, targets: int) -> float:
     return rounding(_terms(config, inputs, targets))
 
 
-def backward(config: T5Config, inputs: int, targets: int) -> float:
+def backward(config: Config, inputs: int, targets: int) -> float:
     """The same for gradients: the way back has two products for each one on the way there."""
     return rounding(3 * _terms(config, inputs, targets))
 
 
-def _terms(config: T5Config, inputs: int, targets: int) -> int:
-    d, joined = config.d_model, config.num_heads * config.head_dim
+def _terms(config: Config, inputs: int, targets: int) -> int:
+    encoder, decoder = config.stack("encoder"), config.stack("decoder")
+    norms = 2 if config.architecture.post_norms else 1  # of a block
 
-    def attention(keys: int) -> int:
-        return 2 * d + config.head_dim + 2 * keys + joined
+    def attention(stack: Stack, keys: int) -> int:
+        width = (norms + 1) * stack.width
+        return width + stack.head_dim + 2 * keys + stack.heads * stack.head_dim
 
-    mlp = 2 * d + config.d_ff
-    encoder = config.num_encoder_layers * (attention(inputs) + mlp)
-    decoder = config.num_decoder_layers * (attention(targets) + attention(inputs) + mlp)
-    return encoder + decoder + 3 * d + config.vocab_size
+    def mlp(stack: Stack) -> int:
+        return (norms + 1) * stack.width + stack.hidden
+
+    first = encoder.layers * (attention(encoder, inputs) + mlp(encoder))
+    second = decoder.layers * (
+        attention(decoder, targets) + attention(decoder, inputs) + mlp(decoder)
+    )
+    return first + second + encoder.width + 2 * decoder.width + config.vocab_size

@@ -29,7 +29,6 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.runtime.preemption import Preempted, Watch
-from prompt_tuning.t5.vocabulary import check_ids
 from prompt_tuning.training import run_settings
 from prompt_tuning.training.log import TrainLog
 from prompt_tuning.training.loss import Loss
@@ -38,6 +37,7 @@ from prompt_tuning.training.optim import PRETRAINED_STEPS, adafactor, only_train
 from prompt_tuning.training.prefetch import prefetch
 from prompt_tuning.training.progress import Progress
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.vocabulary import check_ids
 
 HostBatch = Mapping[str, np.ndarray]
 Batches = Callable[[int], Iterator[HostBatch]]

@@ -16,10 +16,10 @@ import numpy as np
 import optax
 
 from prompt_tuning.model.tuned import TunedModel
-from prompt_tuning.t5 import narrow
-from prompt_tuning.t5.paths import Params
 from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loss import Loss
+from prompt_tuning.transformer import narrow
+from prompt_tuning.transformer.paths import Params
 
 _OPTIMIZER = "OPTIMIZER"
 _RATE = "LEARNING_RATE"

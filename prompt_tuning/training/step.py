@@ -11,10 +11,10 @@ from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
 from prompt_tuning.model.params import ParamSplit
-from prompt_tuning.t5.layers import ArrayLike
-from prompt_tuning.t5.network import T5
-from prompt_tuning.t5.paths import Params, flatten
 from prompt_tuning.training.loss import Loss
+from prompt_tuning.transformer.layers import ArrayLike
+from prompt_tuning.transformer.network import EncoderDecoder
+from prompt_tuning.transformer.paths import Params, flatten
 
 Batch = Mapping[str, Shaped[ArrayLike, "..."]]
 Metrics = dict[str, Float[Array, ""]]
@@ -47,7 +47,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def loss_fn(
-    model: T5, loss: Loss, params: Params, batch: Batch, dropout_key: Key[Array, ""] | None
+    model: EncoderDecoder,
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ""] | None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the loss of a batch and its metrics; a `dropout_key` switches dropout on."""
     optional: dict[str, Any] = {name: batch.get(name) for name in _OPTIONAL_FEATURES}
@@ -66,7 +70,7 @@ def loss_fn(
 
 
 def make_train_step(
-    model: T5,
+    model: EncoderDecoder,
     split: ParamSplit,
     optimizer: optax.GradientTransformation,
     loss: Loss,

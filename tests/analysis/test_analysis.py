@@ -11,8 +11,8 @@ from prompt_tuning import embedded
 from prompt_tuning.analysis import curves, neighbours, similarity, sources, style
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5.vocabulary import SentencePiece
 from prompt_tuning.testing import run_command
+from prompt_tuning.transformer.vocabulary import SentencePiece
 
 PROMPT = np.array([[3, 4], [0, 1], [-6, 8]], np.float32)
 TABLE = np.array([[1, 0], [0, 2], [-3, 4], [0, 0]], np.float32)

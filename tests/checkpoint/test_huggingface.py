@@ -19,12 +19,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from prompt_tuning import sharding
+from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint import backbone
 from prompt_tuning.checkpoint.formats import huggingface, t5x
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.exchange.conversion import FORMATS, convert
 from prompt_tuning.t5 import T5Config, preset
+from prompt_tuning.t5 import huggingface as t5_names
 from prompt_tuning.testing import run_command
 
 WRITTEN_BY_TRANSFORMERS = Path(__file__).parents[1] / "fixtures" / "peft_example"
@@ -88,7 +89,7 @@ def test_ours_to_theirs_and_back(config, dtype, tmp_path):
         "model.safetensors",
     ]
     assert_same(backbone.load(tmp_path / "hf", structs(config, dtype)), leaves)
-    assert huggingface.config_of(tmp_path / "hf") == config
+    assert families.read(tmp_path / "hf") == config
 
 
 def test_theirs_to_ours_and_back(tmp_path):
@@ -126,7 +127,7 @@ def test_names_of_v1_0(saved_tied):
 def test_config_is_what_transformers_wrote(shared_data, tmp_path):
     huggingface.save(tmp_path / "hf", random_leaves(EXAMPLE), EXAMPLE)
     theirs = json.loads((shared_data / "peft_example" / "backbone_config.json").read_text())
-    ours = json.loads((tmp_path / "hf" / huggingface.CONFIG).read_text())
+    ours = json.loads((tmp_path / "hf" / families.CONFIG).read_text())
     assert ours.pop("torch_dtype") == "float32"
     assert ours == theirs
 
@@ -249,7 +250,7 @@ class Planted:
 def test_pickles_are_refused_and_not_run(saved, tmp_path, config_too):
     (saved / huggingface.SINGLE).unlink()
     if not config_too:
-        (saved / huggingface.CONFIG).unlink()
+        (saved / families.CONFIG).unlink()
     content = pickle.dumps(Planted(tmp_path / "ran"))
     (saved / "pytorch_model.bin").write_bytes(content)
     for place in (saved, saved / "pytorch_model.bin"):
@@ -265,30 +266,30 @@ def test_pickles_are_refused_and_not_run(saved, tmp_path, config_too):
 
 def test_config_of_2020(tmp_path):
     """t5-small's fields, without those that came later."""
-    (tmp_path / huggingface.CONFIG).write_text(
+    (tmp_path / families.CONFIG).write_text(
         '{"model_type": "t5", "architectures": ["T5WithLMHeadModel"], "d_ff": 2048, "d_kv": 64, '
         '"d_model": 512, "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, '
         '"layer_norm_epsilon": 1e-06, "n_positions": 512, "num_heads": 8, "num_layers": 6, '
         '"pad_token_id": 0, "relative_attention_num_buckets": 32, "vocab_size": 32128}'
     )
-    assert huggingface.config_of(tmp_path) == preset("t5_1_0_small", dropout_rate=0.1)
+    assert families.read(tmp_path) == preset("t5_1_0_small", dropout_rate=0.1)
 
 
 def test_output_scaling_tells_tied_from_untied(saved):
     """transformers 5 sets tie_word_embeddings to true whenever it saves."""
-    path = saved / huggingface.CONFIG
+    path = saved / families.CONFIG
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(fields | {"tie_word_embeddings": True}))
-    assert not huggingface.config_of(saved).tied_logits
+    assert not families.read(saved).tied_logits
     path.write_text(json.dumps(fields | {"scale_decoder_outputs": True}))
-    assert huggingface.config_of(saved).tied_logits
+    assert families.read(saved).tied_logits
 
 
 @pytest.mark.parametrize("name", ["flan_t5_xxl", "mt5_base", "byt5_small", "t5_1_0_3b"])
 def test_leaves_of_a_preset_have_distinct_names(name):
     config = replace(preset(name), num_encoder_layers=3, num_decoder_layers=2)
     shapes = huggingface.shapes_of(config)
-    assert len({huggingface.their_name(path) for path in shapes}) == len(shapes)
+    assert len({t5_names.their_name(path) for path in shapes}) == len(shapes)
 
 
 @pytest.mark.parametrize(
@@ -306,10 +307,10 @@ def test_leaves_of_a_preset_have_distinct_names(name):
     ],
 )
 def test_config_that_we_do_not_model(saved, field, value, message):
-    path = saved / huggingface.CONFIG
+    path = saved / families.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(CheckpointError, match=message):
-        huggingface.config_of(saved)
+        families.read(saved)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +383,7 @@ def test_command(saved, monkeypatch):
     [
         ({"target": "new", "form": "t5x"}, "--to=new: T5X reads folders named checkpoint_STEP"),
         ({"target": "new", "form": "safetensors"}, "--to=new: the file name must end in"),
-        ({"model": "t5_1_1_smal"}, "--model: no T5 preset named 't5_1_1_smal'"),
+        ({"model": "t5_1_1_smal"}, "--model: no preset named 't5_1_1_smal'"),
         ({"model": "demo"}, "hf: the checkpoint does not fit the model"),
         ({"source": "gone"}, "--from=gone: no config.json beside the weights"),
         ({"source": "gone", "model": "nano"}, "gone: no such file or folder"),
@@ -434,4 +435,4 @@ def test_full_disk_is_one_line(saved):
     assert all("check access and free disk space" in line for line in lines)
     assert all("large" in line for line in lines), lines
     left = {path for path in saved.parent.rglob("*") if path.is_file()}
-    assert left == {saved / huggingface.CONFIG, saved / huggingface.SINGLE}
+    assert left == {saved / families.CONFIG, saved / huggingface.SINGLE}

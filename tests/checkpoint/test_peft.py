@@ -18,13 +18,13 @@ from prompt_tuning.checkpoint import prompts
 from prompt_tuning.checkpoint.formats import huggingface, peft
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.exchange import adapters, peft_layers
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import IA3, Backbone, FromFile, LoRA, PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.t5 import T5
 from prompt_tuning.t5.config import PRESETS, T5Config
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import assert_mistake, random_leaves, run_command
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 EXAMPLE = Path(__file__).parents[1] / "fixtures" / "peft_example"
 CONFIG = PRESETS["nano"]

@@ -17,8 +17,8 @@ from prompt_tuning.exchange import inspection
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt_file import with_prompt
 from prompt_tuning.t5 import T5, T5Config
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import rounding
+from prompt_tuning.transformer.paths import unflatten
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WRITTEN = FIXTURES / "t5x_adapter"

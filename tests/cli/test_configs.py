@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from prompt_tuning import families
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.cli import gin_command, gin_parsing
 from prompt_tuning.model import params, summary
@@ -20,7 +21,6 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.pretrain import pretrain
 from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.runs.train import train
-from prompt_tuning.t5 import network
 from prompt_tuning.t5.config import PRESETS
 
 CONFIGS = gin_parsing.configs_folder()
@@ -87,7 +87,7 @@ NOT_TRAINED = {"prompt_design"}
 
 
 # Tracing a large model takes seconds, and a plan needs its shapes three times.
-_init_shapes = functools.cache(network.init_shapes)
+_init_shapes = functools.cache(families.init_shapes)
 
 
 @pytest.fixture(autouse=True)

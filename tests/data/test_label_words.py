@@ -15,8 +15,8 @@ from prompt_tuning.data.files import Row, TextFiles, of_folder
 from prompt_tuning.data.source import task_data
 from prompt_tuning.data.variants import few_shot, sentinel
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5.vocabulary import SentencePiece
 from prompt_tuning.testing import tiny_config, tiny_model
+from prompt_tuning.transformer.vocabulary import SentencePiece
 
 LENGTHS = {"inputs": 16, "targets": 8}
 ALIKE = [

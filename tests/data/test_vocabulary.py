@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prompt_tuning import embedded
 from prompt_tuning.data import tasks
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import vocabulary
+from prompt_tuning.transformer import vocabulary
 
 PAIRS = {
     "embedded": (

@@ -13,8 +13,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import predict
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods import PromptTuning
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import Numbers, tiny_config, tiny_model
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 DATA = EvalSet(
     task="a_task",

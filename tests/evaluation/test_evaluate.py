@@ -12,8 +12,8 @@ from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.tuned import TunedModel
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import tiny_model
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 LIMIT = 64
 LENGTHS = [3, 25, 17, 32]

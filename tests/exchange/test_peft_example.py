@@ -17,8 +17,8 @@ from prompt_tuning.checkpoint.formats.huggingface import shapes_of
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.t5 import T5, T5Config
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.training.loss import Loss
+from prompt_tuning.transformer.paths import unflatten
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "peft_example"
 CONFIG = T5Config(

@@ -14,9 +14,8 @@ from prompt_tuning.exchange import recycling
 from prompt_tuning.methods import Backbone, FromFile, PromptTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5, preset
-from prompt_tuning.t5.network import EMBEDDING
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import CommandResult, run_command
+from prompt_tuning.transformer.paths import EMBEDDING, unflatten
 
 LINEAR = pytest.mark.parametrize(
     "method", [recycling.linear_least_squares, recycling.linear_combination]

@@ -19,9 +19,9 @@ from prompt_tuning.in_t5x.checkpoints import SavePrompt, backbone_alone, fingerp
 from prompt_tuning.in_t5x.model import FromBackbone, prompted
 from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.methods.prompt import PROMPT_PATH
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.testing import random_batch
 from prompt_tuning.training import optim
+from prompt_tuning.transformer.paths import flatten
 
 METHOD = PromptTuning(length=10)
 PROMPT = golden_batch()[1]

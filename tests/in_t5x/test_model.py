@@ -31,11 +31,11 @@ from prompt_tuning.methods import (
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import random_leaves, rounding
 from prompt_tuning.training import optim
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 METHOD = PromptTuning(length=10)
 BATCH, PROMPT = golden_batch()

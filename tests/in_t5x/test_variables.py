@@ -10,13 +10,13 @@ from flax import core
 from flax.linen import partitioning
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.families import init_shapes
 from prompt_tuning.in_t5x.variables import check_whole, in_t5x_form, labels, longer
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.testing import tiny_config
+from prompt_tuning.transformer.paths import flatten
 
 METHOD = PromptTuning(length=3)
 

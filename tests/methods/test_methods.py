@@ -11,6 +11,7 @@ import pytest
 
 from prompt_tuning import sharding
 from prompt_tuning.checkpoint.run import RunCheckpoints
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import (
     IA3,
     Adapter,
@@ -32,8 +33,6 @@ from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.t5 import PRESETS, T5, T5Config, preset
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import (
     check_method,
     random_batch,
@@ -47,6 +46,7 @@ from prompt_tuning.training.loop import create_state
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 CONFIG = tiny_config()
 FORWARD = rounding.forward(CONFIG, 3 + 7, 2 + 4)

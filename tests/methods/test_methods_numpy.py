@@ -23,9 +23,9 @@ from prompt_tuning.methods import (
 )
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import rounding
 from prompt_tuning.testing.methods import logits
+from prompt_tuning.transformer.paths import unflatten
 
 P, LAYERS = 4, CONFIG.num_encoder_layers
 LENGTHS = P + 11, 3 + 6  # positions of both stacks, those of prompts too

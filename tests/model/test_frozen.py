@@ -19,12 +19,12 @@ from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.t5 import T5, preset
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import random_batch, random_leaves, tiny_config
 from prompt_tuning.training.loop import fit
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor, only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 CONFIG = tiny_config()
 METHOD = PromptTuning(length=7, initializer=Uniform())

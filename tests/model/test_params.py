@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import pytest
 
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import ModelTuning, PromptTuning
 from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import preset
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.training.optim import only_trained
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 NANO = preset("nano")
 SPLIT = ParamSplit.of(NANO, PromptTuning(length=7))

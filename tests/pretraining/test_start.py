@@ -13,9 +13,9 @@ from prompt_tuning.pretraining.mixture import Mixture, Phase
 from prompt_tuning.pretraining.table import Table
 from prompt_tuning.runs.pretrain import pretrain
 from prompt_tuning.t5.config import preset
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.trainer import initialize
 from prompt_tuning.training.loop import Fit
+from prompt_tuning.transformer.paths import flatten
 
 CONFIG = dataclasses.replace(preset("nano"), vocab_size=8_192)
 

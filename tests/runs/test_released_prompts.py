@@ -17,7 +17,7 @@ from prompt_tuning.methods import Backbone, FromFile, PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.t5 import preset
-from prompt_tuning.t5.paths import flatten
+from prompt_tuning.transformer.paths import flatten
 
 BASE = preset("t5_1_1_base")
 NARROW = dataclasses.replace(

@@ -16,7 +16,6 @@ from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs import loading
 from prompt_tuning.serving import model as serving_model
-from prompt_tuning.t5.vocabulary import Bytes, SentencePiece, check_size
 from prompt_tuning.testing import (
     Numbers,
     clean_registries,
@@ -26,6 +25,7 @@ from prompt_tuning.testing import (
     tiny_model,
 )
 from prompt_tuning.trainer import fit
+from prompt_tuning.transformer.vocabulary import Bytes, SentencePiece, check_size
 
 PIECES = SentencePiece(embedded.vocabulary()).size
 

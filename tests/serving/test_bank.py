@@ -10,7 +10,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5
-from prompt_tuning.t5.paths import join
+from prompt_tuning.transformer.paths import join
 
 TARGETS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
 # Float32 against float64: log p of a target sums up to three logits' errors of 2e-5 (the tolerance

@@ -14,8 +14,8 @@ from prompt_tuning.checkpoint import backbone, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.runs import ensemble
-from prompt_tuning.t5.paths import flatten, unflatten
 from prompt_tuning.testing import Numbers, tiny_model
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 LABELS = ("5", "6 7", "9")
 ROWS, LENGTH = 24, 12

@@ -18,8 +18,8 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.t5.config import preset
-from prompt_tuning.t5.vocabulary import Bytes
 from prompt_tuning.testing import random_leaves
+from prompt_tuning.transformer.vocabulary import Bytes
 
 ROWS = [
     {"text": f"row {i}", "task": "letters" if i % 2 else "free", "id": f"nº {i}"}

@@ -23,8 +23,8 @@ from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.serving import Classification, Generation, PromptBank, prompt_folder
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.model import MAX_TOKENS
-from prompt_tuning.t5 import vocabulary
 from prompt_tuning.testing import Numbers
+from prompt_tuning.transformer import vocabulary
 
 LABELS = {"a": ("5 6", "7", "9"), "b": ("8", "4 4 4"), "c": ("7", "11", "12", "13", "14"), "d": ()}
 LENGTHS = {"a": 3, "b": 1, "c": 6, "d": 0}

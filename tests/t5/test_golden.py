@@ -19,13 +19,13 @@ from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH, place
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5, T5Config
-from prompt_tuning.t5.layers import relative_buckets
-from prompt_tuning.t5.paths import unflatten
+from prompt_tuning.t5.network import relative_buckets
 from prompt_tuning.testing import rounding as bounds
 from prompt_tuning.testing.rounding import UNIT, rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor, only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import unflatten
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 

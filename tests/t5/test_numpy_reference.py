@@ -8,10 +8,10 @@ from numpy_t5 import CONFIG, NumpyT5, random_batch, random_leaves
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.t5 import T5
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
+from prompt_tuning.transformer.paths import unflatten
 
 METHOD = PromptTuning(length=4)
 MODEL = T5(CONFIG, METHOD)

@@ -25,10 +25,10 @@ from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.pretraining.mixture import pad
 from prompt_tuning.t5 import T5
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import tiny_config
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
+from prompt_tuning.transformer.paths import unflatten
 
 P, T, L, EXAMPLES = 3, 24, 10, 6
 CONFIG = tiny_config()

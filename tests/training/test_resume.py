@@ -27,8 +27,8 @@ from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.runtime import preemption
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.t5.config import preset
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.training.loop import fit
+from prompt_tuning.transformer.paths import flatten
 
 CONFIG = dataclasses.replace(
     preset("nano"), num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1

@@ -8,11 +8,11 @@ import pytest
 from prompt_tuning.methods import PromptTuning, Uniform, Wayward
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.t5 import T5
-from prompt_tuning.t5.paths import unflatten
 from prompt_tuning.testing import random_leaves, tiny_config
 from prompt_tuning.training.loss import NORMALIZERS, Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import unflatten
 
 CONFIG = tiny_config(num_encoder_layers=1, dropout_rate=0.1)
 PROMPT = PromptTuning(3, initializer=Uniform())

@@ -6,6 +6,9 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 Params = Mapping[str, Any]  # a nested dict of arrays
+EMBEDDING = "token_embedder/embedding"  # the encoder's embedding table [V, D] in every family
+# The decoder's, in families where the stacks have tables of their own.
+DECODER_EMBEDDING = "decoder_token_embedder/embedding"
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from prompt_tuning.methods import Uniform
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.paths import flatten
 from prompt_tuning.testing import rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
+from prompt_tuning.transformer.paths import flatten
 
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)

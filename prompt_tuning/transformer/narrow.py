@@ -21,7 +21,7 @@ VARIABLE = "PROMPT_TUNING_PRODUCTS"
 
 
 def rounds(products: str) -> bool:
-    """Whether the setting `T5Config.products` rounds operands to bfloat16 on this machine.
+    """Whether the setting `Config.products` rounds operands to bfloat16 on this machine.
 
     "auto" does on CPUs that have instructions for it. On accelerators it does not: TPUs round
     float32 operands anyway, and GPUs gain from a bfloat16 `dtype`. The environment variable

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import layers, narrow
+from prompt_tuning.transformer import layers, narrow
 
 
 def rounded(x: jax.Array) -> np.ndarray:

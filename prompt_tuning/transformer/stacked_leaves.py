@@ -1,4 +1,4 @@
-"""Leaves of scanned layers (`T5Config.scan_layers`): stacked in memory, one per layer in files."""
+"""Leaves of scanned layers (`Config.scan_layers`): stacked in memory, one per layer in files."""
 
 import re
 from collections.abc import Mapping

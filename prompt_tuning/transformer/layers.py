@@ -1,8 +1,7 @@
-"""T5's layers, with T5X's parameter names, shapes and logical axes.
+"""Layers of all families, with T5X's parameter names, shapes and logical axes.
 
-Numerics follow the original code (Flaxformer): parameters are float32 and are cast to the
-activation dtype where they are used; norms, softmax and logits are float32; -1e10 is added to
-masked logits.
+Numerics follow Flaxformer: parameters are float32 and are cast to the activation dtype where they
+are used; norms, softmax and logits are float32; -1e10 is added to masked logits.
 """
 
 import functools
@@ -16,9 +15,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from prompt_tuning.t5 import int8, narrow
-from prompt_tuning.t5.config import T5Config
-from prompt_tuning.t5.sites import Place, Sites
+from prompt_tuning.transformer import int8, narrow
+from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.sites import Place, Sites
 
 NEG_INF = -1e10
 
@@ -79,7 +78,7 @@ def matmul(
 ) -> Float[Array, "*batch outputs"]:
     """Multiplies x [..., in] by a kernel [in, out], which may be int8; the result is in `dtype`.
 
-    If `products` rounds (see `T5Config.products`), operands other than float16 are cast to bfloat16
+    If `products` rounds (see `Config.products`), operands other than float16 are cast to bfloat16
     and sums are float32. Otherwise operands are cast to `dtype`, but not up if both have the same
     narrower dtype: products of bfloat16 are exact in float32. Accelerators accumulate in float32
     whatever the result's dtype; asking for float32 sums would make the backward pass's operands
@@ -103,13 +102,15 @@ def _holds(dtype: jnp.dtype, other: jnp.dtype) -> bool:
 
 
 class Embed(nn.Module):
-    """Token embedding [V, D], looked up by a gather; also the tied output layer of T5 v1.0."""
+    """Token embedding [V, D] of a stack, looked up by a gather; also an output layer tied to it."""
 
-    config: T5Config
+    config: Config
+    stack: str
 
     def setup(self) -> None:
-        init = nn.initializers.normal(1.0)
-        shape = (self.config.vocab_size, self.config.d_model)
+        stack = self.config.stack(self.stack)
+        init = nn.initializers.normal(1.0 / (stack.embedding_scale or 1.0))
+        shape = (self.config.vocab_size, stack.width)
         self.embedding = partitioned_param(self, "embedding", init, ("vocab", "embed"), shape)
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch embed"]:
@@ -121,74 +122,25 @@ class Embed(nn.Module):
         return int8.rows(table, tokens).astype(self.config.dtype)
 
     def attend(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
-        """Logits [..., V] from x [..., D]: x times the transposed table, over sqrt(D)."""
-        logits = matmul(x, self.embedding.T, jnp.dtype("float32"), self.config.products)
-        return logits / np.sqrt(self.config.d_model)
+        """Logits [..., V] from x [..., D]: x times the transposed table."""
+        return matmul(x, self.embedding.T, jnp.dtype("float32"), self.config.products)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) * scale, statistics in float32; no mean, no bias."""
+    """x / sqrt(mean(x^2) + 1e-6) * (offset + scale), statistics in float32; no mean, no bias."""
 
     dtype: jnp.dtype
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
-        ones = nn.initializers.ones
-        scale = partitioned_param(self, "scale", ones, ("embed",), (x.shape[-1],))
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = partitioned_param(self, "scale", init, ("embed",), (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        if self.offset:
+            scale = self.offset + scale
         return (x * over_last(scale, x)).astype(self.dtype)
-
-
-def relative_buckets(
-    relative_position: Int[ArrayLike, "*shape"],
-    bidirectional: bool,
-    num_buckets: int,
-    max_distance: int,
-) -> Int[Array, "*shape"]:
-    """Bucket ids (T5) of `relative_position` = key position - query position.
-
-    Bidirectional: keys after the query use the upper half of the buckets. Causal: all buckets are
-    for the past, and the future is clipped to distance 0. Of a direction's n buckets, the first n/2
-    hold one distance each; the others are logarithmic up to `max_distance`.
-    """
-    distance = -jnp.asarray(relative_position, jnp.int32)
-    offset = jnp.zeros_like(distance)
-    if bidirectional:
-        num_buckets //= 2
-        offset = jnp.where(distance < 0, num_buckets, 0)
-        distance = jnp.abs(distance)
-    else:
-        distance = jnp.maximum(distance, 0)
-    exact = num_buckets // 2
-    eps = np.finfo(np.float32).eps
-    ratio = jnp.log(distance.astype(jnp.float32) / exact + eps) / np.log(max_distance / exact)
-    logarithmic = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
-    return offset + jnp.where(distance < exact, distance, jnp.minimum(logarithmic, num_buckets - 1))
-
-
-class RelativePositionBias(nn.Module):
-    """Additive attention bias of a stack: `rel_embedding` [heads, buckets], float32."""
-
-    config: T5Config
-    bidirectional: bool
-
-    @nn.compact
-    def __call__(
-        self, query_positions: Int[Array, "batch queries"], key_positions: Int[Array, "batch keys"]
-    ) -> Float[Array, "batch heads queries keys"]:
-        """Returns the bias [B, heads, Q, K] for positions [B, Q] and [B, K]."""
-        cfg = self.config
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        shape = (cfg.num_heads, cfg.relative_buckets)
-        axes = ("heads", "relpos_buckets")
-        table = partitioned_param(self, "rel_embedding", init, axes, shape)
-        relative = key_positions[..., None, :] - query_positions[..., :, None]
-        buckets = relative_buckets(
-            relative, self.bidirectional, cfg.relative_buckets, cfg.relative_max_distance
-        )
-        bias = jnp.take(table.T.astype(jnp.float32), buckets, axis=0)  # [B, Q, K, heads]
-        return jnp.moveaxis(bias, -1, -3)
 
 
 def attention_bias(mask: Bool[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -205,9 +157,9 @@ def same_segment(
 
 
 class Attention(nn.Module):
-    """Multi-head attention without 1/sqrt(head_dim), which is in the query's initialiser."""
+    """Multi-head attention; `Stack.heads / Stack.key_heads` heads share keys and values."""
 
-    config: T5Config
+    config: Config
     sites: Sites
     place: Place
 
@@ -215,10 +167,11 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch queries embed"],
-        keys_values: Float[Array, "rows keys embed"]
+        keys_values: Float[Array, "rows keys source_embed"]
         | tuple[Float[Array, "rows heads keys head_dim"], Float[Array, "rows heads keys head_dim"]],
-        bias: Float[Array, "#rows #heads shared_queries attended"] | None,
+        bias: Float[Array, "#rows #query_heads shared_queries attended"] | None,
         *,
+        rotate: Callable[[Array], Array] | None = None,
         shared: Any = None,
         cache: tuple[Array, Array] | None = None,
         index: Int[Array, ""] | int = 0,
@@ -229,20 +182,22 @@ class Attention(nn.Module):
         Args:
           x: [B, Q, D], input of the queries.
           keys_values: [B, K, D], input of keys and values, or the projected pair itself, each
-            [B, heads, K, head_dim]. If it has B / n rows, n successive rows of x attend to each.
+            [B, key heads, K, head_dim]. If it has B / n rows, n successive rows of x attend to
+            each.
           bias: broadcastable to [B, heads, Q, K], float32: relative positions plus mask.
+          rotate: rotary positions, of queries and keys [B, Q, heads, head_dim]; None for none.
           shared: result of `Sites.shared` for the stack.
-          cache: pair [B, heads, L, head_dim] into which the new keys and values are written at
+          cache: pair [B, key heads, L, head_dim] into which the new keys and values are written at
             `index`, before attending over all L.
           index: scalar int32, position of x in the cache.
           enable_dropout: whether attention weights are dropped.
 
         Returns:
-          The output [B, Q, D], and the keys and values attended to, each [B, heads, K, head_dim],
-          the layout in which a decoding step multiplies them.
+          The output [B, Q, D], and the keys and values attended to, each [B, key heads, K,
+          head_dim], the layout in which a decoding step multiplies them.
         """
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        joined = cfg.num_heads * cfg.head_dim
+        stack = cfg.stack(self.place.stack)
 
         def linear(
             name: str, axes: tuple[str, str], features: int, y: Array, scale: float = 1.0
@@ -250,34 +205,48 @@ class Attention(nn.Module):
             dense = Dense(features, axes, dtype, cfg.products, scale, name=name)
             return self.sites.linear(dense, y, self.place, name)
 
-        def project(name: str, y: Array, scale: float = 1.0) -> Array:
-            y = linear(name, ("embed", "joined_kv"), joined, y, scale)
-            return y.reshape(*y.shape[:-1], cfg.num_heads, cfg.head_dim)
+        def project(name: str, y: Array, heads: int, scale: float = 1.0) -> Array:
+            y = linear(name, ("embed", "joined_kv"), heads * stack.head_dim, y, scale)
+            return y.reshape(*y.shape[:-1], heads, stack.head_dim)
 
         def attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
             if cfg.attention != "einsum":
                 return _fused(query, key, value, bias, cfg.attention)
             # One query uses each key once: rounding them would take longer than their product.
             rounds = query.shape[1] > 1 and dtype != jnp.float16 and narrow.rounds(cfg.products)
+            query = _by_key_heads(query, key.shape[2])
             if rounds:
                 logits = narrow.attention_logits(query, key)
             else:
                 logits = jnp.einsum(
                     "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
                 )
+            logits = logits.reshape(logits.shape[0], stack.heads, -1, logits.shape[-1])
+            if stack.query_scale is not None:
+                logits = logits * stack.query_scale
+            if stack.attention_cap is not None:
+                logits = capped(logits, stack.attention_cap)
             if bias is not None:
                 logits = logits + bias
             weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
             weights = dropout(weights, cfg.dropout_rate, self, enable_dropout)
+            weights = weights.reshape(weights.shape[0], key.shape[2], -1, weights.shape[-1])
             if rounds:
-                return narrow.attention_values(weights, value).astype(dtype)
-            return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(dtype)
+                y = narrow.attention_values(weights, value)
+            else:
+                y = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            return _by_heads(y, stack.heads).astype(dtype)
 
-        query = project("query", x, cfg.head_dim**-0.5)
+        # T5 has 1/sqrt(head_dim) in the query's initialiser.
+        initial = stack.head_dim**-0.5 if stack.query_scale is None else 1.0
+        query = project("query", x, stack.heads, initial)
         if isinstance(keys_values, tuple):
             key, value = map(_heads_swapped, keys_values)
         else:
-            key, value = project("key", keys_values), project("value", keys_values)
+            key = project("key", keys_values, stack.key_heads)
+            value = project("value", keys_values, stack.key_heads)
+        if rotate is not None:
+            query, key = rotate(query), rotate(key)
         if cache is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
             new = map(_heads_swapped, (key, value))
@@ -288,9 +257,36 @@ class Attention(nn.Module):
         # Rows that share an encoder output (beams, labels) become further queries of one row.
         query = query.reshape(key.shape[0], -1, *query.shape[2:])
         y = self.sites.attention(attend, query, key, value, bias, self.place, shared)
-        y = y.reshape(*x.shape[:-1], joined)
+        y = y.reshape(*x.shape[:-1], stack.heads * stack.head_dim)
         y = linear("out", ("joined_kv", "embed"), x.shape[-1], y)
         return y, (_heads_swapped(key), _heads_swapped(value))
+
+
+def _by_key_heads(
+    query: Float[Array, "batch queries heads head_dim"], key_heads: int
+) -> Float[Array, "batch more_queries key_heads head_dim"]:
+    """Makes the queries of heads that share a key further queries of one head, head by head."""
+    batch, queries, heads, head_dim = query.shape
+    if heads == key_heads:
+        return query
+    query = query.reshape(batch, queries, key_heads, heads // key_heads, head_dim)
+    return query.transpose(0, 3, 1, 2, 4).reshape(batch, -1, key_heads, head_dim)
+
+
+def _by_heads(
+    y: Float[Array, "batch more_queries key_heads head_dim"], heads: int
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Inverts `_by_key_heads`."""
+    batch, _, key_heads, head_dim = y.shape
+    if heads == key_heads:
+        return y
+    y = y.reshape(batch, heads // key_heads, -1, key_heads, head_dim)
+    return y.transpose(0, 2, 3, 1, 4).reshape(batch, -1, heads, head_dim)
+
+
+def capped(logits: Float[Array, "*shape"], bound: float) -> Float[Array, "*shape"]:
+    """Bounds logits smoothly: bound tanh(logits / bound)."""
+    return bound * jnp.tanh(logits / bound)
 
 
 def _fused(
@@ -314,7 +310,7 @@ def _heads_swapped(x: Array) -> Array:
 class Mlp(nn.Module):
     """Feed-forward layer; two activations are two branches that are multiplied (gated)."""
 
-    config: T5Config
+    config: Config
     sites: Sites
     place: Place
 
@@ -323,12 +319,13 @@ class Mlp(nn.Module):
         self, x: Float[Array, "batch length embed"], *, enable_dropout: bool = False
     ) -> Float[Array, "batch length embed"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        stack, model = cfg.stack(self.place.stack), cfg.architecture
         hidden = jnp.ones((), dtype)
-        for name, activation in zip(cfg.mlp_inputs, cfg.activations, strict=True):
-            dense = Dense(cfg.d_ff, ("embed", "mlp"), dtype, cfg.products, name=name)
+        for name, activation in zip(model.mlp_inputs, model.activations, strict=True):
+            dense = Dense(stack.hidden, ("embed", "mlp"), dtype, cfg.products, name=name)
             branch = self.sites.linear(dense, x, self.place, name)
             hidden = hidden * _ACTIVATIONS[activation](branch)
         hidden = dropout(hidden, cfg.dropout_rate, self, enable_dropout)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        dense = Dense(cfg.d_model, ("mlp", "embed"), dtype, cfg.products, name="wo")
+        dense = Dense(stack.width, ("mlp", "embed"), dtype, cfg.products, name="wo")
         return self.sites.linear(dense, hidden, self.place, "wo")

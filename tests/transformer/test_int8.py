@@ -13,18 +13,19 @@ import prompt_tuning
 from prompt_tuning import decoding, embedded, methods, sharding
 from prompt_tuning.checkpoint import backbone, fingerprint
 from prompt_tuning.errors import UserError
+from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import SampledVocabulary, Uniform
 from prompt_tuning.model import summary
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.runs import plan
-from prompt_tuning.t5 import T5Config, int8, preset
-from prompt_tuning.t5.layers import Embed
-from prompt_tuning.t5.network import init_shapes
-from prompt_tuning.t5.paths import flatten, unflatten
+from prompt_tuning.t5 import T5Config, preset
 from prompt_tuning.testing import rounding
 from prompt_tuning.training.loop import fit
 from prompt_tuning.training.loss import Loss
+from prompt_tuning.transformer import int8
+from prompt_tuning.transformer.layers import Embed
+from prompt_tuning.transformer.paths import flatten, unflatten
 
 FLOAT = T5Config(64, 16, 4, 8, 32, 2, 2)
 INT8 = dataclasses.replace(FLOAT, frozen_dtype="int8")
@@ -167,8 +168,8 @@ def test_tied_logits():
     rng = np.random.default_rng(2)
     table, x = (jnp.asarray(rng.normal(size=(n, 16)), jnp.float32) for n in (64, 3))
     leaf = int8.quantize(table, EMBEDDING)
-    logits = Embed(config).apply({"params": {"embedding": leaf}}, x, method="attend")
-    np.testing.assert_allclose(logits, x @ restored(leaf).T / 4, rtol=1e-5, atol=1e-5)
+    logits = Embed(config, "decoder").apply({"params": {"embedding": leaf}}, x, method="attend")
+    np.testing.assert_allclose(logits, x @ restored(leaf).T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

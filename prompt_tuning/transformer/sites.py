@@ -1,6 +1,6 @@
 """The places where a tuning method may act on the backbone.
 
-This is all that `t5` knows of tuning. The functions here are identities; a method
+This is all that the backbones know of tuning. The functions here are identities; a method
 (`prompt_tuning.methods`) overrides those it acts at. They are called inside the backbone's compact
 methods, so a linen submodule created in a site becomes a child of the calling module: a module
 named `prompt` created in `embedded` has its parameters under `encoder/prompt/`.
@@ -13,7 +13,7 @@ from typing import Any
 from jax import Array
 from jaxtyping import Float, Int
 
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 Attend = Callable[[Array, Array, Array, Array | None], Array]
 # What `Sites.embedded` returns, for a length with the added positions.
@@ -35,7 +35,7 @@ class Place:
     Attributes:
       stack: "encoder" or "decoder".
       layer: index of the layer, from 0; a traced array where layers are scanned
-        (`T5Config.scan_layers`).
+        (`Config.scan_layers`).
       block: one of `BLOCKS[stack]`; "" for the layer as a whole.
     """
 
@@ -65,7 +65,7 @@ class Sites:
         """A term added to the loss, computed from the leaves of the whole model, by path."""
         return 0.0
 
-    def shared(self, stack: str, config: T5Config) -> Any:
+    def shared(self, stack: str, config: Config) -> Any:
         """Makes what the stack's `attention` sites share; called once, inside the stack."""
         return None
 
@@ -82,7 +82,7 @@ class Sites:
         Cached decoding calls it for the first token only.
 
         Args:
-          x: [B, T, D] embedded tokens.
+          x: [B, T, D] embedded tokens; what is added is scaled with them (`Stack.embedding_scale`).
           segments: [B, T] int32, 0 at padding; 1 at real tokens, or 1, 2, ... for the examples
             packed into a row.
           positions: [B, T] int32, positions within each example of a packed batch; None if the
@@ -127,8 +127,8 @@ class Sites:
         self,
         call: Attend,
         query: Float[Array, "batch queries heads head_dim"],
-        key: Float[Array, "batch keys heads head_dim"],
-        value: Float[Array, "batch keys heads head_dim"],
+        key: Float[Array, "batch keys key_heads head_dim"],
+        value: Float[Array, "batch keys key_heads head_dim"],
         bias: Float[Array, "#batch #heads queries keys"] | None,
         place: Place,
         shared: Any,
@@ -138,7 +138,7 @@ class Sites:
         Args:
           call: attention itself, (query, key, value, bias) to [B, Q, heads, head_dim].
           query: [B, Q, heads, head_dim].
-          key, value: [B, K, heads, head_dim].
+          key, value: [B, K, key heads, head_dim]; rotary positions are in query and key already.
           bias: broadcastable to [B, heads, Q, K], float32, with the mask included.
           place: layer and block.
           shared: result of `shared` for the stack.
@@ -148,7 +148,9 @@ class Sites:
     def sublayer(
         self, y: Float[Array, "batch length embed"], place: Place
     ) -> Float[Array, "batch length embed"]:
-        """Acts on a block's output [B, T', D], before its dropout and the residual sum."""
+        """Acts on a block's output [B, T', D], normed if the family does so, before its dropout
+        and the residual sum.
+        """
         return y
 
     def logits(

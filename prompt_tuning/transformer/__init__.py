@@ -1,0 +1,1 @@
+"""What the families of backbones share: layers, stacks, sites, leaf paths, vocabularies."""
