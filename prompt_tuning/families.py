@@ -16,6 +16,9 @@ import numpy as np
 from etils import epath
 
 from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.gemma import config as gemma_config
+from prompt_tuning.gemma import huggingface as gemma_names
+from prompt_tuning.gemma.network import T5Gemma
 from prompt_tuning.t5 import config as t5_config
 from prompt_tuning.t5 import huggingface as t5_names
 from prompt_tuning.t5.network import T5
@@ -76,7 +79,10 @@ class Family:
     huggingface: Names
 
 
-FAMILIES = (Family(t5_config.T5Config, T5, t5_config.PRESETS, t5_names),)
+FAMILIES = (
+    Family(t5_config.T5Config, T5, t5_config.PRESETS, t5_names),
+    Family(gemma_config.T5GemmaConfig, T5Gemma, gemma_config.PRESETS, gemma_names),
+)
 PRESETS: Mapping[str, Config] = MappingProxyType(
     {name: config for family in FAMILIES for name, config in family.presets.items()}
 )

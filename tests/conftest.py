@@ -16,6 +16,7 @@ CORE = (
     "transformer.network",
     "transformer.sites",
     "t5.network",
+    "gemma.network",
     "methods",
     "training.loss",
     "training.step",

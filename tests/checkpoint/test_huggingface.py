@@ -295,7 +295,7 @@ def test_leaves_of_a_preset_have_distinct_names(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "umt5", "model_type is 'umt5'; must be t5 or mt5"),
+        ("model_type", "umt5", "model_type is 'umt5'; must be t5, mt5 or t5gemma"),
         ("feed_forward_proj", "gated-silu", "feed_forward_proj is 'gated-silu'"),
         ("dense_act_fn", "gelu", "dense_act_fn 'gelu'"),
         ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon is 1e-05; must be 1e-06"),
