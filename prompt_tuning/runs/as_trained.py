@@ -2,6 +2,7 @@
 
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint.card import TrainedWith
+from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.methods import FromFile
@@ -49,6 +50,7 @@ def as_trained(
         )
     if training.target_prefix and not data.target_prefix:
         print(f"{path}: targets begin with {training.target_prefix}, as in training", flush=True)
+    label_words.warn_of_untrained(data.labels, training.labels, path)
     # Outputs may be longer than those of the training; they end by themselves.
     longest = max(data.lengths["targets"], training.lengths.get("targets", 0))
     lengths = {"inputs": data.lengths["inputs"], **training.lengths, "targets": longest}

@@ -181,6 +181,7 @@ class Model:
         arrays = {name: [self._prompt_array(part) for part in parts]}
         words = {name: checked_labels(name, labels, self._vocabulary)}
         trained_with = self._trained_with(name, parts, target_prefix)
+        label_words.warn_of_untrained(words[name], trained_with.labels, f"task {name!r}")
         self._add(arrays, words, {name: trained_with}, replace=replace)
 
     def add_tasks(self, folder: epath.PathLike) -> tuple[str, ...]:
@@ -197,6 +198,8 @@ class Model:
             task: [self._prompt_array(path) for path in paths] for task, paths in files.items()
         }
         trained_with = {task: self._trained_with(task, paths) for task, paths in files.items()}
+        for task, training in trained_with.items():
+            label_words.warn_of_untrained(words[task], training.labels, f"task {task!r}")
         self._add(arrays, words, trained_with)
         return tuple(files)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import embedded, serving
-from prompt_tuning.data import tasks
+from prompt_tuning.data import label_words, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row, TextFiles, of_folder
 from prompt_tuning.data.source import task_data
@@ -318,3 +319,23 @@ def test_targets_that_a_postprocessor_equates_with_label_words(vocabulary):
         else:
             with pytest.raises(UserError, match="row 1: the target 'YES'"):
                 data.eval_sets("test")
+
+
+@pytest.mark.parametrize(
+    ("words", "trained", "told"),
+    [
+        (("bad", "good"), ("negative", "positive"), "not on 'bad', 'good', which it is asked for"),
+        (("no", "yes", "maybe"), ("no", "yes"), "not on 'maybe', which"),
+        (("nein", "yes"), ("no", "yes"), "not on 'nein', which"),
+        (("Yes", "no"), ("no", "yes"), "not on 'Yes', which"),
+        (("yes",), ("no", "yes"), ""),
+        (("cafe\u0301", "no"), ("no", "caf\u00e9"), ""),
+        (("a", "b"), (), ""),
+        ((), ("a", "b"), ""),
+    ],
+)
+def test_a_warning_of_label_words_of_no_training(words, trained, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        label_words.warn_of_untrained(words, trained, "p.npy")
+    assert len(caught) == bool(told) and all(told in str(each.message) for each in caught)

@@ -123,6 +123,7 @@ def test_the_card_decides(method, change, followed, tmp_path, capsys):
     assert as_given == (method, data)
 
 
+@pytest.mark.filterwarnings("ignore:.*was trained on the label words")
 @pytest.mark.parametrize(
     ("method", "labels", "other"),
     [
