@@ -118,6 +118,15 @@ def read(prompt: epath.PathLike) -> Card | None:
         return None
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
+    return parse(content, path)
+
+
+def parse(content: str | bytes, path: epath.PathLike) -> Card:
+    """The card that JSON says; `path` is what an error message begins with.
+
+    Raises:
+      CheckpointError: as `read`.
+    """
     if len(content) > MAX_BYTES:
         raise _refused(path, f"is larger than {MAX_BYTES} bytes")
     try:
@@ -162,7 +171,11 @@ def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
     Raises:
       CheckpointError: if the fingerprints differ, or as `read`.
     """
-    card = read(prompt)
+    check_backbone(read(prompt), prompt, backbone)
+
+
+def check_backbone(card: Card | None, prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
+    """As `check`, for a card that has been read; `prompt` is what an error message begins with."""
     if card is None or not card.fingerprint:
         return
     if card.fingerprint != (fingerprint := backbone()):
@@ -179,7 +192,11 @@ def check_prefix(prompt: epath.PathLike) -> None:
       UserError: if its card says that it was trained in another place.
       CheckpointError: as `read`.
     """
-    card = read(prompt)
+    check_is_prefix(read(prompt), prompt)
+
+
+def check_is_prefix(card: Card | None, prompt: epath.PathLike) -> None:
+    """As `check_prefix`, for a card that has been read."""
     if card is not None and card.placement not in ("", "prefix"):
         raise UserError(
             f"{prompt}: was trained as {card.placement!r}; only 'prefix' can be served, or "
@@ -236,7 +253,7 @@ def check_method(path: epath.PathLike, method: str, settings: Mapping[str, Any])
 
 
 def _check_fields(
-    path: epath.Path, fields: Mapping[str, Any], cls: type, optional: Collection[str] = ()
+    path: epath.PathLike, fields: Mapping[str, Any], cls: type, optional: Collection[str] = ()
 ) -> None:
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
     if wrong := sorted((fields.keys() ^ kinds.keys()) - {*optional}):
@@ -265,5 +282,5 @@ def _fits(value: Any, kind: Any) -> bool:
     return True
 
 
-def _refused(path: epath.Path, reason: str) -> CheckpointError:
+def _refused(path: epath.PathLike, reason: str) -> CheckpointError:
     return CheckpointError(f"{path}: {reason}; restore the prompt's card, or delete it")

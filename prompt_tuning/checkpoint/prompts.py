@@ -3,6 +3,9 @@
 Writes the first two.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from etils import epath
 from safetensors.numpy import load as load_safetensors
@@ -70,6 +73,44 @@ def fault_of(prompt: np.ndarray, width: int | None = None) -> str | None:
     return None if finite else "the prompt contains values that are not finite"
 
 
+def from_bytes(content: bytes, name: str) -> tuple[list[np.ndarray], dict[str, str]]:
+    """Reads one or more prompts from the bytes of a `.safetensors` file; opens no file.
+
+    Args:
+      content: A file with a tensor "prompt", or with "prompt0", "prompt1", ... of an ensemble.
+      name: What an error message begins with.
+
+    Returns:
+      The prompts [P, D] as float32, in their order, and the file's metadata.
+
+    Raises:
+      CheckpointError: if the content is damaged, has other tensors, or a prompt is not a finite
+        matrix of floats with at least one vector.
+    """
+    tensors = _tensors(content, name)
+    names = [TENSOR] if TENSOR in tensors else [f"{TENSOR}{i}" for i in range(len(tensors))]
+    if not tensors or set(tensors) != set(names):
+        raise CheckpointError(
+            f"{name}: expected one tensor {TENSOR!r}, or {TENSOR}0, {TENSOR}1, ... of an ensemble, "
+            f"got {sorted(tensors)}"
+        )
+    prompts = [tensors[each] for each in names]
+    for prompt in prompts:
+        if fault := fault_of(prompt):
+            raise CheckpointError(f"{name}: {fault}")
+        if not prompt.size:
+            raise CheckpointError(f"{name}: a prompt must have a vector, got {prompt.shape}")
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return [prompt.astype(np.float32) for prompt in prompts], header.get("__metadata__", {})
+
+
+def to_bytes(prompts: Sequence[np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The content of a file that `from_bytes` reads: prompts [P, D], and texts by name."""
+    names = [TENSOR] if len(prompts) == 1 else [f"{TENSOR}{i}" for i in range(len(prompts))]
+    arrays = [np.ascontiguousarray(prompt, np.float32) for prompt in prompts]
+    return save_safetensors(dict(zip(names, arrays, strict=True)), dict(metadata))
+
+
 def length(path: epath.PathLike) -> int:
     """Reads the length P of a saved prompt [P, D].
 
@@ -98,7 +139,7 @@ def _in_t5x(path: epath.Path) -> np.ndarray:
 def _read(path: epath.Path) -> np.ndarray:
     try:
         if path.suffix == safetensors_file.SUFFIX:
-            tensors = load_safetensors(path.read_bytes())
+            tensors = _tensors(path.read_bytes(), str(path))
             if set(tensors) != {TENSOR}:
                 raise CheckpointError(
                     f"{path}: expected one tensor {TENSOR!r}, got {sorted(tensors)}"
@@ -106,13 +147,20 @@ def _read(path: epath.Path) -> np.ndarray:
             return tensors[TENSOR]
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
-    except KeyError as error:  # a dtype that NumPy lacks
-        raise CheckpointError(
-            f"{path}: is stored as {error}; save the prompt as float32"
-        ) from error
     except CheckpointError:
         raise
     except (
         Exception
     ) as error:  # NumPy's header reader raises many kinds, and allocates what the header claims
         raise CheckpointError(f"{path}: not a prompt in .npy or .safetensors format") from error
+
+
+def _tensors(content: bytes, name: str) -> dict[str, np.ndarray]:
+    try:
+        return load_safetensors(content)
+    except KeyError as error:  # a dtype that NumPy lacks
+        raise CheckpointError(
+            f"{name}: is stored as {error}; save the prompt as float32"
+        ) from error
+    except Exception as error:  # of a header that is damaged, many kinds
+        raise CheckpointError(f"{name}: not a prompt in .npy or .safetensors format") from error

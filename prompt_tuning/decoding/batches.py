@@ -23,6 +23,8 @@ SHORTEST = 16  # tokens of the shortest batch
 
 # From model, settings, parameters, tokens [B, T], slots [B] and further arrays [B, ...].
 Function = Callable[..., tuple[Array, ...]]
+# From parameters, tokens [B, T], slots [B] and further arrays [B, ...] to arrays [B, ...].
+Executable = Callable[..., tuple[np.ndarray, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,10 +160,12 @@ class Search:
     Attributes:
       length: Maximum number of tokens.
       beams: Number of beams; 1 for no beam search.
+      alternatives: Number of most likely tokens that are reported at each step, A.
     """
 
     length: int
     beams: int = 1
+    alternatives: int = 0
 
 
 class Programs:
@@ -188,6 +192,35 @@ class Programs:
             return function(model, settings, params, tokens, *arrays)
 
         self._run = jax.jit(run, static_argnums=(0, 1, 2))
+
+    def executable(
+        self,
+        function: Function,
+        settings: Any,
+        model: EncoderDecoder,
+        params: Params,
+        *inputs: np.ndarray,
+    ) -> Executable:
+        """Compiles a function for the shapes of its inputs, ahead of time.
+
+        Args:
+          function, settings, model, params: As in `map`.
+          *inputs: Tokens [B, T], slots [B] and further arrays [B, ...], of any values.
+
+        Returns:
+          A function of parameters and such inputs that compiles nothing, and returns the arrays
+          [B, ...].
+        """
+        tokens, *arrays = sharding.put_batch(inputs, self._layout)
+        with sharding.on(self._layout):
+            lowered = self._run.lower(function, model, settings, params, tokens, tuple(arrays))
+            compiled = lowered.compile()
+
+        def run(params: Params, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+            tokens, *arrays = sharding.put_batch(inputs, self._layout)
+            return jax.tree.map(to_host, compiled(params, tokens, tuple(arrays)))
+
+        return run
 
     def map(
         self,
@@ -242,8 +275,11 @@ def generate(
     temperature: Array,
     top_k: Array,
     top_p: Array,
-) -> tuple[Array, Array]:
-    """Tokens [B, L] and scores [B].
+    with_alternatives: Array,
+) -> tuple[Array, ...]:
+    """Tokens [B, L], scores [B], log p [B, L], the most likely tokens [B, L, A] and their log p.
+
+    The fields of `decoding.Decoded`; from beam search the last three are [B, 0].
 
     Args:
       model, search, params, tokens, slots: See `Function`.
@@ -252,6 +288,7 @@ def generate(
       alpha: [B] float32, exponent of beam search's length penalty.
       keys: [B, 2] uint32, seed and number of each row, from which its random key is made.
       temperature, top_k, top_p: [B], see `decoding.Draws`; unused in beam search.
+      with_alternatives: [B] bool, see `decoding.decode`.
     """
     step_fn, cache = decoding.start(model, params, tokens, search.length, slots)
     batch, length = tokens.shape[0], search.length
@@ -260,10 +297,20 @@ def generate(
         decoded = decoding.beam_search(
             step_fn, cache, batch=batch, beams=search.beams, length=length, alpha=alpha, **ends
         )
-        return decoded.tokens[:, 0], decoded.scores[:, 0]
+        nothing = (decoded.scores[:, :0],) * 3
+        return decoded.tokens[:, 0], decoded.scores[:, 0], *nothing
     draws = decoding.Draws(decoding.keys_of(keys[:, 0], keys[:, 1]), temperature, top_k, top_p)
-    decoded = decoding.decode(step_fn, cache, batch=batch, length=length, draws=draws, **ends)
-    return decoded.tokens, decoded.scores
+    decoded = decoding.decode(
+        step_fn,
+        cache,
+        batch=batch,
+        length=length,
+        draws=draws,
+        alternatives=search.alternatives,
+        with_alternatives=with_alternatives,
+        **ends,
+    )
+    return tuple(jax.tree.leaves(decoded))
 
 
 def embed(

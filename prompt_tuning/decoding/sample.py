@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int, Integer, Key
+from jaxtyping import Bool, Float, Int, Integer, Key
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
 from prompt_tuning.errors import UserError, real_number, whole_number
@@ -137,6 +137,8 @@ class _State(flax.struct.PyTreeNode):
       ended: [B] bool.
       tokens: [B, L] int32, the tokens so far, then 0.
       scores: [B] float32, the sum of their log p.
+      log_p: [B, L] float32, the log p of each.
+      top_tokens, top_log_p: [B, L, A], the most likely tokens of each step and their log p.
       cache: The cache of the step function.
     """
 
@@ -145,6 +147,9 @@ class _State(flax.struct.PyTreeNode):
     ended: Array
     tokens: Array
     scores: Array
+    log_p: Array
+    top_tokens: Array
+    top_log_p: Array
     cache: Any
 
 
@@ -157,6 +162,8 @@ def decode(
     draws: Draws | None = None,
     limits: Int[Array, " {batch}"] | None = None,
     stops: Int[Array, " stops"] | Int[Array, "{batch} stops"] | Sequence[int] = (EOS,),
+    alternatives: int = 0,
+    with_alternatives: Bool[Array, " {batch}"] | None = None,
 ) -> Decoded:
     """Decodes token by token until each row has ended.
 
@@ -168,12 +175,27 @@ def decode(
       draws: How tokens are drawn; None for the most likely token at each step.
       limits: [B] int32, each row's maximum number of tokens; None for L.
       stops: [S] or [B, S] int32, tokens that end a row.
+      alternatives: Number of most likely tokens to report at each step, A.
+      with_alternatives: [B] bool, the rows to report them of; they are computed if there is one.
+        None for all.
 
     Returns:
-      Tokens [B, L] and scores [B] under the model's own distribution, whatever was drawn from.
+      Tokens [B, L], scores [B] and log p [B, L] under the model's own distribution, whatever was
+      drawn from.
     """
     limits = jnp.full(batch, length) if limits is None else limits
     stops = jnp.asarray(stops)
+    asked = jnp.ones(batch, bool) if with_alternatives is None else with_alternatives
+
+    def top(logits: Float[Array, "batch vocab"]) -> tuple[Array, Array]:
+        """The most likely tokens [B, A] and their logits."""
+        if not alternatives:
+            return jnp.zeros((batch, 0)), jnp.zeros((batch, 0), jnp.int32)
+        return jax.lax.cond(
+            jnp.any(asked),
+            lambda: tuple(jax.lax.top_k(logits, alternatives)),
+            lambda: (jnp.zeros((batch, alternatives)), jnp.zeros((batch, alternatives), jnp.int32)),
+        )
 
     def choose(logits: Float[Array, "batch vocab"], index: Int[Array, ""]) -> Int[Array, " batch"]:
         if draws is None:
@@ -187,15 +209,20 @@ def decode(
         logits, cache = step_fn(state.token, state.cache)
         token = choose(logits, state.index)
         logit = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-        log_p = logit - jax.nn.logsumexp(logits, axis=-1)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        log_p = jnp.where(state.ended, 0.0, logit - normaliser)
         token = jnp.where(state.ended, 0, token)
+        top_logits, top_tokens = top(logits)
         index = state.index + 1
         return state.replace(
             index=index,
             token=token,
             ended=state.ended | is_stop(token, stops) | (index >= limits),
             tokens=state.tokens.at[:, state.index].set(token),
-            scores=state.scores + jnp.where(state.ended, 0.0, log_p),
+            scores=state.scores + log_p,
+            log_p=state.log_p.at[:, state.index].set(log_p),
+            top_tokens=state.top_tokens.at[:, state.index].set(top_tokens),
+            top_log_p=state.top_log_p.at[:, state.index].set(top_logits - normaliser[:, None]),
             cache=cache,
         )
 
@@ -205,8 +232,11 @@ def decode(
         ended=limits < 1,
         tokens=jnp.zeros((batch, length), jnp.int32),
         scores=jnp.zeros(batch, jnp.float32),
+        log_p=jnp.zeros((batch, length), jnp.float32),
+        top_tokens=jnp.zeros((batch, length, alternatives), jnp.int32),
+        top_log_p=jnp.zeros((batch, length, alternatives), jnp.float32),
         cache=cache,
     )
     # The first step is outside the loop because it changes the structure of the cache.
     final = jax.lax.while_loop(unfinished, advance, advance(start))
-    return Decoded(final.tokens, final.scores)
+    return Decoded(final.tokens, final.scores, final.log_p, final.top_tokens, final.top_log_p)

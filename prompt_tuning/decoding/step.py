@@ -22,10 +22,16 @@ class Decoded(flax.struct.PyTreeNode):
       tokens: [B, L] int32, or [B, K, L] from beam search; 0 after the end of a sequence.
       scores: [B] float32, the sum of log p over the tokens, including the stop token; from beam
         search [B, K], divided by the length penalty.
+      log_p: [B, L] float32, of each token; 0 after the end. None from beam search.
+      top_tokens: [B, L, A] int32, the most likely tokens of each step, if they are asked for.
+      top_log_p: [B, L, A] float32, their log p.
     """
 
     tokens: Array
     scores: Array
+    log_p: Array | None = None
+    top_tokens: Array | None = None
+    top_log_p: Array | None = None
 
 
 def is_stop(

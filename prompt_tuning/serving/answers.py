@@ -45,17 +45,28 @@ class Generation:
       text: Generated text; for an ensemble the one that most prompts generate, and among ties the
         one with the highest score.
       score: Log p of the text; from beam search divided by the length penalty.
+      tokens: Ids of the generated tokens, with the one that ended the text.
+      token_scores: Log p of each of them; empty from beam search.
     """
 
     text: str
     score: float
+    tokens: tuple[int, ...] = ()
+    token_scores: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, texts: Sequence[str], scores: np.ndarray) -> "Generation":
-        """The answer from each prompt's text and score [prompts]."""
+    def of(
+        cls, texts: Sequence[str], scores: np.ndarray, tokens: np.ndarray, log_p: np.ndarray
+    ) -> "Generation":
+        """The answer from each prompt's text, score [prompts], tokens and log p [prompts, L].
+
+        The log p of beam search are [prompts, 0].
+        """
         votes = collections.Counter(texts)
         best = max(range(len(texts)), key=lambda i: (votes[texts[i]], scores[i]))
-        return cls(texts[best], float(scores[best]))
+        count = int(np.flatnonzero(tokens[best]).max(initial=-1)) + 1
+        kept = (part[best][:count].tolist() for part in (tokens, log_p))
+        return cls(texts[best], float(scores[best]), *map(tuple, kept))
 
     def __str__(self) -> str:
         return self.text

@@ -5,6 +5,7 @@ added and removed without recompilation.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompt_tuning.checkpoint import prompts as prompt_files
+from prompt_tuning.decoding.batches import power
 from prompt_tuning.errors import MOST_TOKENS, UserError, whole_number
 from prompt_tuning.transformer.layers import partitioned_param
 from prompt_tuning.transformer.sites import Sites
@@ -29,10 +31,13 @@ class BankSites(Sites):
     Attributes:
       capacity: Number of slots, N.
       length: Number of vectors that a slot has room for, P.
+      places: Number of places, at the end of a slot, that a row gets; at least as many as the
+        longest prompt of a batch has vectors. None for P.
     """
 
     capacity: int
     length: int
+    places: int | None = None
 
     def embedded(
         self,
@@ -46,16 +51,17 @@ class BankSites(Sites):
             return x, segments, positions
         if tasks is None or positions is not None:
             raise ValueError("rows for a bank must name their tasks, and must not be packed")
-        prompts, real = Bank(self.capacity, self.length, name="prompt")(x, tasks)
+        prompts, real = Bank(self.capacity, self.length, self.places, name="prompt")(x, tasks)
         x = jnp.concatenate([prompts, x], axis=1)
         return x, jnp.concatenate([real, segments], axis=1), None
 
 
 class Bank(nn.Module):
-    """Gathers the prompts [B, P, D] of slots [B]; says which vectors are real, [B, P] int32."""
+    """Gathers the last places [B, p, D] of slots [B]; says which are real vectors, [B, p] int32."""
 
     capacity: int
     length: int
+    places: int | None
 
     @nn.compact
     def __call__(self, x: Array, tasks: Array) -> tuple[Array, Array]:
@@ -63,8 +69,29 @@ class Bank(nn.Module):
         shape = (self.capacity, self.length, x.shape[-1])
         prompts = partitioned_param(self, "prompts", zeros, (None, "prompt", "prompt_embed"), shape)
         lengths = self.param("lengths", zeros, (self.capacity,), jnp.int32)
-        real = jnp.arange(self.length)[None] >= self.length - lengths[tasks][:, None]
-        return prompts[tasks].astype(x.dtype), real.astype(jnp.int32)
+        places = self.length if self.places is None else self.places
+        real = jnp.arange(places)[None] >= places - lengths[tasks][:, None]
+        gathered = prompts[tasks, self.length - places :]
+        return gathered.astype(x.dtype), real.astype(jnp.int32)
+
+
+def places(longest: int, room: int) -> int:
+    """Number of places for the prompts of a batch; few numbers occur, since each is compiled.
+
+    Args:
+      longest: Length of the longest of the prompts; above 16 it is exceeded by a quarter at most.
+      room: Places of the bank's slots, P.
+    """
+    step = max(4, power(longest) // 8)
+    return min(max(8, -(-longest // step) * step), room)
+
+
+def group(length: int) -> int:
+    """Number that is the same for prompts which may share a batch: up to 32, 64, 128, ... vectors.
+
+    One long prompt would otherwise lengthen every row of its batch.
+    """
+    return power(length, 32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -122,15 +149,29 @@ class PromptBank:
             f"{length} x {width})"
         )
 
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """`lengths` on the host."""
+        return np.asarray(self.lengths)
+
     @property
     def sites(self) -> BankSites:
         """Sites of a model whose parameters include `leaves`."""
         return BankSites(*self.prompts.shape[:2])
 
+    def sites_for(self, longest: int) -> BankSites:
+        """Sites of a model for rows whose prompts have at most `longest` vectors."""
+        return dataclasses.replace(self.sites, places=places(longest, self.prompts.shape[1]))
+
     @property
     def leaves(self) -> dict:
         """Leaves that the bank adds to the backbone's."""
         return {"encoder": {"prompt": {"prompts": self.prompts, "lengths": self.lengths}}}
+
+    def fits(self, prompts: Sequence[np.ndarray]) -> bool:
+        """Whether prompts [n, D] of a new task fit without growth, which compiles anew."""
+        longest = max(map(len, prompts), default=0)
+        return len(prompts) <= len(self._free_slots()) and longest <= self.prompts.shape[1]
 
     def prompts_of(self, task: str) -> list[np.ndarray]:
         """Prompts [n, D] of a task."""

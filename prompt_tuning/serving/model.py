@@ -22,12 +22,12 @@ from prompt_tuning.decoding import (
     rank_bytes,
     sampling_arrays,
 )
-from prompt_tuning.decoding.batches import Function, Programs, Search, power
+from prompt_tuning.decoding.batches import Executable, Function, Programs, Search, power
 from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, true_or_false, whole_number
 from prompt_tuning.families import preset
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
-from prompt_tuning.serving import arguments, prompt_folder
+from prompt_tuning.serving import arguments, bank, prompt_folder
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels, checked_texts
@@ -57,6 +57,8 @@ class Model:
       config: Shape of the backbone.
       input_length: Number of tokens, including the end token, to which an input is cut, unless the
         card of its task's prompt has a number.
+      vocabulary: Converts texts to token ids and back.
+      rank_bytes: Bound of memory in which labels are scored, see `decoding.rank_bytes`.
     """
 
     def __init__(
@@ -90,12 +92,12 @@ class Model:
             self.input_length = whole_number("input_length", input_length, 1, MOST_TOKENS)
             self._longest_input = self.input_length
         self._process = os.getpid()
-        self._sums, self._vocabulary = sums or {}, vocabulary
+        self.vocabulary, self._sums = vocabulary, sums or {}
         self._allow_other_backbone = true_or_false("allow_other_backbone", allow_other_backbone)
-        self._rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
+        self.rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
         self._programs, self._lock = Programs(layout, batch_size), threading.Lock()
-        bank = prompts or PromptBank.empty(config.stack("encoder").width, layout.mesh)
-        self._task_set = TaskSet(config, backbone, bank, dict.fromkeys(bank.slots, ()))
+        start = prompts or PromptBank.empty(config.stack("encoder").width, layout.mesh)
+        self._task_set = TaskSet(config, backbone, start, dict.fromkeys(start.slots, ()))
 
     def __repr__(self) -> str:
         encoder, decoder = (self.config.stack(name) for name in ("encoder", "decoder"))
@@ -156,6 +158,7 @@ class Model:
         labels: Sequence[str] = (),
         *,
         target_prefix: str | None = None,
+        trained_with: TrainedWith | None = None,
         replace: bool = False,
     ) -> None:
         """Adds a task for the calls that begin afterwards.
@@ -169,6 +172,7 @@ class Model:
           labels: Label words to choose from, for a classification task.
           target_prefix: Text before every target in training, such as a sentinel, which is not part
             of answers; None for what the card says.
+          trained_with: What the card of an array says; None without one.
           replace: Whether to replace a task of this name.
 
         Raises:
@@ -179,8 +183,8 @@ class Model:
         name = composed(name)
         parts = prompt if isinstance(prompt, list | tuple) else [prompt]
         arrays = {name: [self._prompt_array(part) for part in parts]}
-        words = {name: checked_labels(name, labels, self._vocabulary)}
-        trained_with = self._trained_with(name, parts, target_prefix)
+        words = {name: checked_labels(name, labels, self.vocabulary)}
+        trained_with = self._trained_with(name, parts, target_prefix, trained_with)
         label_words.warn_of_untrained(words[name], trained_with.labels, f"task {name!r}")
         self._add(arrays, words, {name: trained_with}, replace=replace)
 
@@ -192,7 +196,7 @@ class Model:
         """
         files, labels = prompt_folder.files(folder), prompt_folder.labels(folder)
         words = {
-            task: checked_labels(task, labels.get(task, ()), self._vocabulary) for task in files
+            task: checked_labels(task, labels.get(task, ()), self.vocabulary) for task in files
         }
         arrays = {
             task: [self._prompt_array(path) for path in paths] for task, paths in files.items()
@@ -296,6 +300,25 @@ class Model:
         means = [by_prompt.mean(axis=0) for (by_prompt,) in states]
         return np.array(means).reshape(-1, self._width)
 
+    def executable(
+        self, function: Function, settings: Any, longest: int, *inputs: np.ndarray
+    ) -> Executable:
+        """Compiles a function of `decoding.batches` ahead of time, for a scheduler of batches.
+
+        Args:
+          function, settings: See `batches.Function`.
+          longest: Length of the longest prompt of a batch.
+          *inputs: Tokens [B, T], slots [B] and further arrays [B, ...] of the function; their
+            shapes count.
+
+        Returns:
+          A function of `task_set.params` and such inputs; it compiles nothing while the bank has
+          the room that it has now.
+        """
+        task_set = self.task_set
+        model = task_set.model(longest)
+        return self._programs.executable(function, settings, model, task_set.params, *inputs)
+
     def _snapshot(
         self, texts: Sequence[str], task: Tasks
     ) -> tuple[TaskSet, Sequence[str], list[str]]:
@@ -312,10 +335,10 @@ class Model:
                 f"task {unlabelled[0]!r}: has no labels; add it with labels, or use generate"
             )
         prefixes = {name: task_set.prefix(name) for name in labels}
-        targets = arguments.label_targets(labels, prefixes, self._vocabulary.encode)
+        targets = arguments.label_targets(labels, prefixes, self.vocabulary.encode)
         rows = np.array([targets[name] for name in names])
         check_ids(rows, self.config.vocab_size)
-        scores = self._map(task_set, texts, names, batches.classify, self._rank_bytes, rows)
+        scores = self._map(task_set, texts, names, batches.classify, self.rank_bytes, rows)
         return [
             Classification.of(labels[name], by_prompt[:, : len(labels[name])])
             for name, (by_prompt,) in zip(names, scores, strict=True)
@@ -344,7 +367,7 @@ class Model:
             for i, token in enumerate(stop)
         ]
         prefixes = [task_set.prefix(name) for name in names]
-        encode, decode = self._vocabulary.encode, self._vocabulary.decode
+        encode, decode = self.vocabulary.encode, self.vocabulary.decode
         limits = [
             limit + (len(encode(prefix)) if prefix else 0)
             for limit, prefix in zip(limits, prefixes, strict=True)
@@ -358,13 +381,17 @@ class Model:
             np.full(len(texts), alpha, np.float32),
             arguments.seeds_and_numbers(seed, len(texts)),
             *sampling_arrays(samplings or [None] * len(texts)),
+            np.zeros(len(texts), bool),
         )
         decoded = self._map(task_set, texts, names, batches.generate, search, *arrays)
         return [
             Generation.of(
-                [label_words.without_prefix(prefix, decode(row.tolist())) for row in tokens], scores
+                [label_words.without_prefix(prefix, decode(row.tolist())) for row in tokens],
+                scores,
+                tokens,
+                log_p,
             )
-            for (tokens, scores), prefix in zip(decoded, prefixes, strict=True)
+            for (tokens, scores, log_p, *_), prefix in zip(decoded, prefixes, strict=True)
         ]
 
     def _map(
@@ -391,7 +418,7 @@ class Model:
         slots = [task_set.bank.slots[name] for name in names]
         counts = [len(text_slots) for text_slots in slots]
         text_of_row = np.repeat(np.arange(len(texts)), counts)
-        encode = self._vocabulary.encode
+        encode = self.vocabulary.encode
         lengths = {name: task_set.input_length(name, self.input_length) for name in {*names}}
         whole = [encode(text) for text in texts]
         arguments.warn_of_texts(whole, [lengths[name] - 1 for name in names])
@@ -399,16 +426,25 @@ class Model:
             [*pieces[: lengths[name] - 1], EOS] for pieces, name in zip(whole, names, strict=True)
         ]
         check_ids(np.concatenate(ids), self.config.vocab_size)
-        results = self._programs.map(
-            function,
-            settings,
-            task_set.model,
-            task_set.params,
-            [ids[text] for text in text_of_row],
-            np.concatenate(slots).astype(np.int32),
-            *(array[text_of_row] for array in arrays),
-        )
-        ends = np.cumsum(counts)[:-1]
+        all_slots = np.concatenate(slots).astype(np.int32)
+        sizes = task_set.bank.sizes[all_slots]
+        groups = np.array([bank.group(size) for size in sizes.tolist()])
+        parts, rows_of_parts = [], []
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            part = self._programs.map(
+                function,
+                settings,
+                task_set.model(int(sizes[rows].max())),
+                task_set.params,
+                [ids[text] for text in text_of_row[rows]],
+                all_slots[rows],
+                *(array[text_of_row[rows]] for array in arrays),
+            )
+            parts.append(part)
+            rows_of_parts.append(rows)
+        back, ends = np.argsort(np.concatenate(rows_of_parts)), np.cumsum(counts)[:-1]
+        results = (np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True))
         return list(zip(*(np.split(result, ends) for result in results), strict=True))
 
     def _prompt_array(self, prompt: Any) -> np.ndarray:
@@ -425,14 +461,18 @@ class Model:
         return prompt_folder.read(prompt, fingerprint_of_backbone)
 
     def _trained_with(
-        self, task: str, prompts: Sequence[Any], target_prefix: str | None = None
+        self,
+        task: str,
+        prompts: Sequence[Any],
+        target_prefix: str | None = None,
+        training: TrainedWith | None = None,
     ) -> TrainedWith:
         """What the cards of a task's prompts say, which is checked against this model."""
         if target_prefix is not None and not isinstance(target_prefix, str):
             raise UserError(
                 f"task {task!r}: target_prefix is {target_prefix!r}; must be a text or None"
             )
-        training = prompt_folder.trained_with(
+        training = training or prompt_folder.trained_with(
             prompts, f"task {task!r}", takes_sentinel=target_prefix is not None
         )
         if training is None:

@@ -44,10 +44,12 @@ class TaskSet:
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     trained_with: Mapping[str, TrainedWith] = dataclasses.field(default_factory=dict)
 
-    @functools.cached_property
-    def model(self) -> EncoderDecoder:
-        """The backbone with the bank's sites; equal for snapshots of the same room."""
-        return families.model(self.config, self.bank.sites)
+    def model(self, longest: int) -> EncoderDecoder:
+        """The backbone with sites for prompts of up to `longest` vectors.
+
+        Equal for snapshots of the same room.
+        """
+        return families.model(self.config, self.bank.sites_for(longest))
 
     @functools.cached_property
     def params(self) -> Params:

@@ -152,6 +152,30 @@ def test_greedy_scores_and_limits():
         assert decoded.scores[row] == pytest.approx(log_p(tables, path[1:]), rel=0, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("asked", [[True, False, False], [False] * 3])
+def test_log_p_of_each_token_and_of_the_most_likely_ones(asked):
+    decoded = jax.jit(
+        lambda tables, asked: decoding.decode(
+            step,
+            Chain(tables),
+            batch=3,
+            length=4,
+            stops=[V],
+            alternatives=2,
+            with_alternatives=asked,
+        )
+    )(TABLES, np.array(asked))
+    for row, tables in enumerate(TABLES):
+        tokens = np.asarray(decoded.tokens[row]).tolist()
+        sums = np.cumsum(decoded.log_p[row])
+        expected = [log_p(tables, tokens[: i + 1]) for i in range(4)]
+        np.testing.assert_allclose(sums, expected, rtol=0, atol=TOLERANCE)
+    if any(asked):  # a greedy token is the most likely one
+        np.testing.assert_array_equal(decoded.top_tokens[0, :, 0], decoded.tokens[0])
+        np.testing.assert_allclose(decoded.top_log_p[0, :, 0], decoded.log_p[0], atol=TOLERANCE)
+        assert (decoded.top_log_p[0, :, 1] < decoded.top_log_p[0, :, 0]).all()
+
+
 def test_greedy_stops_at_any_of_the_stop_tokens_of_the_row():
     free = np.asarray(decode(6).tokens)
     stops = np.stack([free[:, 2], free[:, 4]], axis=1)

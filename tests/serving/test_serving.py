@@ -20,7 +20,7 @@ import prompt_tuning.serving
 from prompt_tuning import Model, Sampling, embedded, sharding
 from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.errors import CheckpointError, UserError
-from prompt_tuning.serving import Classification, Generation, PromptBank, prompt_folder
+from prompt_tuning.serving import Classification, Generation, PromptBank, bank, prompt_folder
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.model import MAX_TOKENS
 from prompt_tuning.testing import Numbers
@@ -89,6 +89,30 @@ def test_a_mixed_batch_answers_as_each_task_alone(rows):
         assert best >= expected.max() - 2 * TOLERANCE["atol"]
 
 
+def test_a_long_prompt_lengthens_only_the_rows_of_long_prompts():
+    """Their batches have programs of their own; those of others are as before it was added."""
+    model = empty(length=40)
+    for task, length in (("a", 3), ("long", 33)):
+        model.add_task(task, prompt(length), LABELS["a"])
+    lines = [text(n, 3) for n in (5, 9, 2)]
+    names, counts = ["a", "long", "a"], []
+    for rows in ([0, 2], [1], [0, 1, 2]):
+        answers = model.classify([lines[i] for i in rows], [names[i] for i in rows])
+        counts.append(model.compile_count)
+        for i, answer in zip(rows, answers, strict=True):
+            expected = alone(prompt(3 if names[i] == "a" else 33), lines[i], LABELS["a"])
+            np.testing.assert_allclose(list(answer.probabilities.values()), expected, **TOLERANCE)
+    assert counts == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"), [(0, 8), (8, 8), (20, 20), (33, 40), (100, 112), (120, 120)]
+)
+def test_places_of_a_batch(longest, expected):
+    assert bank.places(longest, 120) == expected and bank.places(longest, 4) == 4
+    assert (bank.group(longest) == bank.group(20)) == (longest <= 32)
+
+
 def test_each_shape_is_compiled_once():
     model, counts = empty(batch_size=4), []
     for task in "ab":
@@ -110,6 +134,13 @@ def test_greedy_texts_are_those_of_each_task_alone():
     for line, task, limit, answer in zip(LINES, "abcd", limits, answers, strict=True):
         expected = Alone(prompt(LENGTHS[task])).greedy(ids_of(line), limit)
         assert answer.text == Numbers().decode(expected)
+
+
+def test_the_scores_of_tokens_add_up():
+    for answer in four_tasks().generate(LINES, "a", max_tokens=8):
+        assert len(answer.tokens) == len(answer.token_scores)
+        assert answer.text == Numbers().decode(answer.tokens)
+        assert answer.score == pytest.approx(sum(answer.token_scores), abs=1e-5)
 
 
 def test_stop_tokens_and_beams():
@@ -184,8 +215,11 @@ def test_the_majority_wins_and_ties_go_to_the_surer():
     unsure = np.log([[0.51, 0.49], [0.51, 0.49], [0.01, 0.99]])
     assert Classification.of(["x", "y"], unsure).label == "x"
     assert Classification.of(["x", "y"], unsure[1:]).label == "y"
-    assert Generation.of(["p", "q", "q"], np.array([-0.1, -2.0, -3.0])) == Generation("q", -2.0)
-    assert Generation.of(["p", "q"], np.array([-3.0, -2.0])).text == "q"
+    scores, tokens = np.array([-0.1, -2.0, -3.0]), np.array([[3, 1, 0], [7, 0, 1], [7, 1, 0]])
+    generation = Generation.of(["p", "q", "q"], scores, tokens, np.array([scores, scores, scores]))
+    assert generation == Generation("q", -2.0, (7, 0, 1), tuple(scores))
+    nothing = np.zeros((2, 0))
+    assert Generation.of(["p", "q"], scores[[2, 1]], tokens[:2], nothing).text == "q"
 
 
 def test_embeddings_are_means_of_the_encoder_over_the_tokens():
@@ -218,13 +252,13 @@ def test_a_snapshot_of_the_tasks_never_changes():
     assert list(before.bank.slots) == ["a"] and before.labels == {"a": ("7", "9")}
     np.testing.assert_array_equal(before.bank.prompts_of("a"), [prompt(2)])
     assert model.tasks == ("b",) and model.task_set.labels == {"b": ()}
-    assert model.task_set.model == before.model  # of the same room: nothing is compiled again
+    assert model.task_set.model(3) == before.model(3)  # of the same room: nothing is compiled again
 
 
 def test_tasks_of_a_bank_are_served():
     layout = sharding.layout(devices=jax.devices()[:1])
-    bank = PromptBank.empty(D, layout.mesh).add({"a": [prompt(2)]})
-    model = Model(CONFIG, BACKBONE, Numbers(), layout, prompts=bank)
+    prompts = PromptBank.empty(D, layout.mesh).add({"a": [prompt(2)]})
+    model = Model(CONFIG, BACKBONE, Numbers(), layout, prompts=prompts)
     assert model.tasks == ("a",) and model.labels("a") == ()
 
 

@@ -1,0 +1,38 @@
+"""Prompts from the bytes of one file, as they come over a network."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from prompt_tuning.checkpoint import prompts
+from prompt_tuning.errors import CheckpointError
+
+PROMPT = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_a_prompt_an_ensemble_and_their_metadata_are_read_as_written():
+    for written in ([PROMPT], [PROMPT, PROMPT[:1] + 1]):
+        content = prompts.to_bytes(written, {"labels": '["a", "b"]'})
+        read, metadata = prompts.from_bytes(content, "reviews")
+        assert metadata == {"labels": '["a", "b"]'} and len(read) == len(written)
+        for ours, theirs in zip(read, written, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "reviews: not a prompt"),
+        (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "reviews: not a prompt"),
+        (prompts.to_bytes([PROMPT], {})[:-1], "reviews: not a prompt"),
+        (save({"prompt": PROMPT, "prompt0": PROMPT}), "reviews: expected one tensor"),
+        (save({"prompt1": PROMPT}), "reviews: expected one tensor"),
+        (save({"prompt": PROMPT[0]}), "reviews: a prompt is a matrix"),
+        (save({"prompt": PROMPT.astype(np.int32)}), "reviews: a prompt is a matrix"),
+        (save({"prompt": PROMPT[:0]}), "reviews: a prompt must have a vector"),
+        (save({"prompt": PROMPT * np.nan}), "reviews: the prompt contains values"),
+    ],
+)
+def test_what_is_not_a_prompt_is_refused(content, message):
+    with pytest.raises(CheckpointError, match=message):
+        prompts.from_bytes(content, "reviews")
