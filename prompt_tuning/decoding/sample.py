@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Integer, Key
 
 from prompt_tuning.decoding.step import NOTHING, Decoded, StepFn, is_stop
 from prompt_tuning.errors import UserError, real_number, whole_number
-from prompt_tuning.transformer.layers import ArrayLike
+from prompt_tuning.transformer.layers import ArrayLike, most_likely
 from prompt_tuning.transformer.vocabulary import EOS
 
 
@@ -63,15 +63,15 @@ class Draws(flax.struct.PyTreeNode):
         self, logits: Float[Array, "batch vocab"], index: Int[Array, ""]
     ) -> Int[Array, " batch"]:
         """Chooses tokens [B] int32 from logits [B, V] at step `index`."""
-        most_likely = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        likeliest = most_likely(logits)
         samples = self.temperature > 0.0
 
         def draw() -> Array:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, index)
             drawn = jax.vmap(jax.random.categorical)(step_keys, self._filtered(logits))
-            return jnp.where(samples, drawn.astype(jnp.int32), most_likely)
+            return jnp.where(samples, drawn.astype(jnp.int32), likeliest)
 
-        return jax.lax.cond(jnp.any(samples), draw, lambda: most_likely)
+        return jax.lax.cond(jnp.any(samples), draw, lambda: likeliest)
 
     def _filtered(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
         """The logits [B, V] to draw from; -inf for tokens that are left out."""
@@ -199,7 +199,7 @@ def decode(
 
     def choose(logits: Float[Array, "batch vocab"], index: Int[Array, ""]) -> Int[Array, " batch"]:
         if draws is None:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return most_likely(logits)
         return draws.choose(logits, index)
 
     def unfinished(state: _State) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-from prompt_tuning.transformer.layers import ArrayLike
+from prompt_tuning.transformer.layers import ArrayLike, most_likely
 
 NORMALIZERS = ("NUM_REAL_TARGET_TOKENS", "NUM_TOTAL_TARGET_TOKENS", "AVERAGE_PER_SEQUENCE")
 
@@ -77,7 +77,7 @@ class Loss:
         weights = self._weights(targets, weights)
         cross_entropy, z_term = self.per_token(logits, targets)
         total = jnp.sum((cross_entropy + z_term) * weights * scale)
-        correct = jnp.where(jnp.argmax(logits, axis=-1) == targets, weights, 0.0)
+        correct = jnp.where(most_likely(logits) == targets, weights, 0.0)
         return total, {
             "cross_ent_loss": jnp.sum(cross_entropy * weights * scale),
             "z_loss": jnp.sum(z_term * weights * scale),

@@ -80,79 +80,56 @@ def _product(x: Array, y: Array, contract: tuple[tuple[int, ...], tuple[int, ...
 matmul.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
-def attention_logits(query: Array, key: Array) -> Array:
-    """Products [B, heads, Q, K] of [B, Q, heads, d] and [B, K, heads, d], as `matmul`'s."""
-    return _logits_forward(query, key)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnames=("transposed",))
+def per_head(x: Array, y: Array, transposed: bool) -> Array:
+    """x [B, heads, Q, n] @ y, as `matmul`'s product.
+
+    Args:
+      x: Queries, or weights of keys.
+      y: [B, heads, m, n] if `transposed`, such as keys; otherwise [B, heads, n, m], such as values.
+      transposed: Which of the two.
+
+    Returns:
+      [B, heads, Q, m] float32.
+    """
+    return _forward_per_head(x, y, transposed)[0]
 
 
-def _logits_forward(query: Array, key: Array) -> tuple[Array, tuple[Array, ...]]:
-    narrow_query, narrow_key = query.astype(jnp.bfloat16), key.astype(jnp.bfloat16)
-    logits = _per_head(_rows(narrow_query), _rows(narrow_key), 3)
-    return logits, (narrow_query, narrow_key, jnp.zeros((), query.dtype))
+def _forward_per_head(x: Array, y: Array, transposed: bool) -> tuple[Array, tuple[Array, ...]]:
+    narrow_x, narrow_y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    product = _product_per_head(narrow_x, narrow_y, transposed)
+    return product, (narrow_x, narrow_y, jnp.zeros((), x.dtype))
 
 
-def _logits_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
-    query, key, like = saved
+def _backward_per_head(
+    transposed: bool, saved: tuple[Array, ...], gradient: Array
+) -> tuple[Array, Array]:
+    x, y, like = saved
     gradient = gradient.astype(jnp.bfloat16)
-    by_query = _from_rows(_per_head(gradient, _rows(key), 2))
-    by_key = _from_columns(_per_head(_columns(query), gradient, 2))
-    return by_query.astype(like.dtype), by_key.astype(like.dtype)
+    by_x = _product_per_head(gradient, y, not transposed)
+    # XLA's fast products on CPUs sum over the last axis of the first operand. Of the two operands,
+    # only queries and gradients of values, not those of all pairs, are copied into that layout.
+    if transposed:
+        by_y = _product_per_head(_swapped(x), gradient, False)
+    else:
+        by_y = _product_per_head(_swapped(gradient), x, False)
+    return by_x.astype(like.dtype), _swapped(by_y).astype(like.dtype)
 
 
-attention_logits.defvjp(_logits_forward, _logits_backward)
+per_head.defvjp(_forward_per_head, _backward_per_head)
 
 
-@jax.custom_vjp
-def attention_values(weights: Array, value: Array) -> Array:
-    """Products [B, Q, heads, d] of [B, heads, Q, K] and [B, K, heads, d], as `matmul`'s."""
-    return _values_forward(weights, value)[0]
-
-
-def _values_forward(weights: Array, value: Array) -> tuple[Array, tuple[Array, ...]]:
-    narrow_weights, narrow_value = weights.astype(jnp.bfloat16), value.astype(jnp.bfloat16)
-    y = _from_rows(_per_head(narrow_weights, _rows(narrow_value), 2))
-    return y, (narrow_weights, narrow_value, jnp.zeros((), weights.dtype))
-
-
-def _values_backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
-    weights, value, like = saved
-    gradient = gradient.astype(jnp.bfloat16)
-    by_weights = _per_head(_rows(gradient), _rows(value), 3)
-    by_value = _from_columns(_per_head(_columns(gradient), weights, 2))
-    return by_weights.astype(like.dtype), by_value.astype(like.dtype)
-
-
-attention_values.defvjp(_values_forward, _values_backward)
-
-
-def _per_head(x: Array, y: Array, axis: int) -> Array:
-    """Sums over the last axis of x and an axis of y, both [B, heads, ., .].
-
-    XLA rounds back to float32 if it can see a transposition of the operands or if x is summed over
-    another axis: hence one axis of rows and heads, and `_columns`.
+def _product_per_head(x: Array, y: Array, transposed: bool) -> Array:
+    """The product, with rows and heads as one axis: XLA would round back to float32 otherwise,
+    where an operand is a transposition that it can see.
     """
     batch = x.shape[:2]
     x, y = (operand.reshape(-1, *operand.shape[2:]) for operand in (x, y))
     product = jax.lax.dot_general(
-        x, y, (((2,), (axis - 1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        x, y, (((2,), (2 if transposed else 1,)), ((0,), (0,))), preferred_element_type=jnp.float32
     )
     return product.reshape(*batch, *product.shape[1:])
 
 
-def _rows(x: Array) -> Array:
-    """[B, L, heads, d] to [B, heads, L, d]."""
-    return x.transpose(0, 2, 1, 3)
-
-
-def _columns(x: Array) -> Array:
-    """[B, L, heads, d] to [B, heads, d, L]."""
-    return x.transpose(0, 2, 3, 1)
-
-
-_from_rows = _rows
-
-
-def _from_columns(x: Array) -> Array:
-    """[B, heads, d, L] to [B, L, heads, d]."""
-    return x.transpose(0, 3, 1, 2)
+def _swapped(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)

@@ -40,16 +40,15 @@ def test_gradients():
 
 
 @pytest.mark.parametrize(
-    ("product", "indices", "shapes"),
-    [
-        (narrow.attention_logits, "bqhd,bkhd->bhqk", ((2, 5, 3, 8), (2, 7, 3, 8))),
-        (narrow.attention_values, "bhqk,bkhd->bqhd", ((2, 3, 5, 7), (2, 7, 3, 8))),
-    ],
+    ("transposed", "indices", "shape"),
+    [(True, "bhqn,bhmn->bhqm", (2, 3, 7, 8)), (False, "bhqn,bhnm->bhqm", (2, 3, 8, 7))],
 )
-def test_products_of_attention(product, indices, shapes):
-    x, y = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
-    actual, gradients = jax.vjp(product, x, y)
-    weights = jax.random.normal(jax.random.key(2), actual.shape)
+def test_products_of_attention(transposed, indices, shape):
+    x, y, weights = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate(((2, 3, 5, 8), shape, (2, 3, 5, 7)))
+    )
+    actual, gradients = jax.vjp(lambda x, y: narrow.per_head(x, y, transposed), x, y)
     expected, wide = jax.vjp(
         lambda x, y: jnp.einsum(indices, x, y, precision="highest"), *map(rounded32, (x, y))
     )
@@ -117,3 +116,8 @@ def test_a_variable_of_another_value_is_an_error(monkeypatch):
     monkeypatch.setenv(narrow.VARIABLE, "bf16")
     with pytest.raises(UserError, match=r"PROMPT_TUNING_PRODUCTS = 'bf16': .* bfloat16"):
         narrow.rounds("auto")
+
+
+def test_most_likely_is_the_first_of_the_largest():
+    logits = np.random.default_rng(0).integers(-3, 3, (50, 4, 9)).astype(np.float32)
+    np.testing.assert_array_equal(layers.most_likely(jnp.asarray(logits)), logits.argmax(-1))
