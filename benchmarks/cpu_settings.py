@@ -4,7 +4,7 @@ Each setting is a process of its own, since glibc reads its tunables at the star
 turns, and each reports the median of its steps.
 """
 
-import checkout  # noqa: F401
+import checkout
 
 import argparse
 import json
