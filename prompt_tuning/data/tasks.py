@@ -15,6 +15,7 @@ from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import MetricFn
+from prompt_tuning.transformer import vocabulary as vocabularies
 
 Provider: TypeAlias = Any  # a seqio.Task or seqio.Mixture
 TfExample = dict[str, tf.Tensor]  # an example inside a SeqIO preprocessor, by feature
@@ -159,25 +160,56 @@ class RowSource(MemorySource):
         return columns
 
 
-def vocabulary(path: str | Path, extra_ids: int = 100) -> seqio.SentencePieceVocabulary:
-    """Loads a SentencePiece model; T5's sentinels follow its pieces.
+def vocabulary(path: str | Path, extra_ids: int | None = None) -> seqio.SentencePieceVocabulary:
+    """Loads a SentencePiece model.
+
+    Args:
+      path: The model, or what `transformer.vocabulary.file_of` takes.
+      extra_ids: Number of sentinels after its pieces; None for T5's 100, or 0 if the model has a
+        token that begins texts, as Gemma's has.
 
     Raises:
       UserError: If the file does not exist or is not a SentencePiece model.
     """
     path = os.path.expanduser(path)
+    if os.path.isdir(path) or path.endswith(".json"):
+        path = os.fspath(vocabularies.file_of(path))
     try:
         exists = tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
     except tf.errors.OpError as error:
         raise UserError(f"VOCABULARY = {path}: cannot be read ({error.message})") from error
     if not exists:
         raise UserError(f"VOCABULARY = {path}: no such file")
-    loaded = seqio.SentencePieceVocabulary(path, extra_ids)
     try:
+        if extra_ids is None:
+            plain = seqio.SentencePieceVocabulary(path)
+            extra_ids = vocabularies.sentinels(begin_of(plain))
+        loaded = seqio.SentencePieceVocabulary(path, extra_ids)
         loaded.load_model()
     except Exception as error:  # protobuf, SentencePiece and SeqIO each raise their own
-        raise UserError(f"VOCABULARY = {path}: not a SentencePiece model of T5's kind") from error
+        raise UserError(f"VOCABULARY = {path}: not a SentencePiece model") from error
     return loaded
+
+
+def begin_of(vocabulary: seqio.Vocabulary) -> list[int]:
+    """The ids in front of every input: Gemma's `<bos>`; none for vocabularies without such."""
+    begin = vocabulary.bos_id if isinstance(vocabulary, seqio.SentencePieceVocabulary) else -1
+    return [begin] if begin >= 0 else []
+
+
+def begin_inputs(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """A preprocessor after `seqio.preprocessors.tokenize`, which puts `begin_of` before inputs."""
+    begin = begin_of(output_features["inputs"].vocabulary)
+    if not begin:
+        return dataset
+
+    @seqio.map_over_dataset
+    def add(example: TfExample) -> TfExample:
+        return example | {"inputs": tf.concat([begin, example["inputs"]], axis=0)}
+
+    return add(dataset)
 
 
 def features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
@@ -207,7 +239,11 @@ def register(
     return add(
         name,
         source=RowSource(rows),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            begin_inputs,
+            seqio.preprocessors.append_eos_after_trim,
+        ],
         output_features=features(vocabulary),
         metric_fns=metric_fns,
         labels=labels,

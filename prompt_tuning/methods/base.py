@@ -21,12 +21,20 @@ class Backbone:
       labels: label words of the task; empty if it has none.
       fingerprint: function that computes the backbone's fingerprint (`checkpoint.fingerprint`);
         None if it is not available.
+      decoder_embedding: [V, D'] the decoder's embeddings, in families where they are others.
     """
 
     embedding: Any
     encode: Callable[[str], list[int]] | None = None
     labels: tuple[str, ...] = ()
     fingerprint: Callable[[], str] | None = None
+    decoder_embedding: Any = None
+
+    def of_decoder(self) -> "Backbone":
+        """The same with the decoder's embeddings as `embedding`."""
+        if self.decoder_embedding is None:
+            return self
+        return dataclasses.replace(self, embedding=self.decoder_embedding)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,10 +77,13 @@ class InputPrompt(Method):
 
     def initial_values(self, backbone: Backbone, seed: int) -> Mapping[str, np.ndarray]:
         rng = np.random.default_rng(seed)
-        lengths = {PROMPT_PATH: self.length, DECODER_PROMPT_PATH: self.decoder_length}
+        prompts = {
+            PROMPT_PATH: (self.length, backbone),
+            DECODER_PROMPT_PATH: (self.decoder_length, backbone.of_decoder()),
+        }
         return {
-            path: self.initializer(length, backbone, rng)
-            for path, length in lengths.items()
+            path: self.initializer(length, table, rng)
+            for path, (length, table) in prompts.items()
             if length
         }
 

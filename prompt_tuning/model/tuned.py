@@ -22,7 +22,7 @@ from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer import int8, stacked_leaves
 from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.network import EncoderDecoder
-from prompt_tuning.transformer.paths import EMBEDDING, Params, flatten, unflatten
+from prompt_tuning.transformer.paths import DECODER_EMBEDDING, EMBEDDING, Params, flatten, unflatten
 from prompt_tuning.transformer.stacked_leaves import layer_shapes, stack
 
 
@@ -111,7 +111,8 @@ def initialize(
     backbone_leaves = {path: leaves[path] for path in split.backbone}
     identity = functools.partial(fingerprint.of, backbone_leaves, sums)
     values = method.initial_values(
-        Backbone(leaves[EMBEDDING], encode, tuple(labels), identity), seed
+        Backbone(leaves[EMBEDDING], encode, tuple(labels), identity, leaves.get(DECODER_EMBEDDING)),
+        seed,
     )
     for path, value in values.items():
         leaves[path] = sharding.place(np.asarray(value, np.float32), shardings[path])

@@ -36,7 +36,9 @@ from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import Params, flatten
 from prompt_tuning.transformer.vocabulary import (
     EOS,
+    UNKNOWN,
     Vocabulary,
+    begin_of,
     check_ids,
     check_size,
 )
@@ -418,10 +420,11 @@ class Model:
         slots = [task_set.bank.slots[name] for name in names]
         counts = [len(text_slots) for text_slots in slots]
         text_of_row = np.repeat(np.arange(len(texts)), counts)
-        encode = self.vocabulary.encode
+        encode, begin = self.vocabulary.encode, begin_of(self.vocabulary)
         lengths = {name: task_set.input_length(name, self.input_length) for name in {*names}}
-        whole = [encode(text) for text in texts]
-        arguments.warn_of_texts(whole, [lengths[name] - 1 for name in names])
+        whole = [[*begin, *encode(text)] for text in texts]
+        unknown = getattr(self.vocabulary, "unknown", UNKNOWN)
+        arguments.warn_of_texts(whole, [lengths[name] - 1 for name in names], unknown)
         ids = [
             [*pieces[: lengths[name] - 1], EOS] for pieces, name in zip(whole, names, strict=True)
         ]
@@ -519,10 +522,11 @@ def load(
     """Loads a backbone to serve prompts with.
 
     Args:
-      config: Name of a preset ("demo" needs no files), or the shape of a backbone.
+      config: Name of a preset ("demo" needs no files), the shape of a backbone, or a Hugging Face
+        folder, which has all three.
       checkpoint: Weights, see `checkpoint.backbone.load`.
-      vocabulary: Path of a SentencePiece model, "bytes" for ByT5's, or an object that encodes and
-        decodes.
+      vocabulary: Path of a SentencePiece model or of a Hugging Face folder, "bytes" for ByT5's, or
+        an object that encodes and decodes.
       layout: Devices, from `sharding.layout`; None to divide rows over all devices.
       batch_size: Most rows of a batch.
       input_length: Number of tokens, including the end token, to which an input is cut, unless the
@@ -548,6 +552,9 @@ def load(
     if config == "demo":
         checkpoint = checkpoint or embedded.backbone()
         vocabulary = vocabulary or embedded.vocabulary()
+    elif isinstance(config, str) and checkpoint is None and epath.Path(config).is_dir():
+        checkpoint = config
+        vocabulary = vocabulary or config
     if checkpoint is None or vocabulary is None:
         missing = "checkpoint" if checkpoint is None else "vocabulary"
         raise UserError(f"load({config!r}): has no {missing}; pass the path of its file")

@@ -11,6 +11,7 @@ from prompt_tuning.testing.models import (
     random_batch,
     random_leaves,
     tiny_config,
+    tiny_gemma,
     tiny_model,
 )
 from prompt_tuning.testing.registries import clean_registries
@@ -27,5 +28,6 @@ __all__ = [
     "random_leaves",
     "run_command",
     "tiny_config",
+    "tiny_gemma",
     "tiny_model",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from prompt_tuning import families, sharding
 from prompt_tuning.families import init_shapes
+from prompt_tuning.gemma.config import StackConfig, T5GemmaConfig
 from prompt_tuning.methods import Method, ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
@@ -30,6 +31,19 @@ def tiny_config(**changes: Any) -> T5Config:
     Tests that agree on one shape share what they compile. `changes` replaces fields of `T5Config`.
     """
     return dataclasses.replace(T5Config(64, 16, 2, 8, 32, 2, 1), **changes)
+
+
+def tiny_gemma(**changes: Any) -> T5GemmaConfig:
+    """A T5Gemma of 64 tokens and two layers in each stack; `changes` replaces fields.
+
+    The stacks differ in width, heads share keys, and every other layer has a window of 4.
+    """
+    config = T5GemmaConfig(
+        64,
+        StackConfig(16, 2, 32, 4, 2, 8, query_scalar=8, window=4),
+        StackConfig(12, 2, 24, 4, 2, 6, query_scalar=6, window=4),
+    )
+    return dataclasses.replace(config, **changes)
 
 
 def random_leaves(shapes: Mapping[str, Shaped], seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,5 +1,8 @@
-"""T5's vocabularies without TensorFlow: the same ids as SeqIO's."""
+"""Vocabularies without TensorFlow: the same ids as SeqIO's."""
 
+import hashlib
+import json
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -10,11 +13,15 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.runtime.files import renamed_when_done
+from prompt_tuning.transformer.tokenizer_json import sentencepiece_model
 
 _PROTO: Any = sentencepiece_model_pb2  # its classes are created on import
 EOS = 1
 UNKNOWN = 2
 BYTES = "bytes"  # path that stands for ByT5's vocabulary
+SENTINELS = 100  # T5's, after the pieces of a vocabulary without a token that begins texts
+FILES = ("tokenizer.model", "spiece.model", "tokenizer.json")  # of a Hugging Face folder
 _MOST_SPARE = 1_024  # rows of an embedding for sentinels and for a multiple of devices
 _FIRST_BYTE = 3  # after padding, end and unknown
 
@@ -29,18 +36,27 @@ class Vocabulary(Protocol):
 
 
 class SentencePiece:
-    """A SentencePiece model with T5's sentinels after its pieces, `<extra_id_0>` last.
+    """A SentencePiece model.
+
+    T5's sentinels follow its pieces, `<extra_id_0>` last, unless it has a token that begins texts,
+    as Gemma's has.
+
+    Attributes:
+      begin: ids in front of every input: that token, or none.
+      unknown: id of the unknown piece.
 
     Raises:
       UserError: if the file does not exist or is not a SentencePiece model.
     """
 
-    def __init__(self, path: epath.PathLike, extra_ids: int = 100) -> None:
-        path = epath.Path(path).expanduser()
+    def __init__(self, path: epath.PathLike, extra_ids: int | None = None) -> None:
+        path = file_of(path)
         if not path.is_file():
             raise UserError(f"vocabulary {path}: no such file")
         try:
             model = _PROTO.ModelProto.FromString(path.read_bytes())
+            begin = _begin(model)
+            extra_ids = sentinels(begin) if extra_ids is None else extra_ids
             for i in reversed(range(extra_ids)):
                 kind = _PROTO.ModelProto.SentencePiece.USER_DEFINED
                 model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=kind)
@@ -49,6 +65,7 @@ class SentencePiece:
         except Exception as error:  # protobuf and SentencePiece each raise their own
             raise UserError(f"vocabulary {path}: not a SentencePiece model") from error
         self._path, self._extra_ids = path, extra_ids
+        self.begin, self.unknown = begin, self._pieces.unk_id()
 
     def __repr__(self) -> str:
         return f"SentencePiece({str(self._path)!r}, {self._pieces.GetPieceSize()} pieces)"
@@ -76,7 +93,7 @@ class SentencePiece:
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes up to the first end token; ids beyond the vocabulary are unknown."""
         size = self._pieces.GetPieceSize()
-        return self._pieces.DecodeIds([i if i < size else UNKNOWN for i in _to_end(ids)])
+        return self._pieces.DecodeIds([i if i < size else self.unknown for i in _to_end(ids)])
 
 
 class Bytes:
@@ -96,13 +113,62 @@ class Bytes:
         return bytes(value for value in values if 0 <= value < 256).decode(errors="ignore")
 
 
-def read(path: epath.PathLike, extra_ids: int = 100) -> Vocabulary:
-    """Reads the SentencePiece model at a path; "bytes" gives ByT5's vocabulary.
+def read(path: epath.PathLike, extra_ids: int | None = None) -> Vocabulary:
+    """Reads the SentencePiece model at a path (see `file_of`); "bytes" gives ByT5's vocabulary.
 
     Raises:
       UserError: as `SentencePiece`.
     """
     return Bytes() if str(path) == BYTES else SentencePiece(path, extra_ids)
+
+
+def begin_of(vocabulary: Any) -> tuple[int, ...]:
+    """The ids in front of every input: none, unless the vocabulary has `begin`."""
+    return tuple(getattr(vocabulary, "begin", ()))
+
+
+def sentinels(begin: Sequence[int]) -> int:
+    """The number of sentinels after a vocabulary's pieces, from the ids that begin its inputs."""
+    return 0 if begin else SENTINELS
+
+
+def _begin(model: Any) -> tuple[int, ...]:
+    """The id of a SentencePiece model's begin token, if it has that piece."""
+    number, control = model.trainer_spec.bos_id, _PROTO.ModelProto.SentencePiece.CONTROL
+    has_one = 0 <= number < len(model.pieces) and model.pieces[number].type == control
+    return (number,) if has_one else ()
+
+
+def file_of(path: epath.PathLike) -> epath.Path:
+    """The SentencePiece model that a path stands for.
+
+    Args:
+      path: the model; a Hugging Face folder with one of `FILES`; or a `tokenizer.json`, which is
+        converted, once, into a file of the user's cache folder.
+
+    Raises:
+      UserError: if a folder has no vocabulary, or a `tokenizer.json` is not Gemma's kind.
+    """
+    path = epath.Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).is_file()]
+        if not found:
+            raise UserError(f"vocabulary {path}: has none of {', '.join(FILES)}")
+        path = found[0]
+    if path.suffix != ".json" or not path.is_file():
+        return path
+    content = path.read_bytes()
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    name = f"vocabulary-{hashlib.sha256(content).hexdigest()[:16]}.model"
+    converted = epath.Path(root).expanduser() / "prompt_tuning" / name
+    if not converted.exists():
+        try:
+            model = sentencepiece_model(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"vocabulary {path}: {error}; give its tokenizer.model") from error
+        with renamed_when_done(converted) as temporary:
+            temporary.write_bytes(model)
+    return converted
 
 
 def check_size(pieces: int, rows: int) -> None:

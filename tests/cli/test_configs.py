@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from prompt_tuning import families
+from prompt_tuning import embedded, families
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.cli import gin_command, gin_parsing
+from prompt_tuning.families import PRESETS
 from prompt_tuning.model import params, summary
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.pretrain import pretrain
 from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.runs.train import train
-from prompt_tuning.t5.config import PRESETS
 
 CONFIGS = gin_parsing.configs_folder()
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.gin"))
-MODELS = [name for name in FILES if name.startswith("models/")]
+FOLDER = "models/t5gemma.gin"  # reads the shape from a Hugging Face folder
+MODELS = [name for name in FILES if name.startswith("models/") and name != FOLDER]
 METHODS = ["methods/prompt_tuning.gin", "methods/model_tuning.gin"]
 
 # Parameters of the backbones.
@@ -148,7 +149,7 @@ def test_says_what_it_is_for(name):
 
 
 def test_every_preset_has_a_file():
-    names = {f"models/{name}.gin" for name in PRESETS if name != "nano"}
+    names = {f"models/{name}.gin" for name in PRESETS if not name.endswith("nano")}
     assert names == set(MODELS)
 
 
@@ -164,7 +165,8 @@ def test_a_model_file_names_its_preset(model):
 
 def _slow_between(model: str) -> object:
     """The smallest and largest sizes will do; a size in between differs in its preset's name."""
-    between = Path(model).stem.endswith(("large", "xl", "3b")) and not model.endswith("xxl.gin")
+    between = Path(model).stem.endswith(("large", "xl", "3b", "b_b", "l_l", "2b", "9b"))
+    between &= not model.endswith("xxl.gin")
     return pytest.param(model, marks=pytest.mark.slow if between else ())
 
 
@@ -172,11 +174,20 @@ def _slow_between(model: str) -> object:
 def test_prompt_tuning_of(dry_run, model):
     files = (f"--gin_file={name}" for name in (model, METHODS[0], "runs/finetune.gin"))
     out = dry_run(train, *files, "--gin.PROMPT_LENGTH=10")
-    width = PRESETS[Path(model).stem].d_model
+    width = PRESETS[Path(model).stem].stack("encoder").width
     assert "train  encoder/prompt/prompt/prompt" in out
     assert re.search(rf"^trained +1 leaves +{10 * width:,} parameters", out, re.MULTILINE)
     if model in TOTALS:
         assert total(out) == TOTALS[model] + 10 * width
+
+
+def test_a_folder_needs_no_preset(dry_run):
+    folder = Path(__file__).parents[1] / "fixtures" / "gemma" / "unequal"
+    files = (f"--gin_file={name}" for name in (FOLDER, METHODS[0], "runs/finetune.gin"))
+    settings = (f"--gin.INITIAL_CHECKPOINT_PATH={folder}", "--gin.PROMPT_LENGTH=10")
+    out = dry_run(train, *files, *settings, f"--gin.VOCABULARY_FILE={embedded.vocabulary()}")
+    assert re.search(r"^trained +1 leaves +160 parameters", out, re.MULTILINE)
+    assert re.search(r"^frozen +decoder_token_embedder/embedding +bfloat16 \(40, 12\)", out, re.M)
 
 
 @pytest.mark.parametrize("model", ["models/t5_1_1_xxl.gin", "models/t5_1_0_small.gin"])

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning import sharding
+from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import (
@@ -32,13 +32,14 @@ from prompt_tuning.methods.base import Method
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel, initialize
-from prompt_tuning.t5 import PRESETS, T5, T5Config, preset
+from prompt_tuning.t5 import PRESETS, T5, T5Config
 from prompt_tuning.testing import (
     check_method,
     random_batch,
     random_leaves,
     rounding,
     tiny_config,
+    tiny_gemma,
     tiny_model,
 )
 from prompt_tuning.testing.methods import logits
@@ -46,9 +47,11 @@ from prompt_tuning.training.loop import create_state
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.config import Config, Stack
 from prompt_tuning.transformer.paths import flatten, unflatten
 
 CONFIG = tiny_config()
+GEMMA = tiny_gemma()
 FORWARD = rounding.forward(CONFIG, 3 + 7, 2 + 4)
 P = 3
 START = Uniform()
@@ -83,6 +86,8 @@ FOLDED = {"p_tuning", "p_tuning_lstm", "prefix_mlp", "prefix_gated_mlp", "multit
 VARIANTS = {"decoder_prompt", "p_tuning_lstm", "prefix_gated_mlp", "prefix_gated", "pfeiffer",
             "wayward", "prompt_and_lora"}  # fmt: skip
 SLOW = pytest.mark.slow
+FAST = {"prefix_tuning"}  # on T5Gemma
+FAMILIES = ("t5", "t5gemma")
 # The variants take long to compile, on eight devices most others too.
 SHARDED = [
     pytest.param(name, marks=() if name in ("prompt_tuning", "prefix_tuning", "lora") else SLOW)
@@ -92,26 +97,35 @@ SHARDED = [
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW if name in VARIANTS else ()) for name in METHODS]
+    ("name", "config"),
+    [
+        *(pytest.param(n, CONFIG, marks=SLOW if n in VARIANTS else (), id=n) for n in METHODS),
+        *(
+            pytest.param(n, GEMMA, marks=() if n in FAST else SLOW, id=f"{n}-t5gemma")
+            for n in METHODS
+        ),
+    ],
 )
-def test_contract(name):
-    check_method(METHODS[name])
+def test_contract(name, config):
+    check_method(METHODS[name], config)
 
 
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=SLOW if name in VARIANTS else ()) for name in STARTS_AS_BACKBONE],
 )
-def test_starts_as_the_backbone(name):
+@pytest.mark.parametrize("config", [CONFIG, pytest.param(GEMMA, marks=SLOW)], ids=FAMILIES)
+def test_starts_as_the_backbone(name, config):
     """With the added leaves as their modules initialise them."""
-    model = T5(CONFIG, METHODS[name])
-    backbone = random_leaves(flatten(nn.unbox(init_shapes(CONFIG))))
+    model = families.model(config, METHODS[name])
+    backbone = random_leaves(flatten(nn.unbox(init_shapes(config))))
     tokens = np.ones((1, 2), np.int32)
     initial = jax.jit(model.init)(jax.random.key(0), tokens, tokens, tokens)["params"]
     leaves = flatten(nn.unbox(initial)) | backbone
-    alone = logits(T5(CONFIG), unflatten(backbone), random_batch())
+    alone = logits(families.model(config), unflatten(backbone), random_batch())
     tuned = logits(model, unflatten(leaves), random_batch())
-    np.testing.assert_allclose(tuned, alone, rtol=0, atol=FORWARD * np.abs(alone).max())
+    bound = rounding.forward(config, 3 + 7, 2 + 4)
+    np.testing.assert_allclose(tuned, alone, rtol=0, atol=bound * np.abs(alone).max())
 
 
 def test_only_trained_leaves_are_saved(tmp_path):
@@ -133,8 +147,9 @@ def steps(model: TunedModel, count: int, optimizer: optax.GradientTransformation
     return state
 
 
+@pytest.mark.parametrize("config", [CONFIG, pytest.param(GEMMA, marks=SLOW)], ids=FAMILIES)
 @pytest.mark.parametrize("name", SHARDED)
-def test_eight_devices_give_what_one_gives(name):
+def test_eight_devices_give_what_one_gives(name, config):
     """To a thousandth of what two steps of gradient descent change.
 
     The order of additions differs by much less. Rows that count twice or not at all, or a sum over
@@ -145,9 +160,11 @@ def test_eight_devices_give_what_one_gives(name):
     before, one, eight = (
         flatten(trained)
         for trained in (
-            tiny_model(METHODS[name]).trained,
-            steps(tiny_model(METHODS[name]), 2, optimizer).trained,
-            steps(tiny_model(METHODS[name], layout=sharding.layout(2)), 2, optimizer).trained,
+            tiny_model(METHODS[name], config).trained,
+            steps(tiny_model(METHODS[name], config), 2, optimizer).trained,
+            steps(
+                tiny_model(METHODS[name], config, layout=sharding.layout(2)), 2, optimizer
+            ).trained,
         )
     )
     for path, leaf in one.items():
@@ -180,38 +197,57 @@ def test_methods_that_merge_and_fold():
     assert {name for name, method in METHODS.items() if method.folded() != method} == FOLDED
 
 
-def counts(cfg: T5Config) -> dict[str, tuple[Method, int]]:
+def counts(cfg: Config) -> dict[str, tuple[Method, int]]:
     """Method and trained parameters by the formulas of the docstrings."""
-    d, joined, ff = cfg.d_model, cfg.num_heads * cfg.head_dim, cfg.d_ff
-    enc, dec, inner = cfg.num_encoder_layers, cfg.num_decoder_layers, len(cfg.activations)
-    attentions, mlps = enc + 2 * dec, enc + dec
-    norms = 2 * enc + 3 * dec + 2
-    network = 2 * enc * joined, 2 * dec * joined, 2 * dec * joined
-    p, h, r, m, k = 20, 128, 8, 32, 2
+    enc, dec = cfg.stack("encoder"), cfg.stack("decoder")
+    inner = len(cfg.architecture.activations)
+    # For each kind of attention block: layers, width D of queries, of keys, widths H head_dim.
+    attentions = [
+        (layers, stack.width, source.width, stack.heads * stack.head_dim,
+         stack.key_heads * stack.head_dim)
+        for layers, stack, source in (
+            (enc.layers, enc, enc), (dec.layers, dec, dec), (dec.layers, dec, enc))
+    ]  # fmt: skip
+    heads = enc.heads * enc.layers + 2 * dec.heads * dec.layers
+    norms = {False: 1, True: 2}[cfg.architecture.post_norms]
+    norm_scales = norms * (2 * enc.layers * enc.width + 3 * dec.layers * dec.width)
+    norm_scales += enc.width + dec.width
+    p, h, r, m, k, d = 20, 128, 8, 32, 2, enc.width
+    prefixes = sum(2 * p * keys * n for n, _, _, _, keys in attentions)
+
+    def adapters(stack: Stack, blocks: int) -> int:
+        return (2 * stack.width * m + stack.width + m) * blocks * stack.layers
+
     lstm = 8 * h * (d + h + 1) + (2 * h + 1) * 2 * h + (2 * h + 1) * d
     return {
         "prompt_tuning": (PromptTuning(p), p * d),
-        "decoder_prompt": (PromptTuning(p, decoder_length=5), (p + 5) * d),
+        "decoder_prompt": (PromptTuning(p, decoder_length=5), p * d + 5 * dec.width),
         "p_tuning": (PTuning(p, h), p * d + (d + 1) * h + (h + 1) * h + (h + 1) * d),
         "p_tuning_lstm": (PTuning(p, h, "lstm"), p * d + lstm),
-        "prefix_tuning": (PrefixTuning(p), 2 * p * joined * attentions),
+        "prefix_tuning": (PrefixTuning(p), prefixes),
         "prefix_mlp": (
             PrefixTuning(p, h),
-            sum(p * d + (d + 1) * h + (h + 1) * out for out in network),
+            sum(p * w + (w + 1) * h + (h + 1) * 2 * n * keys for n, w, _, _, keys in attentions),
         ),
-        "prefix_gated": (
-            PrefixTuning(p, gated=True),
-            (2 * p * joined + cfg.num_heads) * attentions,
+        "prefix_gated": (PrefixTuning(p, gated=True), prefixes + heads),
+        "deep_prompt": (DeepPrompt(p), p * d * enc.layers),
+        "warp": (Warp(p, label_ids=[3, 4]), p * d + k * dec.width),
+        "lora": (
+            LoRA(r),
+            sum(n * r * (w + queries + v + keys) for n, w, v, queries, keys in attentions),
         ),
-        "deep_prompt": (DeepPrompt(p), p * d * enc),
-        "warp": (Warp(p, label_ids=[3, 4]), (p + k) * d),
-        "lora": (LoRA(r), 2 * r * (d + joined) * attentions),
-        "adapter": (Adapter(m), (2 * d * m + d + m) * (attentions + mlps)),
-        "pfeiffer": (Adapter(m, "pfeiffer"), (2 * d * m + d + m) * mlps),
-        "ia3": (IA3(), 2 * joined * attentions + ff * mlps),
+        "adapter": (Adapter(m), adapters(enc, 2) + adapters(dec, 3)),
+        "pfeiffer": (Adapter(m, "pfeiffer"), adapters(enc, 1) + adapters(dec, 1)),
+        "ia3": (
+            IA3(),
+            sum(2 * keys * n for n, _, _, _, keys in attentions)
+            + sum(stack.hidden * stack.layers for stack in (enc, dec)),
+        ),
         "bitfit": (
             BitFit(),
-            (2 * joined + d) * attentions + (inner * ff + d) * mlps + d * norms,
+            sum(n * (queries + keys + w) for n, w, _, queries, keys in attentions)
+            + sum((inner * stack.hidden + stack.width) * stack.layers for stack in (enc, dec))
+            + norm_scales,
         ),
         "multitask_prompt": (MultitaskPrompt(p, ["x", "y", "z"], rank=r), p * d + 3 * r * (p + d)),
     }
@@ -221,6 +257,7 @@ def counts(cfg: T5Config) -> dict[str, tuple[Method, int]]:
     "size",
     [
         None,
+        "t5gemma_nano",
         *(
             pytest.param(name, marks=pytest.mark.slow)  # tracing up to 48 layers for each method
             for name in PRESETS
@@ -230,7 +267,7 @@ def counts(cfg: T5Config) -> dict[str, tuple[Method, int]]:
 )
 def test_trained_parameters_follow_the_formula(size):
     """By default on a shape whose widths all differ."""
-    config = preset(size) if size else T5Config(64, 12, 2, 5, 28, 3, 2)
+    config = families.preset(size) if size else T5Config(64, 12, 2, 5, 28, 3, 2)
     for name, (method, count) in counts(config).items():
         split = ParamSplit.of(config, method)
         assert split.count(split.trained) == count, name

@@ -1,16 +1,21 @@
 """A bank of prompts: what a row gets is its own task's prompt, whatever else is in the batch."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from numpy_prompts import BACKBONE, CONFIG, Alone, D, prompt
 
-from prompt_tuning import decoding, sharding
+from prompt_tuning import decoding, families, sharding
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods import PromptTuning, Uniform
+from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.sharding import Layout
 from prompt_tuning.t5 import T5
-from prompt_tuning.transformer.paths import join
+from prompt_tuning.testing import rounding, tiny_config, tiny_gemma, tiny_model
+from prompt_tuning.transformer.paths import join, unflatten
 
 TARGETS = np.array([[7, 1, 0], [9, 5, 1], [4, 1, 0]], np.int32)
 # Float32 against float64: log p of a target sums up to three logits' errors of 2e-5 (the tolerance
@@ -56,6 +61,28 @@ def test_prompts_of_any_length_act_as_alone():
     scores = mixed(bank, rows, [bank.slots[name][0] for name in names])
     for name, row, row_scores in zip(names, rows, scores, strict=False):
         np.testing.assert_allclose(row_scores, alone(prompts[name][0], row), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny_gemma(), pytest.param(tiny_config(), marks=pytest.mark.slow)],
+    ids=["t5gemma", "t5"],
+)
+def test_in_every_family_a_prompt_acts_as_alone(config):
+    """In a batch with others, in front of which there may be unused places."""
+    config = dataclasses.replace(config, products="float32")
+    backbone, layout_of_one = tiny_model(config=config), layout()
+    prompts = {str(n): [prompt(n)] for n in (5, 2)}
+    bank = PromptBank.empty(D, layout_of_one.mesh, capacity=2, length=7).add(prompts)
+    rows, slots = tokens(12, 7, rows=2), np.array([bank.slots[n][0] for n in ("5", "2")], np.int32)
+    model = families.model(config, bank.sites)
+    scores = SCORE(model, join(backbone.params, bank.leaves), rows, TARGETS, slots)
+    atol = 2 * 3 * rounding.forward(config, 7 + 12, 3) * np.abs(scores).max()
+    for i, name in enumerate(("5", "2")):
+        alone = families.model(config, PromptTuning(int(name), initializer=Uniform()))
+        params = join(backbone.params, unflatten({PROMPT_PATH: prompts[name][0]}))
+        wanted = SCORE(alone, params, rows[i : i + 1], TARGETS)
+        np.testing.assert_allclose(scores[i : i + 1], wanted, rtol=0, atol=atol)
 
 
 def test_a_misplaced_prompt_would_be_seen():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_tuning import families
 from prompt_tuning.data.batching.packing import assign_rows, pack
 from prompt_tuning.methods import (
     IA3,
@@ -25,27 +26,26 @@ from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.pretraining.mixture import pad
 from prompt_tuning.t5 import T5
-from prompt_tuning.testing import tiny_config
+from prompt_tuning.testing import tiny_config, tiny_gemma
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
 from prompt_tuning.transformer.paths import unflatten
 
 P, T, L, EXAMPLES = 3, 24, 10, 6
-CONFIG = tiny_config()
+CONFIG, GEMMA = tiny_config(), tiny_gemma()
 METHOD = PromptTuning(length=P)
 MODEL = T5(CONFIG, METHOD)
 OTHERS = [
     PTuning(P, hidden=4),
     DeepPrompt(P),
-    pytest.param(Warp(P, label_ids=[5, 9]), marks=pytest.mark.slow),
     MultitaskPrompt(P),
     PrefixTuning(P),
     PrefixTuning(P, gated=True),
-    # These change each position by itself.
-    *(pytest.param(method, marks=pytest.mark.slow) for method in (Adapter(4), IA3(), BitFit())),
     LoRA(2),
     Combined([METHOD, LoRA(2), PrefixTuning(P)]),
 ]
+# Prompt tuning with more, and methods that change each position by itself.
+ALIKE = [Warp(P, label_ids=[5, 9]), Adapter(4), IA3(), BitFit()]
 IDS = st.lists(st.integers(3, 63), min_size=1, max_size=T - P - 2)
 
 
@@ -87,16 +87,25 @@ def test_packed_equals_unpacked(weights, examples):
     np.testing.assert_allclose(packed_gradient, gradient, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", OTHERS, ids=lambda method: type(method).__name__)
-def test_every_method_keeps_packed_examples_apart(method):
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        *((CONFIG, method) for method in OTHERS),
+        *(pytest.param(CONFIG, method, marks=pytest.mark.slow) for method in ALIKE),
+        (GEMMA, METHOD),
+        *(pytest.param(GEMMA, m, marks=pytest.mark.slow) for m in (*OTHERS, *ALIKE)),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_every_method_keeps_packed_examples_apart(config, method):
     rng = np.random.default_rng(0)
-    shapes = ParamSplit.of(CONFIG, method).shapes
+    shapes = ParamSplit.of(config, method).shapes
     params = unflatten({path: rng.normal(0, 0.4, x.shape) for path, x in shapes.items()})
     examples = [(rng.integers(3, 64, n), rng.integers(3, 64, m)) for n, m in ((4, 3), (6, 1))]
     with_end = [([*source, 1], [*target, 1]) for source, target in examples]
     packed = pack([with_end], prompt_length=method.positions, input_length=T, target_length=L)
     losses = [
-        loss_fn(T5(CONFIG, method), Loss(), params, batch, None)[0]
+        loss_fn(families.model(config, method), Loss(), params, batch, None)[0]
         for batch in (pad(examples, T - P, L), packed)
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)

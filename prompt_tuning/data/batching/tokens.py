@@ -14,6 +14,7 @@ from prompt_tuning.data.batching.packing import Example
 from prompt_tuning.data.batching.settings import FEATURES
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.readers.memory_source import MemorySource
+from prompt_tuning.data.tasks import begin_inputs
 from prompt_tuning.errors import UserError
 
 # Most rows of a source that is held in memory: MNLI and QQP (400,000) fit, C4 does not.
@@ -25,6 +26,7 @@ _DETERMINISTIC = (
     seqio.preprocessors.tokenize,
     seqio.preprocessors.append_eos,
     seqio.preprocessors.append_eos_after_trim,
+    begin_inputs,
 )
 
 

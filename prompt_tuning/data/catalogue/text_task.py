@@ -140,6 +140,7 @@ def _register(text_task: TextTask, vocabulary: seqio.Vocabulary, folder: Folder 
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
             *([text_task.objective] if text_task.objective else []),
+            tasks.begin_inputs,
             seqio.preprocessors.append_eos_after_trim,
         ],
         postprocess_fn=text_task.postprocess,

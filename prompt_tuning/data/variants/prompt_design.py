@@ -20,6 +20,7 @@ import numpy as np
 
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row
+from prompt_tuning.data.tasks import begin_of
 from prompt_tuning.data.variants import few_shot
 from prompt_tuning.errors import UserError, whole_number
 from prompt_tuning.evaluation.sets import EvalSet
@@ -74,7 +75,8 @@ class Design:
             examples than demonstrations.
         """
         feature = data.provider.output_features["inputs"]
-        encode, most = feature.vocabulary.encode, data.lengths["inputs"] - feature.add_eos
+        encode, begin = feature.vocabulary.encode, begin_of(feature.vocabulary)
+        most = data.lengths["inputs"] - feature.add_eos - len(begin)
         end = [feature.vocabulary.eos_id] if feature.add_eos else []
         heads = self._heads(data)
         head_ids = [encode(head) for head in heads]
@@ -87,7 +89,7 @@ class Design:
                 raise UserError(_too_long(data, eval_set, len(head_ids[0]) + len(end)))
             counts.append(fitting[-1])
             texts.append(heads[fitting[-1]] + text)
-            ids = [*head_ids[fitting[-1]], *ids, *end]
+            ids = [*begin, *head_ids[fitting[-1]], *ids, *end]
             row[: len(ids)] = ids
         notes = eval_set.notes
         if self.demonstrations:

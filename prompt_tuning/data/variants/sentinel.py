@@ -29,6 +29,8 @@ def register(name: str) -> str:
     if name not in seqio.TaskRegistry.names():
         raise UserError(f"{name}: no such task to put a sentinel before the targets of")
     task = seqio.TaskRegistry.get(name)
+    if not task.output_features["targets"].vocabulary.extra_ids:
+        raise UserError(f"{name}: its vocabulary has no sentinels, so its targets get none")
     preprocessors = list(task.preprocessors)
     if seqio.preprocessors.tokenize not in preprocessors:
         raise UserError(f"{name}: is not tokenised by SeqIO, so its targets get no sentinel")
