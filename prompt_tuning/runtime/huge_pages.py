@@ -19,7 +19,17 @@ _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _FIRST_GLIBC = (2, 35)  # with the tunable
 _COMMANDS = frozenset(
     f"prompt_tuning.{name}"
-    for name in ("demo", "ensemble", "eval", "experiments", "infer", "pretrain", "suite", "train")
+    for name in (
+        "demo",
+        "ensemble",
+        "eval",
+        "experiments",
+        "infer",
+        "pretrain",
+        "serve",
+        "suite",
+        "train",
+    )
 )
 
 

@@ -20,6 +20,7 @@ from prompt_tuning.model import params, summary
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.pretrain import pretrain
+from prompt_tuning.runs.serve import serve
 from prompt_tuning.runs.suite import train_tasks
 from prompt_tuning.runs.train import train
 
@@ -307,6 +308,11 @@ def test_several_tasks(dry_run):
     assert total(out) == 8_655_104
 
 
+def test_a_server(dry_run):
+    out = dry_run(serve, "--gin_file=models/demo.gin", "--gin_file=runs/serve.gin", "--gin.PORT=0")
+    assert total(out) == 8_655_104
+
+
 @pytest.mark.parametrize(
     ("method", "parts"),
     [
@@ -348,7 +354,7 @@ def test_each_macro_has_one_home():
     """Files of two kinds that go together set no macro both, unless the later one has to."""
     meant = {"pretrain": {"INITIAL_CHECKPOINT_PATH", "LEARNING_RATE", "METHOD"}}
     meant["ladder"] = meant["pretrain"]
-    ours = {run: {"METHOD", "ALLOW_OTHER_BACKBONE"} for run in ("infer_tasks", "ensemble")}
+    ours = {run: {"METHOD", "ALLOW_OTHER_BACKBONE"} for run in ("infer_tasks", "ensemble", "serve")}
     ours |= {kind: macros_of("methods/prompt_tuning.gin") for kind in ("eval", "infer")}
     for run in (Path(name).stem for name in FILES if name.startswith("runs/")):
         if run != "demo":
