@@ -28,7 +28,7 @@ demo: venv
 	$(BIN)/python -m prompt_tuning.demo --gin_file=runs/demo.gin
 
 # As the commands have them (prompt_tuning/runtime/huge_pages.py).
-HUGE_PAGES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
+HUGE_PAGES = glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.trim_threshold=17179869184
 test: venv
 	GLIBC_TUNABLES=$(HUGE_PAGES) $(BIN)/python -m pytest -n 2 --dist=worksteal
 

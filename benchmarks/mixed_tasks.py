@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=20)
     parser.add_argument("--new", type=int, default=8, help="tokens to make")
     parser.add_argument("--repeats", type=int, default=6, help="of each; the first is left out")
+    parser.add_argument("--one_task", action="store_true", help="leave out rows of several tasks")
     parser.add_argument("--peer", action="store_true", help="time PEFT as well")
     parser.add_argument("--json", type=Path)
     steps.report(parser.parse_args(), measure)
@@ -60,27 +61,33 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
             ask = stack.enter_context(peer.timed("mixed_tasks_torch.py", settings))
             words = {f"peer_{dtype}_{word}": functools.partial(ask, word) for word in PEER_WORDS}
             timed |= words
+        if arguments.one_task:
+            timed = {k: time for k, time in timed.items() if k.endswith(("single", "batch"))}
+            timed["single_float32_products"] = exact["single"]
         median = steps.medians(timed, arguments.repeats)
     seconds = {name: used.seconds for name, used in median.items()}
     tokens = arguments.tasks * arguments.new
-    found = steps.by_key(median) | {
-        "mixed_over_single": seconds["single"] / seconds["mixed"],
-        "mixed_over_sequential": seconds["sequential"] / seconds["mixed"],
-        "tokens_per_second": tokens / seconds["mixed"],
-    }
+    found = steps.by_key(median) | {"one_task_tokens_per_second": tokens / seconds["single"]}
+    if not arguments.one_task:
+        found |= {
+            "mixed_over_single": seconds["single"] / seconds["mixed"],
+            "mixed_over_sequential": seconds["sequential"] / seconds["mixed"],
+            "tokens_per_second": tokens / seconds["mixed"],
+        }
     if arguments.peer:
-        batch, sequential = (
-            {dtype: seconds[f"peer_{dtype}_{word}"] for dtype in peer.PRECISIONS}
-            for word in PEER_WORDS
-        )
+        batch = {dtype: seconds[f"peer_{dtype}_batch"] for dtype in peer.PRECISIONS}
         found |= {
             "peer_batch_seconds": batch["float32"],
-            "peer_sequential_seconds": sequential["float32"],
-            "mixed_over_peer_sequential": sequential["float32"] / seconds["mixed"],
-            "mixed_over_peer_best_sequential": min(sequential.values()) / seconds["mixed"],
             "peer_tokens_per_second": tokens / batch["float32"],
             "generation_over_peer": batch["float32"] / seconds["single"],
             "generation_over_peer_best": min(batch.values()) / seconds["single"],
+        }
+    if arguments.peer and not arguments.one_task:
+        sequential = {dtype: seconds[f"peer_{dtype}_sequential"] for dtype in peer.PRECISIONS}
+        found |= {
+            "peer_sequential_seconds": sequential["float32"],
+            "mixed_over_peer_sequential": sequential["float32"] / seconds["mixed"],
+            "mixed_over_peer_best_sequential": min(sequential.values()) / seconds["mixed"],
         }
     return found
 

@@ -2,7 +2,7 @@
 
 On CPUs, XLA allocates its buffers anew at each execution, and glibc gives large ones back to the
 kernel at once. Faulting in pages of 4 KiB then takes a quarter to a third of a step. With huge
-pages, and without giving memory back, next to none is left. glibc reads its tunables when a process
+pages, one heap for all threads and nothing given back, next to none is left. glibc reads its tunables when a process
 starts, so a command replaces itself, once, before it imports JAX.
 """
 
@@ -14,7 +14,10 @@ from pathlib import Path
 VARIABLE = "PROMPT_TUNING_HUGE_PAGES"  # 0 switches them off
 TUNABLE = "glibc.malloc.hugetlb"
 _KEPT = 2**34  # bytes; no buffer is larger, and no more than that is free at a time
-TUNABLES = f"{TUNABLE}=1:glibc.malloc.mmap_threshold={_KEPT}:glibc.malloc.trim_threshold={_KEPT}"
+TUNABLES = (
+    f"{TUNABLE}=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold={_KEPT}"
+    f":glibc.malloc.trim_threshold={_KEPT}"
+)
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _FIRST_GLIBC = (2, 35)  # with the tunable
 _COMMANDS = frozenset(
