@@ -1,7 +1,7 @@
 """Times batches whose rows are of different tasks, against one task for all rows, and against one
 task after another.
 
-T5 v1.1 with random weights and prompts, greedy decoding; medians of alternating measurements
+A backbone with random weights and prompts, greedy decoding; medians of alternating measurements
 within one run. Ours decodes with PRODUCTS = 'auto' and, one task for all rows, with 'float32'; the
 peer in float32 and in bfloat16. It cannot mix prompts: it takes one task after another.
 """
@@ -23,11 +23,12 @@ import usage
 from usage import Usage
 
 from prompt_tuning import Model, families, sharding
+from prompt_tuning.families import preset
 from prompt_tuning.methods import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving.bank import PromptBank
-from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.testing import Numbers
+from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import Params
 
 Timed = dict[str, Callable[[], Usage]]
@@ -36,7 +37,8 @@ PEER_WORDS = ("batch", "sequential")  # what mixed_tasks_torch.py can be asked f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", help="of T5 v1.1")
+    parser.add_argument("--family", default="t5_1_1", choices=steps.FAMILIES)
+    parser.add_argument("--size", default="small", help="of T5 v1.1; s_s, b_b, ... of T5Gemma")
     parser.add_argument("--tasks", type=int, default=64, help="and rows, one of each")
     parser.add_argument("--input", type=int, default=16, help="tokens of a row")
     parser.add_argument("--prompt", type=int, default=20)
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    config = preset(f"t5_1_1_{arguments.size}")
+    config = preset(f"{arguments.family}_{arguments.size}")
     layout = sharding.layout()
     backbone = initialize(config, Method(), layout=layout).frozen
     exact = ours(arguments, dataclasses.replace(config, products="float32"), backbone, layout)
@@ -93,16 +95,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def ours(
-    arguments: argparse.Namespace, config: T5Config, backbone: Params, layout: sharding.Layout
+    arguments: argparse.Namespace, config: Config, backbone: Params, layout: sharding.Layout
 ) -> Timed:
     """Generation by a mixed batch, by a batch of one task, and by one task after another."""
     rng = np.random.default_rng(0)
+    width = config.stack("encoder").width
     sizes = {"capacity": arguments.tasks, "length": arguments.prompt}
-    room = PromptBank.empty(config.d_model, layout.mesh, **sizes)
+    room = PromptBank.empty(width, layout.mesh, **sizes)
     model = Model(config, backbone, Numbers(), layout, batch_size=arguments.tasks, prompts=room)
     names = [f"task{i}" for i in range(arguments.tasks)]
     for name in names:
-        model.add_task(name, rng.normal(size=(arguments.prompt, config.d_model)).astype(np.float32))
+        model.add_task(name, rng.normal(size=(arguments.prompt, width)).astype(np.float32))
     ids = rng.integers(2, config.vocab_size, (arguments.tasks, arguments.input - 1))
     texts = [" ".join(map(str, row)) for row in ids]
 
@@ -121,7 +124,7 @@ def ours(
     }
 
 
-def peer_settings(arguments: argparse.Namespace, config: T5Config, dtype: str) -> dict[str, Any]:
+def peer_settings(arguments: argparse.Namespace, config: Config, dtype: str) -> dict[str, Any]:
     """Settings of mixed_tasks_torch.py."""
     settings = {name: getattr(arguments, name) for name in ("tasks", "input", "prompt", "new")}
     fields = families.of(config).huggingface.config_fields(config, np.dtype("float32"))

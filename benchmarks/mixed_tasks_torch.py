@@ -1,4 +1,4 @@
-"""The peer's half of mixed_tasks.py: greedy decoding by PEFT on transformers' T5, timed on request.
+"""The peer's half of mixed_tasks.py: greedy decoding by PEFT on transformers, timed on request.
 
 Reads a JSON line of settings, then lines "batch" (all rows with one prompt) or "sequential" (each
 row with its own, one after another); answers with what that took. Imports nothing of this package.
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import usage
-from peft import PromptTuningConfig, TaskType, get_peft_model
-from transformers import T5Config, T5ForConditionalGeneration
+from peer_models import prompt_config, random_model
+from peft import get_peft_model
 
 
 class Decoder:
@@ -21,18 +21,15 @@ class Decoder:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         torch.manual_seed(0)
         device, tasks = torch.device(settings.get("device", "cpu")), settings["tasks"]
-        prompt = PromptTuningConfig(
-            task_type=TaskType.SEQ_2_SEQ_LM,
-            num_virtual_tokens=settings["prompt"],
-            num_transformer_submodules=1,
-            inference_mode=True,
-        )
+        prompt = prompt_config(settings["config"], settings["prompt"], inference_mode=True)
         with device:
-            model = T5ForConditionalGeneration(T5Config(**settings["config"]))
+            model = random_model(settings["config"])
             model = get_peft_model(model, prompt, "task0")
             for i in range(1, tasks):
                 model.add_adapter(f"task{i}", prompt)
-            self._rows = torch.randint(2, model.config.vocab_size, (tasks, settings["input"]))
+            self._rows = torch.randint(
+                2, settings["config"]["vocab_size"], (tasks, settings["input"])
+            )
         self._model = model.to(device, getattr(torch, settings["dtype"])).eval()
         self._new = settings["new"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from usage import Usage
 
 from prompt_tuning import families
-from prompt_tuning.t5.config import T5Config
+from prompt_tuning.transformer.config import Config
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "safetensors==0.8.0")
 PRECISIONS = ("float32", "bfloat16")
@@ -69,7 +69,7 @@ def timed(script: str, settings: Mapping[str, Any]) -> Iterator[Callable[[str], 
 
 
 def steps(
-    config: T5Config, prompt: int, batches: Sequence[Mapping[str, Any]], dtype: str
+    config: Config, prompt: int, batches: Sequence[Mapping[str, Any]], dtype: str
 ) -> AbstractContextManager[Callable[[str], Usage]]:
     """Times the peer's training steps, as `timed` does: on the batch with the number that is asked.
 
@@ -80,7 +80,7 @@ def steps(
 
 
 def step_settings(
-    config: T5Config, prompt: int, batches: Sequence[Mapping[str, Any]], dtype: str
+    config: Config, prompt: int, batches: Sequence[Mapping[str, Any]], dtype: str
 ) -> dict[str, Any]:
     """Settings of step_torch.py.
 

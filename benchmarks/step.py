@@ -20,8 +20,8 @@ import steps
 import usage
 from usage import Usage
 
+from prompt_tuning.families import preset
 from prompt_tuning.methods import PromptTuning, Uniform
-from prompt_tuning.t5.config import preset
 from prompt_tuning.transformer import narrow
 
 MATRIX = 2048
@@ -37,7 +37,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     config = dataclasses.replace(
-        preset(f"t5_1_1_{arguments.size}"),
+        preset(f"{arguments.family}_{arguments.size}"),
         dropout_rate=steps.DROPOUT,
         dtype=arguments.dtype,
         frozen_dtype=arguments.dtype,

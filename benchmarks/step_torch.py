@@ -1,4 +1,4 @@
-"""The peer's half of step.py and epoch_time.py: prompt-tuning steps of PEFT on transformers' T5.
+"""The peer's half of step.py and epoch_time.py: prompt-tuning steps of PEFT on transformers.
 
 Reads a JSON line of settings, then lines with the number of a batch; answers with what a step on it
 took. Threads and attention are those that torch and transformers choose. Imports nothing of this
@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import usage
-from peft import PromptTuningConfig, TaskType, get_peft_model
-from transformers import T5Config, T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import T5Block
+from peer_models import Block, prompt_config, random_model
+from peft import get_peft_model
 
 IGNORED = -100  # as a label
 
@@ -26,15 +25,9 @@ class Trained:
         torch.manual_seed(0)
         self._device = torch.device(settings.get("device", "cpu"))
         with self._device:
-            model = T5ForConditionalGeneration(T5Config(**settings["config"]))
+            model = random_model(settings["config"])
         self.attention = model.config._attn_implementation
-        # Without num_transformer_submodules PEFT prepends as many vectors to the decoder's input.
-        prompt = PromptTuningConfig(
-            task_type=TaskType.SEQ_2_SEQ_LM,
-            num_virtual_tokens=settings["prompt"],
-            num_transformer_submodules=1,
-        )
-        model = get_peft_model(model, prompt)
+        model = get_peft_model(model, prompt_config(settings["config"], settings["prompt"]))
         self._model = model.to(self._device, getattr(torch, settings["dtype"])).train()
         self._batches = [self._placed(**batch) for batch in settings["batches"]]
         trained = [leaf for leaf in model.parameters() if leaf.requires_grad]
@@ -43,7 +36,7 @@ class Trained:
     def compile_blocks(self) -> None:
         """Compiles each layer, as torch advises where a whole model takes long to compile."""
         for module in self._model.modules():
-            if isinstance(module, T5Block):
+            if isinstance(module, Block):
                 module.compile()
 
     def step(self, batch: int) -> None:

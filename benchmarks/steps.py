@@ -15,17 +15,19 @@ import usage
 from usage import Usage
 
 from prompt_tuning import embedded, sharding
+from prompt_tuning.families import preset
 from prompt_tuning.methods import Method
 from prompt_tuning.model.tuned import TunedModel, initialize
-from prompt_tuning.t5.config import T5Config, preset
 from prompt_tuning.training.loop import create_state
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor, only_trained
 from prompt_tuning.training.step import make_train_step
+from prompt_tuning.transformer.config import Config
 
 Batch = Mapping[str, np.ndarray | jax.Array]
 Name = TypeVar("Name", bound=Hashable)
 BUSY = 0.25  # of the cores, before the benchmark adds its own work
+FAMILIES = ("t5_1_1", "t5gemma")
 DROPOUT = 0.1  # the paper's, where a step is compared with the peer's
 
 
@@ -81,14 +83,14 @@ def held_bytes(compiled: jax.stages.Compiled) -> float:
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
-def trained(model: str | T5Config, method: Method) -> Trained:
+def trained(model: str | Config, method: Method) -> Trained:
     """A model that steps; "demo" has the embedded weights, other shapes random ones."""
     config = preset(model) if isinstance(model, str) else model
     checkpoint = embedded.backbone() if model == "demo" else None
     return Trained(initialize(config, method, layout=sharding.layout(), checkpoint=checkpoint))
 
 
-def random_batch(config: T5Config, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
+def random_batch(config: Config, rows: int, inputs: int, targets: int) -> dict[str, np.ndarray]:
     """Rows without padding, `inputs` and `targets` tokens long."""
     rng = np.random.default_rng(0)
     drawn = [rng.integers(3, config.vocab_size, (rows, n), np.int32) for n in (inputs, targets)]
@@ -138,7 +140,8 @@ def by_key(found: Mapping[str, Usage]) -> dict[str, float]:
 def parser(doc: str) -> argparse.ArgumentParser:
     """Flags of a step's shape, and `--json`."""
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
-    found.add_argument("--size", default="small", help="of T5 v1.1")
+    found.add_argument("--family", default="t5_1_1", choices=FAMILIES)
+    found.add_argument("--size", default="small", help="of T5 v1.1; s_s, b_b, ... of T5Gemma")
     found.add_argument("--batch", type=int, default=8)
     found.add_argument("--input", type=int, default=128)
     found.add_argument("--target", type=int, default=8)

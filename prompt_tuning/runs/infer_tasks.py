@@ -16,6 +16,7 @@ from prompt_tuning.serving.answers import Classification
 from prompt_tuning.serving.task_rows import TaskRow, TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.vocabulary import begin_of
 
 BATCHES_PER_WRITE = 16
 
@@ -69,7 +70,8 @@ def infer(
         raise UserError(f"MODE = 'rank', but the task {unlabelled[0]} has no labels in labels.json")
     on_start(folder)
     path = folder / f"tasks-{mode}.jsonl"
-    tokens = [data.vocabulary.encode(row.text) for row in rows]
+    begin = begin_of(data.vocabulary)
+    tokens = [[*begin, *data.vocabulary.encode(row.text)] for row in rows]
     for line in _cut_notes(model, rows, tokens):
         print(line, flush=True)
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}

@@ -298,9 +298,7 @@ def test_settings_of_every_config(name):
     }
     for step in kinds.values():
         dry_run.planned(step)
-    assert actual.name == {"ladder": f"ladder_{name.split('/')[-1][:-4]}"}.get(
-        name.split("/")[1], name.split("/")[-1].removesuffix(".gin")
-    )
+    assert actual.name == "_".join(name.removesuffix(".gin").split("/")[1:])
     assert actual.modules([str(CONFIGS)])
 
 
@@ -323,7 +321,7 @@ def test_cells_that_experiments_share(folder):
     paths = {
         path.split("/")[-1].split(".")[0].split("_")[0]: path
         for path in FILES
-        if ("ladder" in path) == bool(folder) and "/e" in path
+        if Path(path).parent == Path("experiments", folder) and "/e" in path
     }
     cells = {name: load(path).cells([str(CONFIGS)]) for name, path in paths.items()}
     known = {cell.digest for cell in cells["e1"]}
