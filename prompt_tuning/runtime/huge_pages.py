@@ -2,8 +2,8 @@
 
 On CPUs, XLA allocates its buffers anew at each execution, and glibc gives large ones back to the
 kernel at once. Faulting in pages of 4 KiB then takes a quarter to a third of a step. With huge
-pages, one heap for all threads and nothing given back, next to none is left. glibc reads its tunables when a process
-starts, so a command replaces itself, once, before it imports JAX.
+pages, one heap for all threads and nothing given back, no faults are left. glibc reads its tunables
+when a process starts, so a command replaces itself, once, before it imports JAX.
 """
 
 import os
