@@ -49,6 +49,7 @@ class Rows:
     vocabulary_size = 0  # that of no file
     lengths = MappingProxyType({"inputs": 6, "targets": 2})
     target_prefix = ""
+    text_fields = MappingProxyType({})
 
     def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "Rows":
         assert (dict(lengths), target_prefix) == (dict(self.lengths), self.target_prefix)

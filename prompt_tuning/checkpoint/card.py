@@ -16,6 +16,7 @@ from prompt_tuning.runtime.files import write_json
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20
 _TRAINED_WITH = "trained_with"  # the field that cards of earlier versions lack
+_TEXT_FIELDS = "text_fields"  # within it; of runs on files alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainedWith:
       tasks: names of the training tasks, in the order of a batch's `tasks`.
       lengths: most tokens of "inputs" and "targets", end tokens included.
       target_prefix: text before every target, such as a sentinel; "" for none.
+      text_fields: fields that inputs are joined from, by task, of tasks of files.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -35,6 +37,7 @@ class TrainedWith:
     tasks: Sequence[str] = ()
     lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     target_prefix: str = ""
+    text_fields: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 _KINDS: dict[Any, str] = {
@@ -44,6 +47,7 @@ _KINDS: dict[Any, str] = {
     Mapping[str, float]: "an object of numbers",
     Mapping[str, int]: "an object of whole numbers from 0",
     Mapping[str, Any]: "an object",
+    Mapping[str, Sequence[str]]: "an object of lists of strings",
     Sequence[str]: "a list of strings",
     TrainedWith | None: "an object",
 }
@@ -103,6 +107,8 @@ def save(prompt: epath.PathLike, card: Card | None) -> None:
     fields = dataclasses.asdict(card)
     if card.trained_with is None:
         del fields[_TRAINED_WITH]
+    elif not card.trained_with.text_fields:
+        del fields[_TRAINED_WITH][_TEXT_FIELDS]
     write_json(path_of(prompt), fields)
 
 
@@ -137,8 +143,10 @@ def parse(content: str | bytes, path: epath.PathLike) -> Card:
         raise _refused(path, "is not a JSON object")
     _check_fields(path, fields, Card, {_TRAINED_WITH} - fields.keys())
     if (trained_with := fields.get(_TRAINED_WITH)) is not None:
-        _check_fields(path, trained_with, TrainedWith)
-        lists = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
+        _check_fields(path, trained_with, TrainedWith, {_TEXT_FIELDS} - trained_with.keys())
+        lists: dict[str, Any] = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
+        fields_of_tasks = trained_with.get(_TEXT_FIELDS, {})
+        lists[_TEXT_FIELDS] = {task: tuple(names) for task, names in fields_of_tasks.items()}
         fields[_TRAINED_WITH] = TrainedWith(**trained_with | lists)
     metric = {k: math.nan if v is None else v for k, v in fields["metric"].items()}
     return Card(**fields | {"metric": metric})
@@ -277,6 +285,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return False
     if kind == Mapping[str, int]:
         return all(_fits(number, int) for number in value.values())
+    if kind == Mapping[str, Sequence[str]]:
+        return all(_fits(names, Sequence[str]) for names in value.values())
     if kind == Mapping[str, float]:
         return all(number is None or _fits(number, float) for number in value.values())
     return True

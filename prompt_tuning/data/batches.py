@@ -42,6 +42,7 @@ from prompt_tuning.data.tasks import (
     labels_of,
     parts,
     target_prefix,
+    text_fields,
     text_of,
     words_of,
 )
@@ -143,6 +144,12 @@ class TaskData:
         """Tasks with a split "train"; a mixed batch's `tasks` are indices into them."""
         subtasks = seqio.get_subtasks(self.provider)
         return tuple(task.name for task in subtasks if "train" in task.splits)
+
+    @property
+    def text_fields(self) -> dict[str, tuple[str, ...]]:
+        """Fields that the inputs of each task of files are joined from."""
+        fields = {task.name: text_fields(task) for task in parts(self.provider)}
+        return {name: names for name, names in fields.items() if names}
 
     def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "TaskData":
         """The data to evaluate on, with the lengths and the target prefix of a training."""
@@ -310,7 +317,8 @@ class TaskData:
     @functools.cached_property
     def _balanced(self) -> tuple[list[Tokens], list[float], list[int]]:
         """The tokens of each class of each task, their rates, and the numbers of their tasks."""
-        for task in self.tasks_with("train"):
+        tasks = self.tasks_with("train")
+        for task in tasks:
             if not self._training_tokens or not labels_of(task):
                 reason = "has no label words" if self._training_tokens else "is streamed"
                 instead = "use tasks with label words that fit in memory"
@@ -321,8 +329,9 @@ class TaskData:
                     f"BALANCED_CLASSES = True: {task.name} {reason}; set it to False, or {instead}"
                 )
         classes, rates, numbers = [], [], []
-        for number, rate in enumerate(self._rates()):
+        for number, (task, rate) in enumerate(zip(tasks, self._rates(), strict=True)):
             of_task = self._training_tokens[number].by_target()
+            _check_has_rows(task, of_task)
             classes += of_task
             rates += [rate / len(of_task)] * len(of_task)
             numbers += [number] * len(of_task)
@@ -485,6 +494,22 @@ def _check_name(task: str) -> None:
         known = f"did you mean {', '.join(close)}?" if close else f"available: {', '.join(names)}"
         shown = shown_beside(task, names)
         raise UserError(f"MIXTURE_OR_TASK_NAME = {shown}: no such task or mixture; {known}")
+
+
+def _check_has_rows(task: seqio.Task, classes: Sequence[Tokens]) -> None:
+    """Raises UserError for a label word that no training example of a task has as its target."""
+    words = labels_of(task)
+    if len(classes) >= len(words):
+        return
+    feature = task.output_features["targets"]
+    end = [feature.vocabulary.eos_id] if feature.add_eos else []
+    known = {tuple(np.asarray(tokens[0][1]).tolist()) for tokens in classes}
+    missing = [word for word in words if (*feature.vocabulary.encode(word), *end) not in known]
+    raise UserError(
+        f"BALANCED_CLASSES = True: no training example of {task.name} is "
+        f"{' or '.join(map(repr, missing))}; add some, take the word out of the label words, or "
+        "set it to False"
+    )
 
 
 def _empty(task: str, split: str) -> UserError:

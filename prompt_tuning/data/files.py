@@ -74,7 +74,7 @@ class TextFiles:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", label_words.checked(self.labels, "CLASS_LABELS"))
         object.__setattr__(self, "metrics", metrics.checked(self.metrics, self.labels))
-        names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
+        names = (self.text_field,) if isinstance(self.text_field, str) else self.text_field
         is_list = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
         if not (is_list and names and all(names)):
             raise UserError(
@@ -91,6 +91,11 @@ class TextFiles:
                 f"LABEL_FIELD = {self.label_field!r}: is in TEXT_FIELD too, so that inputs would "
                 "give the label away"
             )
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The field or fields of the input text."""
+        return (self.text_field,) if isinstance(self.text_field, str) else tuple(self.text_field)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -137,8 +142,7 @@ class TextFiles:
         Raises:
           UserError: If one has the name that predictions give the text.
         """
-        names = [self.text_field] if isinstance(self.text_field, str) else self.text_field
-        texts = set(map(composed, names))
+        texts = set(map(composed, self.text_fields))
         others = {name: value for name, value in fields.items() if composed(name) not in texts}
         if TEXT_NAME in others:
             raise UserError(

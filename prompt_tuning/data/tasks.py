@@ -37,12 +37,14 @@ class Task(seqio.Task):
         labels: Sequence[str],
         hidden_splits: Sequence[str],
         target_prefix: str,
+        text_fields: Sequence[str],
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.labels = tuple(labels)
         self.hidden_splits = tuple(hidden_splits)
         self.target_prefix = target_prefix
+        self.text_fields = tuple(text_fields)
 
 
 def add(
@@ -56,6 +58,7 @@ def add(
     labels: Sequence[str] = (),
     hidden_splits: Sequence[str] = (),
     target_prefix: str = "",
+    text_fields: Sequence[str] = (),
 ) -> Task:
     """Registers a SeqIO task, replacing any of the same name.
 
@@ -65,6 +68,7 @@ def add(
       labels: Label words in the order of the labels' numbers; empty for text to text.
       hidden_splits: Splits without public targets, which can be predicted on but not scored.
       target_prefix: Text that a preprocessor puts before the tokens of every target.
+      text_fields: Fields of a user's files that the text is joined from.
     """
     # SeqIO's shuffle buffer would mix the epochs of a small task.
     shuffling = {"shuffle_buffer_size": None} if source.performs_internal_shuffling else {}
@@ -80,6 +84,7 @@ def add(
         labels=labels,
         hidden_splits=hidden_splits,
         target_prefix=target_prefix,
+        text_fields=text_fields,
         **shuffling,
     )
 
@@ -131,6 +136,11 @@ def words_of(provider: str | Provider) -> tuple[str, ...]:
 def hidden_splits(task: seqio.Task) -> tuple[str, ...]:
     """Splits of a task that can be predicted on but not scored."""
     return task.hidden_splits if isinstance(task, Task) else ()
+
+
+def text_fields(task: seqio.Task) -> tuple[str, ...]:
+    """Fields of a user's files that a task's text is joined from; empty for other tasks."""
+    return task.text_fields if isinstance(task, Task) else ()
 
 
 def target_prefix(task: seqio.Task) -> str:
@@ -226,6 +236,7 @@ def register(
     vocabulary: seqio.Vocabulary,
     metric_fns: Sequence[MetricFn] = (accuracy,),
     labels: Sequence[str] = (),
+    text_fields: Sequence[str] = (),
 ) -> Task:
     """Registers a SeqIO task of rows, replacing any of the same name.
 
@@ -235,6 +246,7 @@ def register(
       vocabulary: Vocabulary of inputs and targets.
       metric_fns: Metrics; their parameters must be named `targets` and `predictions`.
       labels: Label words to choose from; empty for text to text.
+      text_fields: See `add`.
     """
     return add(
         name,
@@ -247,18 +259,19 @@ def register(
         output_features=features(vocabulary),
         metric_fns=metric_fns,
         labels=labels,
+        text_fields=text_fields,
     )
 
 
 def register_files(name: str, files: TextFiles, vocabulary: seqio.Vocabulary) -> Task:
-    """Registers the splits, labels and metrics of `files`; see `register`."""
+    """Registers the splits, fields, labels and metrics of `files`; see `register`."""
 
     def written(text: str) -> str:
         return decode(vocabulary, vocabulary.encode(text)).strip()
 
     metric_fns = metrics.by_name(files.metrics, files.labels, written)
     rows = {split: functools.partial(files.rows, split) for split in files.splits}
-    return register(name, rows, vocabulary, metric_fns, files.labels)
+    return register(name, rows, vocabulary, metric_fns, files.labels, files.text_fields)
 
 
 def text_of(task: seqio.Task, example: Mapping[str, Any], name: str) -> str:

@@ -7,7 +7,7 @@ from prompt_tuning.families import init_shapes
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime.files import write_json
-from prompt_tuning.sharding import Layout, shardings_of
+from prompt_tuning.sharding import Layout, check_batch_size, shardings_of
 from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import flatten
 
@@ -24,8 +24,24 @@ def parameters(split: ParamSplit) -> str:
     return "\n".join([*lines, f"{'total':8} {len(split.shapes):5} leaves {total:15,} parameters"])
 
 
-def plan(config: Config, method: Method, layout: Layout) -> str:
-    """Shape, dtype and partition spec of each leaf, and the counts; nothing is allocated."""
+def plan(
+    config: Config,
+    method: Method,
+    layout: Layout,
+    batch_size: int | None = None,
+    eval_batch_size: int | None = None,
+    num_microbatches: int = 1,
+) -> str:
+    """Shape, dtype and partition spec of each leaf, and the counts; nothing is allocated.
+
+    Raises:
+      ValueError: If `layout` does not divide a batch, in parts or of evaluation, if its size is
+        given.
+    """
+    if batch_size is not None:
+        check_batch_size(batch_size, layout, parts=num_microbatches)
+    if eval_batch_size is not None:
+        check_batch_size(eval_batch_size, layout, "EVAL_BATCH_SIZE")
     split = ParamSplit.of(config, method)
     shardings = flatten(shardings_of(init_shapes(config, method), layout))
     lines = [

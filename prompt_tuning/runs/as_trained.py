@@ -1,5 +1,8 @@
 """What the card of a trained file decides: labels, tasks, lengths and sentinel of the training."""
 
+import warnings
+from collections.abc import Mapping, Sequence
+
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
@@ -8,6 +11,7 @@ from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs.data_protocol import Data
+from prompt_tuning.serving.prompt_folder import plain_name
 
 
 def as_trained(
@@ -26,7 +30,8 @@ def as_trained(
 
     Raises:
       UserError: If the placement of a prompt is another one, targets have a sentinel that the
-        training did not have, or a method with parameters for each label word has none for one.
+        training did not have, a method with parameters for each label word has none for one, or as
+        `check_text_fields`.
       CheckpointError: As `card.read`.
     """
     true_or_false("ALLOW_OTHER_SETTINGS", allow_other_settings)
@@ -51,6 +56,7 @@ def as_trained(
     if training.target_prefix and not data.target_prefix:
         print(f"{path}: targets begin with {training.target_prefix}, as in training", flush=True)
     label_words.warn_of_untrained(data.labels, training.labels, path)
+    check_text_fields(data.text_fields, training.text_fields, path)
     # Outputs may be longer than those of the training; they end by themselves.
     longest = max(data.lengths["targets"], training.lengths.get("targets", 0))
     lengths = {"inputs": data.lengths["inputs"], **training.lengths, "targets": longest}
@@ -59,6 +65,40 @@ def as_trained(
     if trained_file:
         method = _of_training(method, data, training, path)
     return method, data.as_trained(lengths, training.target_prefix)
+
+
+def check_text_fields(
+    fields: Mapping[str, Sequence[str]], trained: Mapping[str, Sequence[str]], path: str
+) -> None:
+    """Checks that inputs are joined from the fields of the training; warns of other ones.
+
+    Another data set may name its fields differently, so other names are not refused.
+
+    Args:
+      fields: Fields of each task of files that is answered on.
+      trained: Those of the training, from the card of `path`.
+      path: Path of the trained leaves.
+
+    Raises:
+      UserError: If they are the same fields in another order.
+    """
+    trained = {plain_name(task): names for task, names in trained.items()}
+    only = next(iter(trained.values())) if len(trained) == 1 else ()
+    for task, now in fields.items():
+        before = trained.get(plain_name(task), only)
+        now, before = (tuple(map(composed, names)) for names in (now, before))
+        if not before or now == before or len(now) == len(before) == 1:
+            continue
+        if sorted(now) == sorted(before):
+            raise UserError(
+                f"TEXT_FIELD = {list(now)!r}: {path} was trained on {list(before)!r}, in this "
+                "order; give them so, or set ALLOW_OTHER_SETTINGS = True"
+            )
+        warnings.warn(
+            f"{path}: was trained on inputs of the fields {list(before)!r}, not of {list(now)!r}, "
+            "whose names are part of the text",
+            stacklevel=3,
+        )
 
 
 def _of_training(method: Method, data: Data, training: TrainedWith, path: str) -> Method:

@@ -27,6 +27,9 @@ class Data(Protocol):
     def tasks(self) -> tuple[str, ...]: ...
 
     @property
+    def text_fields(self) -> Mapping[str, Sequence[str]]: ...
+
+    @property
     def settings(self) -> Mapping[str, Any]: ...
 
     @property

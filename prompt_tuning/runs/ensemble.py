@@ -5,12 +5,13 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.evaluation import predictions
 from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.runs import checks
+from prompt_tuning.runs.as_trained import check_text_fields
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving import prompt_folder
@@ -28,6 +29,7 @@ def evaluate(
     initial_checkpoint: str,
     prompt_files: Sequence[str],
     allow_other_backbone: bool = False,
+    allow_other_settings: bool = False,
     split: str = "test",
     on_start: Callable[[epath.Path], object] = lambda folder: None,
 ) -> dict[str, Metrics]:
@@ -42,6 +44,8 @@ def evaluate(
       vocabulary: Vocabulary of the model, see `serving.load`.
       prompt_files: Paths of the prompts, see `serving.prompt_folder.read`.
       allow_other_backbone: Whether a prompt's card may name another backbone.
+      allow_other_settings: Whether the prompts are used with the settings given here, whatever
+        tasks, lengths and sentinel their cards say.
 
     Returns:
       The metrics by task, named METHOD/METRIC.
@@ -50,7 +54,8 @@ def evaluate(
     if not prompt_files:
         raise UserError("PROMPT_FILES is empty; list the prompts that vote")
     checks.split(split, data.splits)
-    data = _cut_as_in_training(data, prompt_files)
+    if not true_or_false("ALLOW_OTHER_SETTINGS", allow_other_settings):
+        data = _as_trained(data, prompt_files)
     eval_sets = data.eval_sets(split)
     model = serving.load(
         config,
@@ -63,24 +68,31 @@ def evaluate(
         allow_other_backbone=allow_other_backbone,
         rank_memory_gib=eval_sets[0].rank_memory_gib,
     )
+    of_backbone = None if allow_other_backbone else lambda: model.fingerprint
     for eval_set in eval_sets:
-        model.add_task(
-            eval_set.task,
-            prompt=list(prompt_files),
-            labels=eval_set.labels,
-            target_prefix=eval_set.target_prefix or None,
-        )
+        prefix: str | None = eval_set.target_prefix
+        prompts: list[Any] = list(prompt_files)
+        if allow_other_settings:  # arrays have no cards
+            prompts = [prompt_folder.read(path, of_backbone) for path in prompt_files]
+        else:
+            prefix = prefix or None  # that of the cards
+        model.add_task(eval_set.task, prompt=prompts, labels=eval_set.labels, target_prefix=prefix)
     on_start(folder)
     for line in (note for eval_set in eval_sets for note in eval_set.notes):
         print(line, flush=True)
     return {eval_set.task: _measured(model, eval_set, folder) for eval_set in eval_sets}
 
 
-def _cut_as_in_training(data: Data, prompt_files: Sequence[str]) -> Data:
-    """The data with the input length of the prompts' cards if that is not the longer one."""
+def _as_trained(data: Data, prompt_files: Sequence[str]) -> Data:
+    """The data with the input length of the prompts' cards if that is not the longer one.
+
+    Raises:
+      UserError: As `prompt_folder.trained_with` and `check_text_fields`.
+    """
     training = prompt_folder.trained_with(prompt_files, "PROMPT_FILES")
     if training is None:
         return data
+    check_text_fields(data.text_fields, training.text_fields, str(prompt_files[0]))
     length = training.lengths.get("inputs")
     # A longer one is refused where the prompt is added.
     if length is None or length > data.lengths["inputs"]:

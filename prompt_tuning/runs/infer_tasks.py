@@ -10,6 +10,7 @@ from prompt_tuning.data.files import TEXT_NAME
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
 from prompt_tuning.runs import checks
+from prompt_tuning.runs.as_trained import check_text_fields
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.answers import Classification
@@ -65,6 +66,8 @@ def infer(
         rank_memory_gib=data.rank_memory_gib,
     )
     tasks = model.add_tasks(data.prompts)
+    for task, training in model.task_set.trained_with.items():
+        check_text_fields({task: data.text_fields}, training.text_fields, f"{data.prompts}/{task}")
     rows = data.rows(tasks)
     if mode == "rank" and (unlabelled := [row.task for row in rows if not model.labels(row.task)]):
         raise UserError(f"MODE = 'rank', but the task {unlabelled[0]} has no labels in labels.json")

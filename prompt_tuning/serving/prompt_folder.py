@@ -48,12 +48,11 @@ def trained_with(
       takes_sentinel: whether what has no card was trained with the sentinel of the others.
 
     Raises:
-      UserError: if one is given twice, two were trained on different tasks, with different input
+      UserError: if two are the same, two were trained on different tasks, with different input
         lengths or target prefixes, or some with a target prefix and others have no card that says
         so.
     """
     first, training, without_card = None, None, []
-    _check_distinct([path for path in paths if isinstance(path, str | os.PathLike)], setting)
     for path in paths:
         prompt_card = card.read_for_answers(path) if isinstance(path, str | os.PathLike) else None
         if prompt_card is None or (other := prompt_card.trained_with) is None:
@@ -62,7 +61,7 @@ def trained_with(
         if training is None:
             first, training = path, other
         for name, a, b in (
-            ("tasks", _plain_names(training.tasks), _plain_names(other.tasks)),
+            ("tasks", *(list(map(plain_name, of.tasks)) for of in (training, other))),
             ("input length", training.lengths.get("inputs"), other.lengths.get("inputs")),
             ("target prefix", training.target_prefix, other.target_prefix),
         ):
@@ -77,20 +76,25 @@ def trained_with(
             f"and no card says so of {without_card[0]}; leave it out, or give target_prefix if it "
             "was too (SENTINEL_TARGETS = True in a command)"
         )
+    _check_distinct([path for path in paths if isinstance(path, str | os.PathLike)], setting)
     return training
 
 
 def _check_distinct(paths: Sequence[epath.PathLike], setting: str) -> None:
-    """Raises UserError if a prompt is given twice, whose vote would count twice."""
-    whole = [os.path.realpath(os.path.expanduser(path)) for path in paths]
-    for i, path in enumerate(whole):
-        if path in whole[:i]:
-            raise UserError(f"{setting}: {paths[i]} is given twice; its vote would count twice")
+    """Raises UserError if two files are one prompt, such as its .npy and its .safetensors."""
+    arrays = [prompts.load(path) for path in paths] if len(paths) > 1 else []
+    for i, array in enumerate(arrays):
+        for other, path in zip(arrays[:i], paths, strict=False):
+            if np.array_equal(array, other):
+                raise UserError(
+                    f"{setting}: {path} and {paths[i]} are the same prompt, whose vote would count "
+                    "twice; leave one out"
+                )
 
 
-def _plain_names(tasks: Sequence[str]) -> list[str]:
-    """Names of tasks without those of their variants: few examples, a sentinel."""
-    return [re.sub(r"(_sentinel)?(_\d+shot_seed\d+)?$", "", task) for task in tasks]
+def plain_name(task: str) -> str:
+    """The name of a task without those of its variants: few examples, a sentinel."""
+    return re.sub(r"(_sentinel)?(_\d+shot_seed\d+)?$", "", task)
 
 
 def _kind(prompt: Any) -> str:

@@ -65,6 +65,15 @@ class TaskRows:
         """Counter of the malformed rows that are skipped."""
         return BadRows(self.skip_bad_rows)
 
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The field or fields of the text."""
+        return self._texts.text_fields
+
+    @property
+    def _texts(self) -> TextFiles:
+        return TextFiles(text_field=self.text_field, label_field="")
+
     def rows(self, tasks: Collection[str]) -> list["TaskRow"]:
         """Reads the rows, in the file's order.
 
@@ -75,7 +84,7 @@ class TaskRows:
           UserError: for the first row that is malformed or of an unknown task; the message names
             file and line.
         """
-        texts = TextFiles(text_field=self.text_field, label_field="")
+        texts = self._texts
 
         def row(fields: dict[str, Any], where: str) -> TaskRow:
             task = composed(records.field(fields, self.task_field, where))

@@ -82,6 +82,27 @@ def test_what_has_no_label_words(task):
         data(task).train_batches(0)
 
 
+@pytest.mark.parametrize(
+    ("words", "rows", "missing", "task"),
+    [
+        (("no", "yes", "maybe"), ("no", "yes"), "'maybe'", "skewed"),
+        (("a", "b", "c", "d"), ("d", "b"), "'a' or 'c'", "skewed"),
+        (("never mind", "no"), ("no",), "'never mind'", "with_skewed"),
+        (("no", "yes"), ("yes", "no"), "", "skewed"),
+    ],
+)
+def test_a_label_word_without_rows_is_named(words, rows, missing, task, vocabulary):
+    texts = [Row(f"text {i}", word) for i, word in enumerate(rows)]
+    tasks.register("skewed", {"train": lambda: texts}, vocabulary, labels=words)
+    tasks.add_mixture("with_skewed", {"a": 1, "skewed": 1})
+    if not missing:
+        data(task).train_batches(0)
+        return
+    message = f"BALANCED_CLASSES = True: no training example of skewed is {missing}; add some"
+    with pytest.raises(UserError, match=message):
+        data(task).train_batches(0)
+
+
 def test_the_reason_of_sentinels_is_named(vocabulary):
     with pytest.raises(
         UserError, match=r"a_sentinel is streamed, since SENTINEL_TARGETS .* False$"

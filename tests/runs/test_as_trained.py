@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import prompt_tuning as prompt_tuning_package
 from prompt_tuning import embedded, methods, sharding
-from prompt_tuning.checkpoint import backbone, card
+from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
@@ -25,7 +26,7 @@ from prompt_tuning.methods.prompt_file import with_prompt
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import with_trained
 from prompt_tuning.runs import ensemble, saving
-from prompt_tuning.runs.as_trained import as_trained
+from prompt_tuning.runs.as_trained import as_trained, check_text_fields
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.serving import prompt_folder
@@ -58,6 +59,7 @@ class Numbers:
         default_factory=lambda: {"inputs": 16, "targets": 4}
     )
     target_prefix: str = ""
+    text_fields: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     task: str = "mixture"
     vocabulary_size: int = 0
 
@@ -211,6 +213,71 @@ def test_other_settings_can_be_allowed(allowed, tmp_path):
         with_trained(tuned, path, **options)
 
 
+PAIR = ("premise", "hypothesis")
+
+
+@pytest.mark.parametrize(
+    ("now", "trained", "told"),
+    [
+        ({"files": PAIR[::-1]}, {"files": PAIR}, "error"),
+        ({"files_16shot_seed3": PAIR[::-1]}, {"files": PAIR}, "error"),
+        ({"files": PAIR[::-1]}, {"mail_sentinel": PAIR}, "error"),
+        ({"a": PAIR, "b": PAIR[::-1]}, {"a": PAIR, "b": PAIR}, "error"),
+        ({"files": ("e\u0301", "a")}, {"files": ("a", "\u00e9")}, "error"),
+        ({"files": ("premise",)}, {"files": PAIR}, "warning"),
+        ({"files": PAIR}, {"files": ("text",)}, "warning"),
+        ({"files": ("question1", "question2")}, {"files": PAIR}, "warning"),
+        ({"files": (*PAIR, "idx")}, {"files": PAIR}, "warning"),
+        ({"files": PAIR}, {"files": PAIR}, ""),
+        ({"files": ("sentence",)}, {"files": ("text",)}, ""),
+        ({"files": ("e\u0301", "a")}, {"files": ("\u00e9", "a")}, ""),
+        ({"a": PAIR, "b": PAIR[::-1]}, {"a": PAIR, "b": PAIR[::-1]}, ""),
+        ({"c": PAIR}, {"a": PAIR, "b": PAIR[::-1]}, ""),  # of no task of the training
+        ({"files": PAIR}, {}, ""),
+        ({}, {"files": PAIR}, ""),
+    ],
+)
+def test_inputs_are_joined_as_in_training(now, trained, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if told == "error":
+            with pytest.raises(UserError, match=r"^TEXT_FIELD = \[.* p\.npy was trained on \["):
+                check_text_fields(now, trained, "p.npy")
+            return
+        check_text_fields(now, trained, "p.npy")
+    assert len(caught) == (told == "warning")
+
+
+def test_the_card_has_the_fields_of_the_text(tmp_path):
+    def data(*fields: str) -> TaskData:
+        file = tmp_path / "rows.csv"
+        file.write_text("premise,hypothesis,label\na,b,negative\n")
+        return source.task_data(
+            task=None,
+            files=TextFiles(str(file), str(file), text_field=fields, labels=LABELS[:2]),
+            vocabulary=tasks.vocabulary(embedded.vocabulary()),
+            lengths={"inputs": 16, "targets": 6},
+            batch_size=1,
+            few_shot=None,
+        )
+
+    with clean_registries():
+        path = str(save(tmp_path, prompt_tuning(), data(*PAIR), CONFIG) / "prompt_best.npy")
+        assert card.read(path).trained_with.text_fields == {"files": PAIR}
+        method = methods.PromptTuning(P, "prefix", methods.FromFile(path))
+        as_trained(method, data(*PAIR))
+        other = data(*PAIR[::-1])
+        with pytest.raises(UserError, match="in this order; give them so, or set ALLOW_OTHER"):
+            as_trained(method, other)
+        assert as_trained(method, other, allow_other_settings=True) == (method, other)
+        with pytest.raises(UserError, match="in this order"):
+            ensemble._as_trained(other, [path])
+        without = json.loads(card.path_of(path).read_text())
+        del without["trained_with"]["text_fields"]
+        card.path_of(path).write_text(json.dumps(without))
+        as_trained(method, other)
+
+
 @pytest.mark.parametrize("trained", ["suffix", "suffix_before_eos", 2, "prefix"])
 @pytest.mark.parametrize("used", ["prefix", "suffix", 2])
 @pytest.mark.parametrize("part", [False, True])
@@ -338,25 +405,29 @@ def test_label_words_in_another_order_give_the_same_scores(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:texts of more tokens")
-@pytest.mark.parametrize("inputs", [4, 32])
-def test_an_ensemble_counts_what_is_cut_as_in_training(inputs, backbone_file, tmp_path, capsys):
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_ensemble_cuts_as_in_training(allowed, backbone_file, tmp_path, capsys):
     with clean_registries():
         trained = texts(tmp_path, inputs=4)
         path = str(save(tmp_path, prompt_tuning(), trained, CONFIG) / "prompt_best.npy")
+        other = str(tmp_path / "other.npy")  # of another task
+        if allowed:
+            prompts.save(other, np.load(path) + 1)
+            of_other = dataclasses.replace(card.read(path).trained_with, tasks=("mail",))
+            card.save(other, dataclasses.replace(card.read(path), trained_with=of_other))
         ensemble.evaluate(
             output_dir=str(tmp_path / "output"),
             config=CONFIG,
             layout=ONE,
-            data=texts(tmp_path, inputs=inputs),
+            data=texts(tmp_path, inputs=32),
             vocabulary=embedded.vocabulary(),
             initial_checkpoint=backbone_file,
-            prompt_files=[path],
+            prompt_files=[path, other] if allowed else [path],
             allow_other_backbone=True,
+            allow_other_settings=allowed,
         )
-    assert (
-        "the length of the training cuts 12 of 12 inputs (100 %) to 4 tokens"
-        in capsys.readouterr().out
-    )
+    cut = "the length of the training cuts 12 of 12 inputs (100 %) to 4 tokens"
+    assert (cut in capsys.readouterr().out) != allowed
 
 
 def test_a_sentinel_is_known_wherever_a_prompt_answers(run, backbone_file, tmp_path):

@@ -1,5 +1,6 @@
 """A whole run on a tiny backbone: what it writes, resumes from, and measures."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -209,6 +210,7 @@ def test_the_card(finished, backbone_file):
             labels=("negative", "positive"),
             tasks=("demo_reviews",),
             lengths={"inputs": 8, "targets": 4},
+            text_fields={"demo_reviews": ("text",)},
         ),
     )
     assert (last.steps, last.length) == (4, 4)
@@ -307,7 +309,7 @@ def test_a_result_without_a_checkpoint_is_not_trained_again_for_other_examples(
 )
 @pytest.mark.parametrize("steps", [4, 6], ids=["finished", "more steps"])
 def test_a_second_start_with_other_settings_is_refused(
-    change, message, steps, data, backbone_file, finished, monkeypatch
+    change, message, steps, data, backbone_file, finished
 ):
     """Before anything is written, so that the card and `config.gin` stay those of the training."""
     change = dict(change)
@@ -323,7 +325,9 @@ def test_a_second_start_with_other_settings_is_refused(
         rows = [dataclasses.replace(part, inputs=part.inputs + 1) for part in data._training_tokens]
         data.__dict__["_training_tokens"] = rows
     if labels := change.pop("labels", ()):
-        monkeypatch.setattr(TaskData, "labels", labels)
+        provider = copy.copy(data.provider)
+        provider.labels = labels
+        data = dataclasses.replace(data, provider=provider)
     before = {path: path.read_bytes() for path in finished[0].rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError) as error:
         run(data, finished[0], steps, backbone=backbone_file, on_start=lambda _: 1 / 0, **change)

@@ -460,8 +460,8 @@ def test_a_prefix_of_targets_is_not_part_of_answers(tmp_path):
 
 
 def test_a_folder_holds_tasks_and_ensembles(tmp_path):
-    for name in ("one.npy", "two.safetensors", "many/x.npy", "many/y.npy"):
-        prompts.save(tmp_path / name, prompt(2, len(name)))
+    for seed, name in enumerate(("one.npy", "two.safetensors", "many/x.npy", "many/y.npy")):
+        prompts.save(tmp_path / name, prompt(2, seed))
     (tmp_path / "labels.json").write_text('{"many": ["4", "5"]}')
     (tmp_path / "notes.txt").write_text("no prompt")
     model = empty()
@@ -554,6 +554,7 @@ def test_examples_of_the_docstrings():
 )
 def test_prompts_that_vote_are_of_one_task(tasks, message, tmp_path):
     paths = [saved(tmp_path, "", name=f"p{i}", tasks=names) for i, names in enumerate(tasks)]
+    prompts.save(paths[0], prompt(2) + 1)
     if message:
         with pytest.raises(UserError, match=re.escape(message)):
             prompt_folder.trained_with(paths, "PROMPT_FILES")
@@ -561,11 +562,12 @@ def test_prompts_that_vote_are_of_one_task(tasks, message, tmp_path):
         assert prompt_folder.trained_with(paths, "PROMPT_FILES").tasks == tasks[0]
 
 
-@pytest.mark.parametrize("other", ["{0}", "{1}/../{2}/p.npy", "{1}/link.npy"])
+@pytest.mark.parametrize("other", ["{0}", "{1}/../{2}/p.npy", "{1}/link.npy", "{1}/p.safetensors"])
 def test_a_prompt_votes_once(other, tmp_path):
     path = Path(saved(tmp_path, ""))
     (tmp_path / "link.npy").symlink_to(path)
+    prompts.save(tmp_path / "p.safetensors", prompt(2))
     again = other.format(path, tmp_path, tmp_path.name)
-    with pytest.raises(UserError, match=r"^PROMPT_FILES: .* is given twice"):
+    with pytest.raises(UserError, match=r"^PROMPT_FILES: .* the same prompt, whose vote"):
         prompt_folder.trained_with([path, np.ones((2, 4)), None, again], "PROMPT_FILES")
     assert prompt_folder.trained_with([None, None], "task 't'") is None

@@ -112,12 +112,11 @@ class Data:
         return batches_of(4)(start)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "message", "wrapped"),
     [
-        ({"RANDOM_SEED (data)": 3}, "RANDOM_SEED (data) = 0, now 3"),
-        ({"training examples": "b"}, "training examples = a, now b"),
+        ({"RANDOM_SEED (data)": 3}, "RANDOM_SEED (data) = 0, now 3", True),
+        ({"training examples": "b"}, "training examples = a, now b", False),
     ],
 )
 def test_fit_knows_the_settings_of_its_data(settings, message, wrapped, tmp_path):
@@ -127,9 +126,9 @@ def test_fit_knows_the_settings_of_its_data(settings, message, wrapped, tmp_path
         fit(tmp_path, count, batches=functools.partial(batches, multiple=2) if wrapped else batches)
 
     steps(1)
-    steps(2)
+    steps(1)
     with pytest.raises(CheckpointError, match=f"this run was trained with {re.escape(message)}"):
-        steps(3, **settings)
+        steps(2, **settings)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +294,7 @@ def test_schedules_are_compared_at_every_step(saved, current, steps, told):
     assert run_settings.changes({"LEARNING_RATE": more["LEARNING_RATE"]}, more) == []
 
 
-def _clipped(threshold: float, optimizer=optax.adamw):
+def _clipped(threshold: float, optimizer=optax.sgd):
     return lambda rate: optax.chain(optax.clip_by_global_norm(threshold), optimizer(rate))
 
 
@@ -312,31 +311,37 @@ def _by_path(part: str, factor: float):
 @pytest.mark.parametrize(
     ("saved", "current"),
     [
-        (_clipped(1.0), optax.adamw),
+        (optax.sgd, _clipped(1.0)),
         (_clipped(1.0), _clipped(2.0)),
         (_clipped(0.01), _clipped(0.02)),
         (_clipped(300.0), _clipped(400.0)),
+        (optax.adamw, _clipped(1.0, optax.adamw)),
         (_clipped(1.0, adafactor), _clipped(2.0, adafactor)),
-        (_clipped(1.0, optax.adafactor), lambda rate: optax.chain(optax.adafactor(rate))),
         (
-            lambda rate: optax.chain(optax.clip(0.5), optax.adam(rate)),
-            lambda rate: optax.chain(optax.clip(0.7), optax.adam(rate)),
+            lambda rate: optax.chain(optax.clip(0.5), optax.sgd(rate)),
+            lambda rate: optax.chain(optax.clip(0.7), optax.sgd(rate)),
         ),
-        (_by_path("lora_query", 1.0), _by_path("lora_query", 0.5)),
     ],
 )
-def test_clipping_and_the_like_in_a_function_of_ones_own(saved, current):
+def test_clipping_in_a_function_of_ones_own(saved, current):
+    trained = {"prompt": np.zeros((2, 4), np.float32)}
+    response, other = (run_settings._response(each, trained) for each in (saved, current))
+    same = {"OPTIMIZER": ["", *response]}
+    assert run_settings.changes(same, {"OPTIMIZER": ["", *other]})
+    # A checkpoint of an earlier version has the first two updates.
+    assert not run_settings.changes({"OPTIMIZER": same["OPTIMIZER"][:5]}, same)
+
+
+def test_an_optimizer_that_treats_leaves_differently():
     leaf = np.zeros((2, 4), np.float32)
     trained = {"layers_0": {"lora_key": leaf, "lora_query": leaf}}
 
-    def described(optimizer) -> dict:
+    def described(factor: float) -> dict:
+        optimizer = _by_path("lora_query", factor)
         return {"OPTIMIZER": ["", *run_settings._response(optimizer, trained)]}
 
-    assert run_settings.changes(described(saved), described(current))
-    assert not run_settings.changes(described(saved), described(saved))
-    # A checkpoint of an earlier version has the first two updates.
-    earlier = {"OPTIMIZER": described(saved)["OPTIMIZER"][:5]}
-    assert not run_settings.changes(earlier, described(saved))
+    assert run_settings.changes(described(1.0), described(0.5))
+    assert not run_settings.changes(described(1.0), described(1.0))
 
 
 @pytest.mark.parametrize(
@@ -367,15 +372,17 @@ def test_a_lambda_around_the_batches(tmp_path):
         fit(tmp_path, 2, batches=lambda start: batches_of(4)(start + 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(tmp_path, 2, batches=lambda start: data.train_batches(start))
-    fit(tmp_path, 3, batches=data.train_batches)
-    with pytest.warns(UserWarning, match=r"RANDOM_SEED \(data\), which this run does not name"):
-        fit(tmp_path, 4, batches=lambda start: data.train_batches(start))
-    with pytest.warns(UserWarning, match="OPTIMIZER is a function of your own"):
+        fit(tmp_path, 1, batches=lambda start: data.train_batches(start))
+    fit(tmp_path, 2, batches=data.train_batches)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         fit(
             tmp_path,
-            4,
-            batches=data.train_batches,
+            2,
+            batches=lambda start: data.train_batches(start),
             optimizer=lambda rate: adafactor(rate),
             resume_with_changes=True,
         )
+    told = "".join(str(warning.message) for warning in warned)
+    assert "RANDOM_SEED (data), which this run does not name" in told
+    assert "OPTIMIZER is a function of your own" in told

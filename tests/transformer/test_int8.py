@@ -338,7 +338,7 @@ def test_serving_takes_prompts_of_the_float_backbone():
         model = prompt_tuning.load(config, *files, layout=ONE, input_length=64)
         labels = ("business", "health", "politics", "science", "sport")
         model.add_task("topics", prompt, labels)
-        model.add_task("both", [prompt, prompt], labels)
+        model.add_task("both", [prompt, np.load(prompt) * 0.9], labels)
         answers = model.classify(texts, ["topics", "both"])
         actual.append((repr(model), model.fingerprint, answers))
     (shown, identity, floats), (*others, narrow) = actual

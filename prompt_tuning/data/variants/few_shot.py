@@ -186,6 +186,7 @@ def _register_task(
         labels=tasks.labels_of(task),
         hidden_splits=tasks.hidden_splits(task),
         target_prefix=tasks.target_prefix(task),
+        text_fields=tasks.text_fields(task),
     )
 
 

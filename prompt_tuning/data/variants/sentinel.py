@@ -46,6 +46,7 @@ def register(name: str) -> str:
         labels=[f"{SENTINEL} {label}" for label in tasks.labels_of(task)],
         hidden_splits=tasks.hidden_splits(task),
         target_prefix=SENTINEL,
+        text_fields=tasks.text_fields(task),
     )
     return new_name
 
