@@ -28,7 +28,8 @@ _ONLY_WITH = {
     "from it, or leave it out"
 }
 _FILES_OF_ONES_OWN = ("TRAIN_FILE", "VALIDATION_FILE", "TEST_FILE", "INPUT_FILE")
-# Macros that a run reads only if one of some others is set, or a configurable is used.
+# Macros that a run reads only if one of some others is set (NAME=TEXT: to this text), or a
+# configurable is used.
 _READ_WITH: Mapping[str, Sequence[str]] = {
     "CLASS_LABELS": (*_FILES_OF_ONES_OWN, "ClassLabels"),
     "TEXT_FIELD": _FILES_OF_ONES_OWN,
@@ -39,6 +40,11 @@ _READ_WITH: Mapping[str, Sequence[str]] = {
     "BENCHMARKS_DIR": ("MIXTURE_OR_TASK_NAME",),
     "FEW_SHOT_SEED": ("FEW_SHOT",),
     "BALANCED_CLASSES": ("Fit",),
+    "BUCKET_BOUNDS": ("BATCHING=bucketed",),
+    "DEMONSTRATIONS_SEED": ("DEMONSTRATIONS",),
+    "MIXTURE_OR_TASK_MODULE": ("MIXTURE_OR_TASK_NAME",),
+    "USE_CACHED_TASKS": ("MIXTURE_OR_TASK_NAME",),
+    "PRETRAINED_STEPS": ("adafactor",),
 }
 # Macros that are whole numbers, and the least of each, which a dry run checks too.
 _LEAST = {"BATCH_SIZE": 1, "EVAL_BATCH_SIZE": 1, "EVAL_EXAMPLES": 1, "RANDOM_SEED": 0}
@@ -94,7 +100,8 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
 def _check_is_read(name: str, used: Mapping[str, Any], configurables: Collection[str]) -> None:
     """Raises UserError for a setting of the command line that the run leaves out."""
     needed = _READ_WITH.get(name, ())
-    macros = [other for other in needed if other.isupper()]
+    macros = [other.partition("=")[0] for other in needed]
+    macros = [macro for macro in macros if macro.isupper()]
     if not needed or (macros and not used.keys() & {*macros}):  # which this command does not have
         return
     of_files = set(_FILES_OF_ONES_OWN) <= {*needed}
@@ -102,10 +109,18 @@ def _check_is_read(name: str, used: Mapping[str, Any], configurables: Collection
         return  # a run without data says so itself
     if "Fit" not in configurables:  # no prompt is initialised
         configurables = {*configurables} - {"ClassLabels"}
-    if not any(used.get(other) or other in configurables for other in needed):
-        known = [other for other in needed if other in used]
-        how = {"Fit": "in training"}.get(needed[0], f"with {' or '.join(known)}")
+    if not any(_is_met(other, used) or other in configurables for other in needed):
+        known = [other.replace("=", " = ") for other in needed if other.partition("=")[0] in used]
+        how = {"Fit": "in training", "adafactor": "by the optimizer adafactor"}.get(
+            needed[0], f"with {' or '.join(known)}"
+        )
         raise UserError(f"gin: {name}: is read only {how}; leave it out")
+
+
+def _is_met(needed: str, used: Mapping[str, Any]) -> bool:
+    """Whether a macro is set; for "NAME=TEXT", to this text."""
+    name, equals, text = needed.partition("=")
+    return used.get(name) == text if equals else bool(used.get(name))
 
 
 def _check_scopes(names: Sequence[str]) -> None:

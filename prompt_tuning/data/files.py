@@ -81,6 +81,8 @@ class TextFiles:
                 f"TEXT_FIELD = {self.text_field!r}: must be the name of the text's field, or a "
                 "list of such names"
             )
+        if len(set(map(composed, names))) < len(names):
+            raise UserError(f"TEXT_FIELD = {self.text_field!r}: names a field twice")
         if self.quoted_cells is not None:
             true_or_false("QUOTED_CELLS", self.quoted_cells)
         true_or_false("keep_columns", self.keep_columns)
@@ -215,6 +217,7 @@ class TextFiles:
         if word is not None:
             return word
         numbers = any(label_words.number(label) is not None for label in self.labels)
+        numbers = numbers or label_words.are_other_truths(self.labels)
         index = "" if numbers else f" nor an index from 0 to {len(self.labels) - 1}"
         hint = f"; {_NOT_INDICES}" if label_words.is_index(value, self.labels) else ""
         value_shown = shortened(shown_beside(value, self.labels))

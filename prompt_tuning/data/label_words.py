@@ -117,7 +117,8 @@ def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str 
 
     A value that is written as a word is that word, in any Unicode form and with spaces around it;
     so is a number that equals only one of the words, and JSON's true if one word is "true" or
-    "True". An integer is an index into `words` if none of them is a number.
+    "True". An integer is an index into `words` if none of them is a number, and they are not "true"
+    and "false" in the order in which 1 would be false.
 
     Args:
       value: A string, number or boolean.
@@ -143,6 +144,8 @@ def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str 
         return None
     if any(each is not None for each in numbers):
         return words[numbers.index(wanted)] if numbers.count(wanted) == 1 else None
+    if are_other_truths(words):
+        return None
     digits = isinstance(value, str) and value.strip().isdecimal() and len(value) < 10
     index = int(value) if is_integer or digits else -1
     return words[index] if 0 <= index < len(words) else None
@@ -152,6 +155,11 @@ def is_index(value: Any, words: Sequence[str]) -> bool:
     """Whether `word_of` takes a value for an index into `words`, or would if it were in range."""
     is_number = not isinstance(value, bool) and number(str(value)) is not None
     return is_number and all(number(word) is None for word in words)
+
+
+def are_other_truths(words: Sequence[str]) -> bool:
+    """Whether words are "true" and "false", in the order in which the index 1 is "false"."""
+    return [word.strip().lower() for word in words] == ["true", "false"]
 
 
 def number(text: str) -> float | None:

@@ -70,6 +70,7 @@ def add(
       target_prefix: Text that a preprocessor puts before the tokens of every target.
       text_fields: Fields of a user's files that the text is joined from.
     """
+    labels = label_words.checked(labels, f"{name}, label words")
     # SeqIO's shuffle buffer would mix the epochs of a small task.
     shuffling = {"shuffle_buffer_size": None} if source.performs_internal_shuffling else {}
     seqio.TaskRegistry.remove(name)

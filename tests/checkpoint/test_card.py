@@ -28,7 +28,11 @@ CARD = Card(
     version="0.1.0",
     config="PROMPT_LENGTH = 4\n",
     trained_with=TrainedWith(
-        {"PromptTuning.length": 4}, ("a", "b"), ("sst2",), {"inputs": 16, "targets": 4}
+        {"PromptTuning.length": 4},
+        ("a", "b"),
+        ("sst2",),
+        {"inputs": 16, "targets": 4},
+        text_fields={"sst2": ("title", "text")},
     ),
 )
 FIELDS = dataclasses.asdict(CARD)
@@ -94,6 +98,7 @@ def test_each_file_has_a_card_of_its_own(tmp_path):
                 ({"tasks": [1]}, "a list of strings"),
                 ({"lengths": {"inputs": -1}}, "an object of whole numbers from 0"),
                 ({"target_prefix": None}, "a string"),
+                ({"text_fields": {"sst2": "text"}}, "an object of lists of strings"),
             )
         ),
         (json.dumps(FIELDS | {"trained_with": {}}), "lacks the field 'labels'"),

@@ -258,6 +258,15 @@ MISTAKES = {
     },
     "DATA_DIR without tasks": (on_files("--gin.DATA_DIR=x"), "DATA_DIR: is read only with FILE_T"),
     "BENCHMARKS_DIR for files": (on_files("--gin.BENCHMARKS_DIR=x"), "with MIXTURE_OR_TASK_NAME"),
+    "BUCKET_BOUNDS of padded batches": (
+        on_files("--gin.BUCKET_BOUNDS=(4, 8)"),
+        "gin: BUCKET_BOUNDS: is read only with BATCHING = bucketed; leave",
+    ),
+    "USE_CACHED_TASKS for files": (on_files("--gin.USE_CACHED_TASKS=True"), "with MIXTURE_OR_TASK"),
+    "PRETRAINED_STEPS of another optimizer": (
+        on_files("--gin.PRETRAINED_STEPS=0", "--gin.OPTIMIZER=@optax.sgd"),
+        "gin: PRETRAINED_STEPS: is read only by the optimizer adafactor; leave it out",
+    ),
     "FEW_SHOT_SEED alone": (on_files("--gin.FEW_SHOT_SEED=1"), "is read only with FEW_SHOT; leave"),
     # flags
     "bad rows": (on_files("--skip_bad_rows=-1"), "--skip_bad_rows=-1"),
@@ -681,9 +690,13 @@ def test_a_dry_run_divides_batches_over_the_devices(settings, message):
 def test_a_dry_run_knows_the_batches(function, name, sizes):
     of_method = ["methods/prompt_tuning.gin"] if name == "finetune" else []
     files = ["models/demo.gin", *of_method, f"runs/{name}.gin"]
-    bindings = {"finetune": ["TRAIN_STEPS = 1"], "ensemble": ["PROMPT_FILES = ('a',)"]}.get(
-        name, [f"PROMPT_FILE = '{embedded.prompts()}/demo_topics.npy'"]
-    )
+    prompt = f"'{embedded.prompts()}/demo_topics.npy'"
+    bindings = {
+        "finetune": ["TRAIN_STEPS = 1"],
+        "eval": [f"PROMPT_FILE = {prompt}"],
+        "infer": [f"PROMPT_FILE = {prompt}"],
+        "ensemble": [f"PROMPT_FILES = ({prompt},)"],
+    }.get(name, [])
     arguments = gin_command.planned(function, summary.plan, files, bindings)
     known = ("batch_size", "eval_batch_size", "num_microbatches")
     assert {name for name in known if arguments.get(name)} == sizes

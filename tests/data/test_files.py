@@ -195,6 +195,12 @@ def test_a_warning_of_cells_that_seem_to_be_quoted(tmp_path):
     assert row.inputs == 'He said "no".'
 
 
+@pytest.mark.parametrize("names", [["text", "text"], ("a", "b", "a"), ["caf\u00e9", "cafe\u0301"]])
+def test_a_text_field_once(names):
+    with pytest.raises(UserError, match=r"TEXT_FIELD = .*: names a field twice"):
+        TextFiles(text_field=names)
+
+
 @pytest.mark.parametrize("text_field", ["label", ["text", "label"], ("label",)])
 def test_a_label_in_the_input(text_field):
     with pytest.raises(UserError, match="LABEL_FIELD = 'label': is in TEXT_FIELD too"):
@@ -234,6 +240,13 @@ TABLE = "text,label\nfine,positive\n"
         ("a.jsonl", '{"caf\u00e9": "x", "cafe\u0301": "y"}', "same name 'caf\u00e9'"),
         ("a.json", '[{"text": "fine"}]', "line 1: expected a JSON object, got"),
         ("a.json", '[\n{"text": "fine"}\n]', "line 1: not JSON .* an object on a line of its own"),
+        (
+            "a.csv",
+            TABLE + TABLE,
+            r"a\.csv, line 3: is the header again, as where tables are joined",
+        ),
+        ("a.csv", TABLE + "label, text\n", r"line 3: 'label' is 'text', not"),
+        ("a.tsv", "text\tlabel\tid\na\t1\t7\ntext\tlabel \tid\n", "line 3: is the header again"),
         ("a.csv", TABLE + '"Yes" he said,positive\n', r"a\.csv, line 3: malformed row \("),
         ("a.csv", TABLE + '"never closed,positive\n', r"line 3: malformed row"),
         ("a.tsv", "text\tlabel\nfine,positive\n", r"a\.tsv, line 2: 1 columns, but 2"),

@@ -138,6 +138,7 @@ VALUES = [
     (("1", "01"), ["1", "01"], ["1", "01"]),
     (("9007199254740993", "5"), [9007199254740993, "5.0"], ["9007199254740993", "5"]),
     (("no", "yes"), [1, "0", " 1", "yes "], ["yes", "no", "yes", "yes"]),
+    (("False", "True"), [0, "1"], ["False", "True"]),
     (("cafe\u0301", "bar"), ["caf\u00e9", "bar"], ["cafe\u0301", "bar"]),
 ]
 
@@ -174,6 +175,8 @@ def test_a_number_that_is_a_word_is_that_word(labels, values, words, tmp_path):
         (("9007199254740992", "5"), 9007199254740993, "is 9007199254740993, not one of"),
         (("no", "yes"), "1_0", "is '1_0', not one of"),
         (("no", "yes"), float("nan"), "is nan, not one of"),
+        (("true", "false"), 1, r"is 1, not one of CLASS_LABELS \('true', 'false'\); if they"),
+        (("True", "False"), "0", r"is '0', not one of CLASS_LABELS \('True', 'False'\); if they"),
     ],
 )
 def test_a_number_that_is_no_word(labels, value, message, tmp_path):
@@ -319,6 +322,12 @@ def test_targets_that_a_postprocessor_equates_with_label_words(vocabulary):
         else:
             with pytest.raises(UserError, match="row 1: the target 'YES'"):
                 data.eval_sets("test")
+
+
+@pytest.mark.parametrize("labels", [("a", "a"), (0, 1), "ab", ("a", " a"), ("", "b"), ("a", None)])
+def test_label_words_of_a_registered_task(labels, vocabulary):
+    with pytest.raises(UserError, match="mine, label words = "):
+        tasks.register("mine", {"test": lambda: [Row("t", "a")]}, vocabulary, labels=labels)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,43 @@ def test_mistakes(vocabulary):
         alone.eval_set("test")
 
 
+@pytest.mark.parametrize("instruction", [None, ["Say."], 3])
+def test_an_instruction_is_a_text(instruction):
+    with pytest.raises(UserError, match=r"INSTRUCTION = .*: must be a text"):
+        data(instruction=instruction)
+
+
+@pytest.mark.parametrize(
+    ("labels", "test", "k", "told"),
+    [
+        (LABELS, [TRAIN[0], *TEST], 10, "1 inputs are among the demonstrations, with their answ"),
+        (LABELS, TRAIN, 10, "10 inputs are among"),
+        ((*LABELS, "dull"), TEST, 3, "no demonstration is 'dull'"),
+        (("worse", *LABELS, "dull"), TEST, 4, "no demonstration is 'dull' or 'worse'"),
+        ((*LABELS, "dull"), TEST, 2, ""),  # fewer than there are words
+        (LABELS, TEST, 4, ""),
+    ],
+)
+def test_a_warning_of_demonstrations(labels, test, k, told, vocabulary):
+    name = f"{NAME}_warned"
+    tasks.register(name, {"train": lambda: TRAIN, "test": lambda: test}, vocabulary, labels=labels)
+    plain = TaskData(name, {"inputs": 200, "targets": 4}, 2)
+    notes = designed_data(plain, demonstrations=k).eval_set("test").notes
+    warned = [note for note in notes if "demonstration" in note and note.startswith("warning: ")]
+    assert len(warned) == bool(told) and all(told in note for note in warned)
+
+
+def test_an_instruction_with_label_words_that_there_are_not(vocabulary):
+    name = f"{NAME}_texts"
+    tasks.register(name, {"test": lambda: TEST}, vocabulary)
+    plain = TaskData(name, {"inputs": 99, "targets": 4}, 2)
+    with pytest.raises(
+        UserError, match=r"^INSTRUCTION = 'One of {labels}:': .* no label words for"
+    ):
+        designed_data(plain, "One of {labels}:").eval_set("test")
+    designed_data(plain, "One of {these}:").eval_set("test")
+
+
 @pytest.mark.parametrize("shots", [None, 2])
 def test_with_a_sentinel_the_text_has_plain_words(shots):
     """The same demonstrations as without; a sentinel stands before targets alone."""

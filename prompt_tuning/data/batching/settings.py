@@ -52,6 +52,12 @@ class Batching:
                 f"{self.kind!r}, whose batches have BATCH_SIZE rows"
             )
 
+        if self.packed_lengths is not None and self.kind != "packed":
+            raise UserError(
+                f"PACKED_LENGTHS = {dict(self.packed_lengths)}: is for BATCHING = 'packed', not "
+                f"{self.kind!r}"
+            )
+
     def check_bounds(self, input_length: int) -> None:
         """Raises UserError unless `bounds` rise and reach the input length."""
         bounds = list(self.bounds)

@@ -275,6 +275,8 @@ def _table_records(
                 all_quoted = in_quotes & all_quoted if count > 1 else in_quotes
             hint = "" if quoted else "; quotes are text here, see QUOTED_CELLS"
             hint = hint if any('"' in cell for cell in cells) else ""
+            if len(header) > 1 and [composed(cell.strip()) for cell in cells] == header:
+                fields = Bad("is the header again, as where tables are joined; delete the line")
             yield place, Bad(fields.reason + hint) if isinstance(fields, Bad) else fields
     if all_quoted and count > 1 and not told:
         warnings.warn(

@@ -15,6 +15,7 @@ An empty instruction and absent demonstrations have no block.
 import dataclasses
 import itertools
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Design:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.instruction, str):
+            raise UserError(f"INSTRUCTION = {self.instruction!r}: must be a text")
         whole_number("DEMONSTRATIONS", self.demonstrations, 0)
         whole_number("DEMONSTRATIONS_SEED", self.seed, 0)
 
@@ -71,14 +74,15 @@ class Design:
         The first demonstrations are left out first. Inputs are never cut.
 
         Raises:
-          UserError: If an input with the instruction is too long, or the task has fewer training
-            examples than demonstrations.
+          UserError: If an input with the instruction is too long, the task has fewer training
+            examples than demonstrations, or it has no label words for "{labels}".
         """
         feature = data.provider.output_features["inputs"]
         encode, begin = feature.vocabulary.encode, begin_of(feature.vocabulary)
         most = data.lengths["inputs"] - feature.add_eos - len(begin)
         end = [feature.vocabulary.eos_id] if feature.add_eos else []
-        heads = self._heads(data)
+        demonstrated = self._chosen(data)
+        heads = self._heads(data, demonstrated)
         head_ids = [encode(head) for head in heads]
         tokens = np.zeros((len(eval_set.inputs), data.lengths["inputs"]), np.int32)
         counts, texts = [], []
@@ -98,12 +102,17 @@ class Design:
                 f"{data.task}, {eval_set.split} split: {statistics.fmean(counts):.1f} of "
                 f"{self.demonstrations} demonstrations before an input on average, "
                 f"{min(counts)} at least",
+                *_warnings(data, eval_set, demonstrated),
             )
         return dataclasses.replace(eval_set, inputs=texts, encoder_input_tokens=tokens, notes=notes)
 
-    def _heads(self, data: TaskData) -> list[str]:
+    def _heads(self, data: TaskData, demonstrated: Sequence[Row]) -> list[str]:
         """The text before an input with 0, 1, 2, ... demonstrations, counted from the last one."""
-        blocks = [f"{row.inputs}\n{row.targets}" for row in self._chosen(data)]
+        blocks = [f"{row.inputs}\n{row.targets}" for row in demonstrated]
+        if "{labels}" in self.instruction and not data.labels:
+            raise UserError(
+                f"INSTRUCTION = {self.instruction!r}: {data.task} has no label words for {{labels}}"
+            )
         instruction = self.instruction.replace("{labels}", ", ".join(data.labels))
         first = [instruction] if instruction else []
         return [
@@ -124,6 +133,19 @@ class Design:
         classes = few_shot.by_class([row.targets for row in rows], data.labels, self.seed)
         in_turn = (i for turn in itertools.zip_longest(*classes) for i in turn if i is not None)
         return [rows[i] for i in itertools.islice(in_turn, self.demonstrations)]
+
+
+def _warnings(data: TaskData, eval_set: EvalSet, demonstrated: Sequence[Row]) -> list[str]:
+    """What makes a score with demonstrations another one than it seems to be."""
+    where = f"warning: {data.task}, {eval_set.split} split"
+    lines = []
+    known = {row.inputs for row in demonstrated}
+    if count := sum(text in known for text in eval_set.inputs):
+        lines.append(f"{where}: {count} inputs are among the demonstrations, with their answers")
+    missing = sorted({*data.labels} - {row.targets for row in demonstrated})
+    if missing and len(demonstrated) >= len(data.labels):
+        lines.append(f"{where}: no demonstration is {' or '.join(map(repr, missing))}")
+    return lines
 
 
 def _too_long(data: TaskData, eval_set: EvalSet, head_length: int) -> str:
