@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from prompt_tuning import __version__
 from prompt_tuning.analysis import neighbours
@@ -202,7 +202,6 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/rows",
         dependencies=use,
-        response_class=StreamingResponse,
         responses=_RESPONSES | _answers("application/x-ndjson"),
         openapi_extra={
             "requestBody": {
@@ -381,7 +380,6 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get(
         "/metrics",
         dependencies=[_needs(service, "use")],
-        response_class=PlainTextResponse,
         responses=_RESPONSES | _answers("text/plain"),
     )
     async def metrics() -> Response:

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from prompt_tuning.serving import bank
 from prompt_tuning.serving.model import Model
 from prompt_tuning.transformer.vocabulary import EOS
 
+MOST_LABEL_PADDING = 4  # of label positions, until the exact program is compiled
 ALTERNATIVES = 5  # most likely tokens that can be asked for at each step
 STOPS = 4  # tokens that end a text; all of them the end token, texts are cut at others afterwards
 
@@ -145,7 +146,7 @@ class Device:
             all_places, all_sizes = self._places, self._label_sizes
             if not any(self._same_group(each, longest) for each in all_places):
                 all_places |= {bank.places(longest, room)}
-            if labels is not None:
+            if labels is not None and not self._is_close(all_sizes, label_sizes(*labels)):
                 all_sizes |= {label_sizes(*labels)}
             kinds: list[tuple[str, tuple[int, ...]]] = [
                 ("embed", ()),
@@ -186,6 +187,14 @@ class Device:
                 [(program, _)] = self._wanted.most_common(1)
                 self._build(program)
                 del self._wanted[program]
+
+    def _is_close(self, all_sizes: Collection[tuple[int, int]], sizes: tuple[int, int]) -> bool:
+        """Whether there are programs for labels of this size that cost little more."""
+        count, length = sizes
+        return any(
+            k >= count and tokens >= length and k * tokens <= MOST_LABEL_PADDING * count * length
+            for k, tokens in all_sizes
+        )
 
     def _same_group(self, places: int, longest: int) -> bool:
         return places >= longest and bank.group(places) == bank.group(longest)

@@ -9,6 +9,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.server.engine import NotFinite, Stopped
@@ -149,4 +150,8 @@ async def on_http(request: Request, error: Exception) -> Response:
     }.get(error.status_code, str(error.detail))
     response = Refused(error.status_code, message, "not_offered").response()
     response.headers.update(error.headers or {})
+    if error.status_code == 405:  # of all routes of this path; the router's is of the first
+        scopes = [(route, route.matches(request.scope)[0]) for route in request.app.routes]
+        allowed = {m for route, match in scopes if match != Match.NONE for m in route.methods or ()}
+        response.headers["Allow"] = ", ".join(sorted(allowed))
     return response

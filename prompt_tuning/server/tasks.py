@@ -102,6 +102,11 @@ class Tasks:
         longest = sorted(lengths, reverse=True) or [0]
         for length in longest:
             self._device.admit(length, None)
+        # The largest labels first, so that the programs of others need not exist at the start.
+        labelled = [parsed for parsed in read.values() if parsed.labels]
+        tokens = [label_tokens(x.labels, x.trained_with.target_prefix, model) for x in labelled]
+        for sizes in sorted((array.shape for array in tokens), key=np.prod, reverse=True):
+            self._device.admit(0, sizes)
         nothing = np.zeros((0, model.config.stack("encoder").width), np.float32)
         self._publish(_Parsed(self.backbone, "", [nothing]))
         for parsed in read.values():

@@ -162,10 +162,10 @@ async function ask(event) {
   $("mine-title").textContent = name;
   const [response] = await Promise.all([
     show("mine", name, undefined), show("theirs", $("other").value, labels)]);
-  const facts = (header) => response?.headers.get(header);
-  say("batch", !response ? "" : `Answered together with ${facts("x-batch-rows") - 1} other rows, ` +
-    `${facts("x-batch-tasks")} task${facts("x-batch-tasks") === "1" ? "" : "s"} in the batch, after ` +
-    `${facts("x-queue-ms")} ms in the queue.`);
+  const facts = (header) => Number(response?.headers.get(header));
+  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  say("batch", !response ? "" : `Answered together with ${count(facts("x-batch-rows") - 1, "other row")}, ` +
+    `${count(facts("x-batch-tasks"), "task")} in the batch, after ${facts("x-queue-ms")} ms in the queue.`);
 }
 
 /** The rows of a CSV as arrays of cells (RFC 4180). */
