@@ -20,7 +20,7 @@ from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.runs import plan
 from prompt_tuning.t5 import T5Config, preset
-from prompt_tuning.testing import rounding
+from prompt_tuning.testing import rounding, tiny_gemma
 from prompt_tuning.training.loop import fit
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.transformer import int8
@@ -138,6 +138,22 @@ def test_the_backward_pass_keeps_numbers():
     _, backward = jax.vjp(lambda x: int8.matmul(x, leaf, x.dtype), x)
     kept = [(part.dtype, part.shape) for part in jax.tree.leaves(backward)]
     assert kept == [(jnp.int8, (32, 8)), (jnp.float32, (1, 8))]
+
+
+@pytest.mark.slow
+def test_a_t5gemma_of_rounded_weights(tmp_path):
+    config = tiny_gemma(products="float32")
+    backbone.save(
+        tmp_path / "x.safetensors",
+        flatten(initialize(config, PROMPT, layout=ONE, seed=3).frozen),
+        "float32",
+    )
+    tuned = made(dataclasses.replace(config, frozen_dtype="int8"), tmp_path / "x.safetensors")
+    leaves = {path: restored(leaf) for path, leaf in flatten(tuned.frozen).items()}
+    assert sum(map(int8.is_int8, flatten(tuned.frozen).values())) == 2 + 2 * 7 + 2 * 11
+    rounded = made(config, tmp_path / "x.safetensors")
+    rounded = dataclasses.replace(rounded, frozen=unflatten(leaves))
+    assert_same(outputs(tuned), outputs(rounded))
 
 
 def test_model_is_the_one_of_the_rounded_weights(tuned, plain, actual):

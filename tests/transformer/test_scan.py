@@ -14,13 +14,15 @@ from prompt_tuning.methods import Uniform
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.t5.config import T5Config
-from prompt_tuning.testing import rounding
+from prompt_tuning.testing import rounding, tiny_gemma
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.step import loss_fn
+from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import flatten
 
 CONFIG = T5Config(64, 16, 2, 8, 32, 2, 2)
-SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
+CONFIGS = {"t5": CONFIG, "t5gemma": tiny_gemma()}
+T5_ALONE = pytest.mark.parametrize("config", ["t5"], indirect=True)
 METHODS = {
     "prompt_tuning": methods.PromptTuning(3, initializer=Uniform()),
     "prefix_tuning": methods.PrefixTuning(3),
@@ -40,20 +42,24 @@ BATCH = {
     "decoder_input_tokens": np.pad(ROWS[:, :3], ((0, 0), (1, 0))),
     "decoder_target_tokens": ROWS[:, 2:],
 }
-FORWARD, BACKWARD = (bound(CONFIG, 3 + 6, 4) for bound in (rounding.forward, rounding.backward))
+
+
+@pytest.fixture(scope="module", params=["t5", pytest.param("t5gemma", marks=pytest.mark.slow)])
+def config(request) -> Config:
+    return CONFIGS[request.param]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
+def checkpoint(config, tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("backbone") / "backbone.safetensors"
     method = methods.PromptTuning(1, initializer=Uniform())
-    plain = initialize(CONFIG, method, layout=LAYOUT, seed=3)
+    plain = initialize(config, method, layout=LAYOUT, seed=3)
     backbone.save(path, flatten(plain.frozen), "float32")
     return str(path)
 
 
 @functools.cache
-def made(config: T5Config, method: Method, checkpoint: str) -> TunedModel:
+def made(config: Config, method: Method, checkpoint: str) -> TunedModel:
     return initialize(config, method, layout=LAYOUT, checkpoint=checkpoint, seed=1)
 
 
@@ -67,19 +73,23 @@ def loss_and_gradient(tuned: TunedModel, key: jax.Array | None = None):
         return jax.jit(jax.value_and_grad(objective))(tuned.trained)
 
 
-def assert_same(actual, expected) -> None:
+def backward(config: Config) -> float:
+    return rounding.backward(config, 3 + 6, 4)
+
+
+def assert_same(actual, expected, config: Config) -> None:
     """Losses and gradients are equal but for rounding, relative to the largest value of each."""
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=BACKWARD * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=backward(config) * np.abs(b).max())
 
 
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in METHODS],
 )
-def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
+def test_scanned_layers_are_the_same_model(name, config, checkpoint, tmp_path):
     """Loss, gradient and decoding; through files, which know no scan, in both directions."""
-    plain = made(CONFIG, METHODS[name], checkpoint)
+    plain = made(config, METHODS[name], checkpoint)
     leaves = {
         path: np.asarray(leaf) + np.random.default_rng(i).normal(0, 0.1, leaf.shape)
         for i, (path, leaf) in enumerate(sorted(flatten(plain.trained).items()))
@@ -87,7 +97,9 @@ def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
     files = [tmp_path / "plain.safetensors", tmp_path / "scanned.safetensors"]
     trained.save(files[0], {path: leaf.astype(np.float32) for path, leaf in leaves.items()})
     plain = with_trained(plain, files[0])
-    scanned = with_trained(made(SCANNED, METHODS[name], checkpoint), files[0])
+    scanned = with_trained(
+        made(dataclasses.replace(config, scan_layers=True), METHODS[name], checkpoint), files[0]
+    )
     assert "encoder/layers/attention/query/kernel" in scanned.split.shapes
     trained.save(files[1], {p: np.asarray(x) for p, x in flatten(scanned.trained).items()})
     again = flatten(with_trained(plain, files[1]).trained)
@@ -96,12 +108,12 @@ def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
 
     loss, gradient = loss_and_gradient(plain)
     scanned_loss, scanned_gradient = loss_and_gradient(scanned)
-    np.testing.assert_allclose(scanned_loss, loss, rtol=FORWARD)
+    np.testing.assert_allclose(scanned_loss, loss, rtol=rounding.forward(config, 3 + 6, 4))
     norms = [
         jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree)))
         for tree in (gradient, scanned_gradient)
     ]
-    np.testing.assert_allclose(*norms, rtol=BACKWARD)
+    np.testing.assert_allclose(*norms, rtol=backward(config))
     tokens = [
         decoding.greedy(tuned.model, tuned.params, BATCH["encoder_input_tokens"], 5)
         for tuned in (plain, scanned)
@@ -112,24 +124,25 @@ def test_scanned_layers_are_the_same_model(name, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("policy", "scan"), [pytest.param("minimal", False, marks=pytest.mark.slow), ("full", True)]
 )
-def test_what_is_computed_again_changes_nothing(policy, scan, checkpoint):
+def test_what_is_computed_again_changes_nothing(policy, scan, config, checkpoint):
     """With dropout: the masks are those of the forward pass."""
-    config = dataclasses.replace(CONFIG, scan_layers=scan, dropout_rate=0.1)
+    config = dataclasses.replace(config, scan_layers=scan, dropout_rate=0.1)
     key = jax.random.key(5)
     method = METHODS["prompt_tuning"]
     wanted = loss_and_gradient(made(config, method, checkpoint), key)
     again = dataclasses.replace(config, remat=policy)
     actual = loss_and_gradient(made(again, method, checkpoint), key)
-    assert_same(actual, wanted)
+    assert_same(actual, wanted, config)
 
 
-def test_attention_of_jax_nn_changes_nothing(checkpoint):
+@T5_ALONE
+def test_attention_of_jax_nn_changes_nothing(config, checkpoint):
     method = METHODS["prefix_tuning"]
     tuned = [
-        made(dataclasses.replace(CONFIG, attention=name), method, checkpoint)
+        made(dataclasses.replace(config, attention=name), method, checkpoint)
         for name in ("einsum", "xla")
     ]
-    assert_same(*(loss_and_gradient(model) for model in tuned))
+    assert_same(*(loss_and_gradient(model) for model in tuned), config)
     tokens = (
         decoding.greedy(model.model, model.params, BATCH["encoder_input_tokens"], 5)
         for model in tuned
@@ -142,16 +155,17 @@ def test_attention_without_dropout_says_so():
         dataclasses.replace(CONFIG, attention="cudnn", dropout_rate=0.1)
 
 
-def test_cudnn_needs_a_gpu(checkpoint, monkeypatch):
+@T5_ALONE
+def test_cudnn_needs_a_gpu(config, checkpoint, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    config = dataclasses.replace(CONFIG, attention="cudnn")
+    config = dataclasses.replace(config, attention="cudnn")
     with pytest.raises(ValueError, match="ATTENTION = 'cudnn': needs a GPU"):
         loss_and_gradient(made(config, METHODS["prompt_tuning"], checkpoint))
 
 
-def test_frozen_matrices_in_bfloat16(checkpoint):
+def test_frozen_matrices_in_bfloat16(config, checkpoint):
     """Products in bfloat16 read the same numbers, cast before or on the way."""
-    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    config = dataclasses.replace(config, dtype="bfloat16")
     narrow = dataclasses.replace(config, frozen_dtype="bfloat16")
     wide, tuned = (made(c, METHODS["prompt_tuning"], checkpoint) for c in (config, narrow))
     dtypes = {path: leaf.dtype for path, leaf in flatten(tuned.params).items()}
@@ -167,8 +181,8 @@ def test_frozen_matrices_in_bfloat16(checkpoint):
     np.testing.assert_allclose(*(loss_and_gradient(t)[0] for t in (wide, tuned)), rtol=2 * 2**-8)
 
 
-def test_model_tuning_trains_in_float32(checkpoint):
-    config = dataclasses.replace(CONFIG, dtype="bfloat16", frozen_dtype="bfloat16")
+def test_model_tuning_trains_in_float32(config, checkpoint):
+    config = dataclasses.replace(config, dtype="bfloat16", frozen_dtype="bfloat16")
     tuned = made(config, METHODS["model_tuning"], checkpoint)
     assert {leaf.dtype for leaf in flatten(tuned.trained).values()} == {jnp.dtype("float32")}
 
@@ -181,6 +195,6 @@ def test_model_tuning_trains_in_float32(checkpoint):
         (methods.DeepPrompt(3), "deep prompts"),
     ],
 )
-def test_layers_that_differ_are_not_scanned(method, setting, checkpoint):
+def test_layers_that_differ_are_not_scanned(method, setting, config, checkpoint):
     with pytest.raises(ValueError, match=f"{setting}.*set SCAN_LAYERS = False"):
-        made(SCANNED, method, checkpoint)
+        made(dataclasses.replace(config, scan_layers=True), method, checkpoint)
