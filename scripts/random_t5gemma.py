@@ -2,8 +2,8 @@
 
     python scripts/random_t5gemma.py runs/t5gemma_demo
 
-Its shape is the preset `t5gemma_demo`, its vocabulary the demonstration's. A prompt can be trained on
-it, but what it says means nothing.
+Its shape is the preset `t5gemma_demo`, its vocabulary the demonstration's. A prompt can be trained
+on it, but what it says means nothing.
 """
 
 import shutil

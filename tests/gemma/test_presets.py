@@ -1,13 +1,16 @@
 """Published shapes have the published numbers of parameters."""
 
 import dataclasses
+import math
 
 import pytest
 
-from prompt_tuning.families import PRESETS
+from prompt_tuning import sharding
+from prompt_tuning.families import PRESETS, init_shapes
 from prompt_tuning.gemma import StackConfig, T5GemmaConfig
 from prompt_tuning.methods import Method
 from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.transformer.paths import flatten
 
 # keras_hub/src/models/t5gemma/t5gemma_presets.py, "params"
 PUBLISHED = {
@@ -32,6 +35,21 @@ def test_parameters(name):
     """Of scanned layers, which are the same; one of each stack is traced."""
     split = ParamSplit.of(dataclasses.replace(PRESETS[name], scan_layers=True), Method())
     assert split.count(split.backbone) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("mesh", [{"model": 8}, {"fsdp": 4, "model": 2}], ids=str)
+def test_the_largest_is_divided_over_the_devices(mesh):
+    """Each of eight devices has an eighth, and a tenth of that at most for what is not divided."""
+    config = dataclasses.replace(
+        PRESETS["t5gemma_9b_9b"], scan_layers=True, frozen_dtype="bfloat16"
+    )
+    split, layout = ParamSplit.of(config, Method()), sharding.layout(mesh=mesh)
+    places = flatten(sharding.shardings_of(init_shapes(config, Method()), layout))
+    total = here = 0
+    for path, leaf in split.shapes.items():
+        total += leaf.size * leaf.dtype.itemsize
+        here += math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    assert total / 8 <= here <= 1.1 * total / 8
 
 
 SMALL = StackConfig(16, 2, 32, 4, 2, 8, query_scalar=8)
