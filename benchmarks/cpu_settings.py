@@ -70,7 +70,8 @@ def seconds_here(case: str, count: int) -> float:
     from prompt_tuning.t5.config import preset
 
     name, everything, rows, inputs, targets = CASES[case]
-    model = steps.trained(name, ModelTuning() if everything else PromptTuning(20, initializer=Uniform()))
+    method = ModelTuning() if everything else PromptTuning(20, initializer=Uniform())
+    model = steps.trained(name, method)
     batch = model.place(steps.random_batch(preset(name), rows, inputs, targets))
     taken = [model.usage(lambda: batch) for _ in range(count)][1:]
     return steps.median(taken).seconds
