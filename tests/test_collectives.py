@@ -52,7 +52,7 @@ def test_devices_that_divide_weights_exchange_activations_alone(mesh):
     assert summed.count((rows, 13, 24)) >= 2 * 2 + 2 * 2
     assert summed.count((rows, 5, 24)) >= 2 * 3 + 2 * 2
     weight = 24 * 32  # the smallest matrix
-    assert max(map(math.prod, results(text, "all-gather"))) < weight / 2
+    assert max(map(math.prod, results(text, "all-gather")), default=0) < weight / 2
 
 
 def test_fsdp_gathers_each_weight_where_it_is_used():

@@ -64,7 +64,7 @@ def card_at(
             tasks=tuple(data.tasks),
             lengths=dict(data.lengths),
             target_prefix=data.target_prefix,
-            text_fields=data.text_fields,
+            text_fields=dict(data.text_fields),
         ),
     )
 

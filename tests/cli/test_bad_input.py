@@ -227,7 +227,7 @@ CASES = {
     # backbones, by convert
     "no backbone": (convert("absent"), "absent: no such file or folder"),
     "backbone of another size": (convert("hf", "--model=demo"), "does not fit the model"),
-    "unknown preset": (convert("hf", "--model=nanno"), "--model: no T5 preset named 'nanno'"),
+    "unknown preset": (convert("hf", "--model=nanno"), "--model: no preset named 'nanno'"),
     "target exists": (convert("hf", "--to=hf"), "--to=hf: already exists"),
     "target below a file": (convert("hf", "--to=words.txt/checkpoint_1"), "words.txt"),
     "name that T5X does not read": (convert("hf", "--to=new"), "checkpoint_STEP"),
@@ -249,7 +249,7 @@ CASES = {
     "cut T5X index": (convert("t5x_cut/checkpoint_1"), "the index is unreadable"),
     "damaged Orbax": (convert("orbax/checkpoint_1"), "_METADATA is damaged"),
     "run for a backbone": (convert("run/checkpoint_1"), "Orbax checkpoint, but not one of a T5X"),
-    "config of no size": (convert("hf_odd", "--model="), "no T5 preset named ''"),
+    "config of no size": (convert("hf_odd", "--model="), "no preset named ''"),
     "prompt for a backbone": (convert("prompt.npy"), "the index is unreadable"),
     "adapter for a backbone": (convert("adapter"), "not a native T5X checkpoint"),
     # config.json

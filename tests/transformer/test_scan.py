@@ -32,8 +32,8 @@ METHODS = {
     "bitfit": methods.BitFit(),
     "model_tuning": methods.ModelTuning(),
 }
-# Leaves are in the layers (LoRA), beside them (prefix tuning), or elsewhere.
-SLOW = frozenset(METHODS) - {"lora", "prefix_tuning"}
+# LoRA's leaves are in the layers, as most; prefix tuning's are beside them.
+SLOW = frozenset(METHODS) - {"lora"}
 # Two devices, for compiling for eight takes longer.
 LAYOUT = sharding.layout(2, devices=jax.devices()[:2])
 ROWS = np.random.default_rng(0).integers(2, 64, (4, 6))
