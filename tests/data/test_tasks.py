@@ -38,7 +38,7 @@ def test_vocabulary_has_sentinels_behind_the_pieces(vocabulary):
 def test_vocabulary_that_is_none(tmp_path):
     with pytest.raises(UserError, match=r"gone\.model: no such file"):
         tasks.vocabulary(tmp_path / "gone.model")
-    with pytest.raises(UserError, match="has none of tokenizer.model, spiece.model"):
+    with pytest.raises(UserError, match=r"has none of tokenizer\.model, spiece\.model"):
         tasks.vocabulary(tmp_path)
     (tmp_path / "bad.model").write_text("{}")
     with pytest.raises(UserError, match=r"bad\.model: not a SentencePiece model"):
