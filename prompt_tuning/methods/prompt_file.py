@@ -22,7 +22,7 @@ def with_prompt(
       allow_other_backbone: Whether the prompt's card may name another backbone.
 
     Raises:
-      UserError: If there is no file for a prompt, or no prompt for a file.
+      UserError: If there is no file for a prompt, no prompt for a file, or two files for a prompt.
     """
     if not path:
         if type(method) is PromptTuning and not trained_file:
@@ -36,6 +36,11 @@ def with_prompt(
         raise UserError(
             f"PROMPT_FILE = {path!r}: METHOD = {type(method).__name__} is more than a prompt, or "
             "none; leave it out, and give TRAINED_FILE if the method trains something"
+        )
+    if trained_file and whole:
+        raise UserError(
+            f"PROMPT_FILE = {path!r}, TRAINED_FILE = {trained_file!r}: both have the prompt; give "
+            "one of them"
         )
     if isinstance(method, PromptTuning):
         initializer = FromFile(path, allow_other_backbone)

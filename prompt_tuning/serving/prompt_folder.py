@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,17 @@ def read(path: epath.PathLike, fingerprint: Callable[[], str] | None = None) -> 
     return prompt
 
 
+# What must be the same for prompts that answer together, of their cards; not all cards have it all.
+_MUST_AGREE: Mapping[str, Callable[[TrainedWith], Any]] = {
+    "tasks": lambda training: list(map(plain_name, training.tasks)),
+    "input length": lambda training: training.lengths.get("inputs"),
+    "target prefix": lambda training: training.target_prefix,
+    "label words": lambda training: sorted(training.labels),
+    "text fields": lambda training: [list(names) for names in training.text_fields.values()],
+}
+_OPTIONAL = ("label words", "text fields")
+
+
 def trained_with(
     paths: Sequence[Any], setting: str, *, takes_sentinel: bool = False
 ) -> TrainedWith | None:
@@ -48,9 +59,9 @@ def trained_with(
       takes_sentinel: whether what has no card was trained with the sentinel of the others.
 
     Raises:
-      UserError: if two are the same, two were trained on different tasks, with different input
-        lengths or target prefixes, or some with a target prefix and others have no card that says
-        so.
+      UserError: if two are the same, two were trained on different tasks, label words or text
+        fields, with different input lengths or target prefixes, or some with a target prefix and
+        others have no card that says so.
     """
     first, training, without_card = None, None, []
     for path in paths:
@@ -60,12 +71,9 @@ def trained_with(
             continue
         if training is None:
             first, training = path, other
-        for name, a, b in (
-            ("tasks", *(list(map(plain_name, of.tasks)) for of in (training, other))),
-            ("input length", training.lengths.get("inputs"), other.lengths.get("inputs")),
-            ("target prefix", training.target_prefix, other.target_prefix),
-        ):
-            if a != b:
+        for name, of in _MUST_AGREE.items():
+            a, b = of(training), of(other)
+            if a != b and ((a and b) or name not in _OPTIONAL):
                 raise UserError(
                     f"{setting}: {first} was trained with the {name} {a!r}, {path} with {b!r}; "
                     "prompts that answer together must agree"
@@ -76,18 +84,28 @@ def trained_with(
             f"and no card says so of {without_card[0]}; leave it out, or give target_prefix if it "
             "was too (SENTINEL_TARGETS = True in a command)"
         )
-    _check_distinct([path for path in paths if isinstance(path, str | os.PathLike)], setting)
+    _check_distinct(paths, setting)
     return training
 
 
-def _check_distinct(paths: Sequence[epath.PathLike], setting: str) -> None:
-    """Raises UserError if two files are one prompt, such as its .npy and its .safetensors."""
-    arrays = [prompts.load(path) for path in paths] if len(paths) > 1 else []
+def _check_distinct(given: Sequence[Any], setting: str) -> None:
+    """Raises UserError if two are one prompt, such as a run's .npy and its .safetensors."""
+    if len(given) < 2:
+        return
+    are_paths = [isinstance(prompt, str | os.PathLike) for prompt in given]
+    arrays = [
+        prompts.load(prompt) if is_path else np.zeros((0, 0)) if prompt is None else prompt
+        for prompt, is_path in zip(given, are_paths, strict=True)
+    ]
+    names = [
+        str(prompt) if is_path else _kind(prompt)
+        for prompt, is_path in zip(given, are_paths, strict=True)
+    ]
     for i, array in enumerate(arrays):
-        for other, path in zip(arrays[:i], paths, strict=False):
-            if np.array_equal(array, other):
+        for other, name in zip(arrays[:i], names, strict=False):
+            if np.array_equal(np.asarray(array), np.asarray(other)):
                 raise UserError(
-                    f"{setting}: {path} and {paths[i]} are the same prompt, whose vote would count "
+                    f"{setting}: {name} and {names[i]} are the same prompt, whose vote would count "
                     "twice; leave one out"
                 )
 

@@ -476,6 +476,11 @@ def test_a_prompt_file_alone_is_not_taken_for_the_rest_of_a_method(method):
     assert with_prompt(method, "", "trained_best.safetensors") == method
 
 
+def test_two_files_for_one_prompt():
+    with pytest.raises(UserError, match=r"PROMPT_FILE = 'p.npy', TRAINED_FILE = .* give one"):
+        with_prompt(methods.PromptTuning(3), "p.npy", "trained_best.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

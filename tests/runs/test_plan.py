@@ -52,6 +52,7 @@ def test_weights_are_divided_over_the_partitions(tmp_path, capsys):
     assert "all-reduce" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_all_layers():
     """A loop's body is not counted once; a batch's operations are divided over all devices."""
     plain = planned(CONFIG, 1)["flops_per_device"]

@@ -409,6 +409,7 @@ def mixture(data) -> Iterator[TaskData]:
         yield dataclasses.replace(data, task="reviews_and_numbers")
 
 
+@pytest.mark.slow
 def test_a_mixture(mixture, data, backbone_file, tmp_path, capsys):
     folder = tmp_path / "model"
     with pytest.raises(UserError, match="'rank', but the task numbers has no labels"):

@@ -311,7 +311,8 @@ def test_answers_while_tasks_are_added_replaced_and_removed(rows):
     assert model.compile_count == before
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [50, 1_000])
 def test_many_tasks_on_the_embedded_backbone(tmp_path, count):
     model = prompt_tuning.load("demo", tasks=count, prompt_length=5, input_length=16)
     rng = np.random.default_rng(0)
@@ -570,4 +571,33 @@ def test_a_prompt_votes_once(other, tmp_path):
     again = other.format(path, tmp_path, tmp_path.name)
     with pytest.raises(UserError, match=r"^PROMPT_FILES: .* the same prompt, whose vote"):
         prompt_folder.trained_with([path, np.ones((2, 4)), None, again], "PROMPT_FILES")
-    assert prompt_folder.trained_with([None, None], "task 't'") is None
+
+
+@pytest.mark.parametrize("prompts_of_task", [[np.ones((2, 4))] * 2, [None, np.ones((2, 4)), None]])
+def test_an_array_votes_once(prompts_of_task):
+    with pytest.raises(UserError, match=r"^task 't': .* the same prompt, whose vote"):
+        prompt_folder.trained_with(prompts_of_task, "task 't'")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": ["good", "bad"]}, "label words"),
+        ({"text_fields": {"files": ["title", "text"]}}, "text fields"),
+    ],
+)
+def test_every_card_of_an_ensemble_counts(fields, message, first, tmp_path):
+    """In whichever order they are given; a card that does not say it agrees with any."""
+    said = {"labels": ["bad", "fine"], "text_fields": {"files": ["text", "title"]}}
+    paths = [
+        saved(tmp_path, "", name=name, **each)
+        for name, each in {"a": said, "b": {**said, **fields}, "c": {}}.items()
+    ]
+    for number, path in enumerate(paths):
+        prompts.save(path, np.full((2, D), number))
+    if first:
+        paths[:2] = paths[1::-1]
+    with pytest.raises(UserError, match=f"was trained with the {message}"):
+        prompt_folder.trained_with(paths, "PROMPT_FILES")
+    assert prompt_folder.trained_with(paths[1:], "PROMPT_FILES") is not None

@@ -36,7 +36,6 @@ CONFIG, GEMMA = tiny_config(), tiny_gemma()
 METHOD = PromptTuning(length=P)
 MODEL = T5(CONFIG, METHOD)
 OTHERS = [
-    PTuning(P, hidden=4),
     DeepPrompt(P),
     MultitaskPrompt(P),
     PrefixTuning(P),
@@ -45,7 +44,7 @@ OTHERS = [
     Combined([METHOD, LoRA(2), PrefixTuning(P)]),
 ]
 # Prompt tuning with more, and methods that change each position by itself.
-ALIKE = [Warp(P, label_ids=[5, 9]), Adapter(4), IA3(), BitFit()]
+ALIKE = [PTuning(P, hidden=4), Warp(P, label_ids=[5, 9]), Adapter(4), IA3(), BitFit()]
 IDS = st.lists(st.integers(3, 63), min_size=1, max_size=T - P - 2)
 
 

@@ -41,7 +41,16 @@ def stepped(method, loss: Loss, parts: int, rows=None, key=None):
 
 
 @pytest.mark.parametrize(
-    ("factor", "parts"), [*((factor, 2) for factor in (None, 64.0, *NORMALIZERS)), (None, 8)]
+    ("factor", "parts"),
+    [
+        ("AVERAGE_PER_SEQUENCE", 2),
+        *(
+            pytest.param(factor, 2, marks=pytest.mark.slow)
+            for factor in (None, 64.0, *NORMALIZERS)
+            if factor != "AVERAGE_PER_SEQUENCE"
+        ),
+        (None, 8),
+    ],
 )
 def test_parts_of_a_batch_add_up_to_it(factor, parts):
     loss = Loss(normalizing_factor=factor)

@@ -163,6 +163,7 @@ def test_cudnn_needs_a_gpu(config, checkpoint, monkeypatch):
         loss_and_gradient(made(config, METHODS["prompt_tuning"], checkpoint))
 
 
+@pytest.mark.slow
 def test_frozen_matrices_in_bfloat16(config, checkpoint):
     """Products in bfloat16 read the same numbers, cast before or on the way."""
     config = dataclasses.replace(config, dtype="bfloat16")
