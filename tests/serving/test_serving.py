@@ -390,7 +390,7 @@ def test_longer_inputs_in_training_than_here_are_refused(longest, tmp_path):
     paths = [saved(tmp_path, "", name="t", lengths={"inputs": 8, "targets": 2})]
     adds = {
         "one": lambda: model.add_task("t", paths[0]),
-        "an ensemble": lambda: model.add_task("t", [prompt(2), *paths], replace=True),
+        "an ensemble": lambda: model.add_task("t", [prompt(3), *paths], replace=True),
         "a folder": lambda: empty(allow_other_backbone=True, input_length=longest).add_tasks(
             tmp_path
         ),
