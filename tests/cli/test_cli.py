@@ -443,8 +443,15 @@ EVALUATION_MISTAKES = {
     "no prompt": ("--gin.PROMPT_FILE={folder}/rows.jsonl", "not a prompt in .npy or .safetensors"),
     "unknown split": ("--gin.SPLIT=dev", "no split 'dev'"),
     "batch size": ("--gin.BATCH_SIZE=12", "BATCH_SIZE = 12"),
-    "trained file": ("--gin.TRAINED_FILE=/no.safetensors", "/no.safetensors: no such file"),
-    "trained file of another kind": ("--gin.TRAINED_FILE={folder}/nano.safetensors", "not fit"),
+    "trained file and prompt": ("--gin.TRAINED_FILE=/no.safetensors", "give one of them"),
+    "trained file": (
+        ("--gin.PROMPT_FILE=", "--gin.TRAINED_FILE=/no.safetensors"),
+        "/no.safetensors: no such file",
+    ),
+    "trained file of another kind": (
+        ("--gin.PROMPT_FILE=", "--gin.TRAINED_FILE={folder}/nano.safetensors"),
+        "not fit",
+    ),
 }
 
 
@@ -456,7 +463,8 @@ def test_mistake_in_evaluation(command, tmp_path, kind, function, argument, part
     data = "TEST_FILE" if kind == "eval" else "INPUT_FILE"
     output = f"--gin.{kind.upper()}_OUTPUT_DIR={tmp_path}/out"
     files = f"--gin.{data}={{folder}}/rows.jsonl"
-    result = command(function, *evaluation(kind, files, output, argument))
+    arguments = (argument,) if isinstance(argument, str) else argument
+    result = command(function, *evaluation(kind, files, output, *arguments))
     assert_mistake(result, part)
     assert not (tmp_path / "out").exists()
 
