@@ -155,20 +155,20 @@ def read(folder: epath.PathLike) -> Config:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Reads a JSON object.
+def read_json(path: epath.Path, whole: str = "checkpoint") -> dict[str, Any]:
+    """Reads a JSON object; `whole` names what the file is a part of, for messages.
 
     Raises:
-      CheckpointError: if there is no such file, or it is something else.
+      CheckpointError: if the file does not exist or contains anything else.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; check the path")
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: not valid JSON ({error}); copy the checkpoint again"
+            f"{path}: not valid JSON ({error}); copy the {whole} again"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object; copy the checkpoint again")
+        raise CheckpointError(f"{path}: not a JSON object; copy the {whole} again")
     return content

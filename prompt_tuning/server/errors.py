@@ -84,7 +84,7 @@ def json_response(
 
 
 def refusal(error: Exception) -> Refused:
-    """What a caller is told of an error."""
+    """The answer to a request that ended with an error."""
     if isinstance(error, Refused):
         return error
     message = " ".join(str(error).split())
@@ -117,7 +117,7 @@ def refusal(error: Exception) -> Refused:
 
 
 def of_validation(error: RequestValidationError | pydantic.ValidationError) -> Refused:
-    """What a caller is told of a field that has another type, or that does not exist."""
+    """The answer to a request with a field of another type, or with an unknown one."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     name = ".".join(place)[:100] or None

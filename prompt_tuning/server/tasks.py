@@ -186,7 +186,7 @@ class Tasks:
           name: Name of the task.
           content: A safetensors file, see `prompts.from_bytes`; its metadata may have "labels", a
             JSON list of words, and "card", the JSON of a prompt's card.
-          labels: Label words in place of those of the file.
+          labels: Label words; None for those in the file.
           only_new: Whether a task of this name is an error.
           commit: Stores name and file; called before requests see the task.
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from prompt_tuning.transformer.config import Architecture, Config, Stack
 
@@ -123,30 +124,12 @@ PRESETS: Mapping[str, T5Config] = MappingProxyType(
 )
 
 
-def preset(
-    name: str,
-    dropout_rate: float = 0.0,
-    dtype: str = "float32",
-    frozen_dtype: str = "float32",
-    scan_layers: bool = False,
-    remat: str = "none",
-    attention: str = "einsum",
-    products: str = "auto",
-) -> T5Config:
-    """Returns the shape of a named size; the other arguments are fields of `T5Config`.
+def preset(name: str, dropout_rate: float = 0.0, **numerics: Any) -> T5Config:
+    """Returns the shape of a named size of T5; `numerics` are further fields of `Config`.
 
     Raises:
       ValueError: if no preset has that name.
     """
     if name not in PRESETS:
         raise ValueError(f"no T5 preset named {name!r}; available: {', '.join(sorted(PRESETS))}")
-    return dataclasses.replace(
-        PRESETS[name],
-        dropout_rate=dropout_rate,
-        dtype=dtype,
-        frozen_dtype=frozen_dtype,
-        scan_layers=scan_layers,
-        remat=remat,
-        attention=attention,
-        products=products,
-    )
+    return dataclasses.replace(PRESETS[name], dropout_rate=dropout_rate, **numerics)

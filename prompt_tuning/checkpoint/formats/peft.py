@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save as serialize
 
+from prompt_tuning import families
 from prompt_tuning.checkpoint.formats import safetensors_file
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.runtime.files import folder_when_done
@@ -118,15 +119,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
     file = path / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; copy it too, every PEFT adapter has one")
-    try:
-        config = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file}: not valid JSON ({error}); copy the adapter again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object; copy the adapter again")
-    return config
+    return families.read_json(file, "adapter")
 
 
 def stored(path: epath.Path) -> dict[str, safetensors_file.Stored]:
