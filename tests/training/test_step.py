@@ -49,7 +49,7 @@ def stepped(method, loss: Loss, parts: int, rows=None, key=None):
             for factor in (None, 64.0, *NORMALIZERS)
             if factor != "AVERAGE_PER_SEQUENCE"
         ),
-        (None, 8),
+        pytest.param(None, 8, marks=pytest.mark.slow),
     ],
 )
 def test_parts_of_a_batch_add_up_to_it(factor, parts):

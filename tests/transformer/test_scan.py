@@ -121,9 +121,8 @@ def test_scanned_layers_are_the_same_model(name, config, checkpoint, tmp_path):
     np.testing.assert_array_equal(*tokens)
 
 
-@pytest.mark.parametrize(
-    ("policy", "scan"), [pytest.param("minimal", False, marks=pytest.mark.slow), ("full", True)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("policy", "scan"), [("minimal", False), ("full", True)])
 def test_what_is_computed_again_changes_nothing(policy, scan, config, checkpoint):
     """With dropout: the masks are those of the forward pass."""
     config = dataclasses.replace(config, scan_layers=scan, dropout_rate=0.1)
