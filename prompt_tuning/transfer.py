@@ -64,8 +64,9 @@ def main(
     weights = top_k_weights(similarities, top_k) if top_k else {}
     if output:
         of_average = _card_of_average(list(weights))
-        prompts.save(output, weighted_average(sources, weights))
-        card.save(output, of_average)
+        average = weighted_average(sources, weights)
+        prompts.save(output, average)
+        card.save(output, of_average, average)
     if json:
         rows = [
             {"prompt": path, "similarity": similarity, "weight": weights.get(path)}

@@ -1,12 +1,14 @@
 """Reads and writes the card of a saved prompt: a JSON file that says what it was trained on."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint import prompts
@@ -16,7 +18,8 @@ from prompt_tuning.runtime.files import write_json
 SUFFIX = ".card.json"
 MAX_BYTES = 2**20
 _TRAINED_WITH = "trained_with"  # the field that cards of earlier versions lack
-_TEXT_FIELDS = "text_fields"  # within it; of runs on files alone
+_CHECKSUM = "checksum"  # likewise
+_TEXT_FIELDS = "text_fields"  # within `trained_with`; of runs on files alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Card:
       version: version of this package.
       config: gin configuration of the run; "" without gin.
       trained_with: what answers depend on; None for a card of an earlier version.
+      checksum: `checksum_of` the prompt or the leaves; "" for a card of an earlier version.
     """
 
     backbone: str
@@ -90,6 +94,7 @@ class Card:
     version: str
     config: str
     trained_with: TrainedWith | None = None
+    checksum: str = ""
 
 
 def path_of(prompt: epath.PathLike) -> epath.Path:
@@ -99,12 +104,36 @@ def path_of(prompt: epath.PathLike) -> epath.Path:
     return path.with_name(name + SUFFIX)
 
 
-def save(prompt: epath.PathLike, card: Card | None) -> None:
-    """Writes the card of the prompt at path `prompt`; None removes that of an earlier prompt."""
+Values = np.ndarray | Mapping[str, np.ndarray]  # a prompt [P, D], or trained leaves by path
+
+
+def checksum_of(values: Values) -> str:
+    """16 hexadecimal digits of a prompt, or of trained leaves, as float32."""
+    digest = hashlib.sha256()
+    for name, leaf in _leaves(values):
+        array = np.ascontiguousarray(leaf, np.float32)
+        digest.update(f"{name} {array.shape}\n".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(prompt: epath.PathLike, card: Card | None, values: Values | None = None) -> None:
+    """Writes the card of the prompt, or the trained leaves, at path `prompt`.
+
+    Args:
+      prompt: path of the file that the card describes.
+      card: the card; None removes that of an earlier file.
+      values: what the file holds, whose length and checksum become the card's; None for what the
+        card says.
+    """
     if card is None:
         path_of(prompt).unlink(missing_ok=True)
         return
+    if values is not None:
+        length = 0 if isinstance(values, Mapping) else len(values)
+        card = dataclasses.replace(card, length=length, checksum=checksum_of(values))
     fields = dataclasses.asdict(card)
+    if not card.checksum:
+        del fields[_CHECKSUM]
     if card.trained_with is None:
         del fields[_TRAINED_WITH]
     elif not card.trained_with.text_fields:
@@ -117,14 +146,42 @@ def read(prompt: epath.PathLike) -> Card | None:
 
     Raises:
       CheckpointError: if the card is larger than 1 MiB, or not a JSON object with exactly the
-        fields of `Card`; `trained_with` may be missing.
+        fields of `Card`, of which `trained_with` and `checksum` may be missing, or as
+        `check_values`, if the file is that of a prompt.
     """
     path = path_of(prompt)
     if not path.is_file():
         return None
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
-    return parse(content, path)
+    card = parse(content, path)
+    if card.length and epath.Path(prompt).expanduser().exists():
+        check_values(card, prompt, prompts.load(prompt))
+    return card
+
+
+def check_values(card: Card | None, path: epath.PathLike, values: Values) -> None:
+    """Checks that values are those that a card was written for; passes if there is no card.
+
+    Args:
+      card: the card.
+      path: what an error message begins with.
+      values: content of the file.
+
+    Raises:
+      CheckpointError: if another prompt, or other leaves, took the place of the card's.
+    """
+    if card is None:
+        return
+    if card.length and card.length != len(values):
+        differs = f"has {len(values)} vectors, and its card says {card.length}"
+    elif card.checksum and card.checksum != checksum_of(values):
+        differs = "has other values than those that its card was written for"
+    else:
+        return
+    raise CheckpointError(
+        f"{path}: {differs}; restore the file, or delete {path_of(path).name} if the file is right"
+    )
 
 
 def parse(content: str | bytes, path: epath.PathLike) -> Card:
@@ -141,7 +198,7 @@ def parse(content: str | bytes, path: epath.PathLike) -> Card:
         raise _refused(path, f"is not valid JSON ({error})") from error
     if not isinstance(fields, dict):
         raise _refused(path, "is not a JSON object")
-    _check_fields(path, fields, Card, {_TRAINED_WITH} - fields.keys())
+    _check_fields(path, fields, Card, {_TRAINED_WITH, _CHECKSUM} - fields.keys())
     if (trained_with := fields.get(_TRAINED_WITH)) is not None:
         _check_fields(path, trained_with, TrainedWith, {_TEXT_FIELDS} - trained_with.keys())
         lists: dict[str, Any] = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
@@ -258,6 +315,10 @@ def check_method(path: epath.PathLike, method: str, settings: Mapping[str, Any])
             f"{path}: was trained with {'; '.join(differing)}; use those settings, or set "
             "ALLOW_OTHER_SETTINGS = True"
         )
+
+
+def _leaves(values: Values) -> list[tuple[str, np.ndarray]]:
+    return sorted((values if isinstance(values, Mapping) else {prompts.TENSOR: values}).items())
 
 
 def _check_fields(

@@ -85,12 +85,15 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
     if not adapter:
         _check_card(location, saved, lora_alpha)
     leaves = {name: np.asarray(leaf, np.float32) for name, leaf in stored.items()}
+    if leaves and not (saved and saved.length):
+        card.check_values(saved, path, leaves)
     if lora_alpha is not None:
         return Adaptation(leaves, peft_layers.lora_of(path, leaves, lora_alpha), saved)
     if any("/ia3_" in name for name in leaves):
         return Adaptation(leaves, peft_layers.ia3_of(path, leaves), saved)
     if adapter and not is_prompt:
         method, leaves = peft_layers.load(location)
+        card.check_values(saved, path, leaves)
         return Adaptation(leaves, method, saved)
     if set(leaves) == {PROMPT_PATH}:
         return Adaptation(leaves, card=saved)
@@ -127,5 +130,5 @@ def write(path: str, form: str, adaptation: Adaptation) -> None:
     else:
         name = type(adaptation.method).__name__
         raise UserError(f"--format={form}: {name} has no prompt; use --format=trained or peft")
-    length = len(adaptation.prompt) if adaptation.method is None and form != "trained" else 0
-    card.save(location, adaptation.card and dataclasses.replace(adaptation.card, length=length))
+    is_prompt = adaptation.method is None and form != "trained"
+    card.save(location, adaptation.card, adaptation.prompt if is_prompt else adaptation.leaves)

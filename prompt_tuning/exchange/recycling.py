@@ -138,6 +138,7 @@ def recycle(
         and dataclasses.replace(
             trained, backbone=target, fingerprint="", d_model=recycled.shape[1], metric={}
         ),
+        recycled,
     )
     sizes = len(source_table), len(target_table)
     remark = "{} and {} rows of embeddings: the first ones are taken as common\n".format(*sizes)

@@ -1,6 +1,5 @@
 """What T5X restores before a prompt is trained, and saves with it, through hooks of its own."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -127,9 +126,9 @@ class SavePrompt:
         return state, infos
 
     def write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], card: Card) -> None:
-        """Writes the leaves of a step, by path, into `folder`; `card` lacks a prompt's length."""
+        """Writes the leaves of a step, by path, into `folder`; `card` lacks length and checksum."""
         prompt, path = leaves[PROMPT_PATH], folder / f"prompt_{card.steps}.npy"
-        cards.save(path, dataclasses.replace(card, length=len(prompt)))
+        cards.save(path, card, prompt)
         prompts.save(path, prompt)
 
     def _card(self, step: int, d_model: int) -> Card:

@@ -27,6 +27,7 @@ from prompt_tuning.t5.config import T5Config
 from prompt_tuning.t5.network import T5
 from prompt_tuning.training import optim
 from prompt_tuning.transformer.network import Cache, Encoded
+from prompt_tuning.transformer.stacked_leaves import unstack
 
 
 def tuned(
@@ -77,7 +78,7 @@ class SaveTrained(checkpoints.SavePrompt):
 
     def write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], card: Card) -> None:
         path = folder / f"trained_{card.steps}.safetensors"
-        cards.save(path, card)
+        cards.save(path, card, unstack(leaves))
         trained_file.save(path, leaves)
 
 

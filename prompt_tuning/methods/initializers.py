@@ -115,8 +115,9 @@ class FromFile:
             raise ValueError("FromFile.path is empty: set PROMPT_FILE to a saved prompt")
         shape = (length, backbone.embedding.shape[1])
         prompt = prompts.load(epath.Path(self.path), shape=shape)
+        saved = card.read(self.path)
         if backbone.fingerprint is not None and not self.allow_other_backbone:
-            card.check(self.path, backbone.fingerprint)
+            card.check_backbone(saved, self.path, backbone.fingerprint)
         return prompt
 
 

@@ -206,4 +206,7 @@ def with_trained(
         for name, leaf in flatten(tuned.trained).items()
     }
     leaves = backbone.load_safetensors(epath.Path(path).expanduser(), layer_shapes(wanted))
+    saved = card.read(path)
+    if saved is not None and saved.checksum:
+        card.check_values(saved, path, {name: distributed.to_host(leaves[name]) for name in leaves})
     return dataclasses.replace(tuned, trained=unflatten(stack(leaves, wanted)))

@@ -1,7 +1,5 @@
 """The files that a training run leaves: trained leaves, exported prompts, and their cards."""
 
-import dataclasses
-
 from etils import epath
 
 from prompt_tuning import __version__
@@ -18,6 +16,7 @@ from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loop import Fit
 from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import Params, flatten
+from prompt_tuning.transformer.stacked_leaves import unstack
 
 
 def card_at(
@@ -79,12 +78,12 @@ def save_trained(
       which: "best" or "last", part of the files' names.
       method: Tuning method.
       trained: Tree of trained leaves.
-      card: Card of the leaves; a prompt's card has its length too.
+      card: Card of all, without length and checksum.
     """
     leaves = {path: distributed.to_host(leaf) for path, leaf in flatten(trained).items()}
-    cards.save(folder / f"trained_{which}.safetensors", card)
+    cards.save(folder / f"trained_{which}.safetensors", card, unstack(leaves))
     trained_file.save(folder / f"trained_{which}.safetensors", leaves)
     for name, array in method.exports(leaves).items():
-        cards.save(folder / f"{name}_{which}.npy", dataclasses.replace(card, length=len(array)))
+        cards.save(folder / f"{name}_{which}.npy", card, array)
         for suffix in (".npy", ".safetensors"):
             prompts.save(folder / f"{name}_{which}{suffix}", array)

@@ -244,6 +244,7 @@ class Tasks:
             if fault := prompts.fault_of(array, width):
                 raise CheckpointError(f"{name}: {fault}")
         card = cards.parse(metadata[_CARD], name) if _CARD in metadata else None
+        cards.check_values(card, name, arrays[0])
         cards.check_backbone(card, name, lambda: self._model.fingerprint)
         cards.check_is_prefix(card, name)
         trained_with = card.trained_with if card else None

@@ -133,7 +133,7 @@ def planted(tmp_path_factory):
     numbers = dict.fromkeys(["d_model", "length", "learning_rate", "steps"], 1)
     told = {"backbone": str(folder / "backbone.safetensors"), "initialisation": "ClassLabels()"}
     about = card.Card(**words | numbers | told | {"metric": {}, "trained_with": None})
-    card.save(folder / "cell/train/prompt_best.npy", about)
+    card.save(folder / "cell/train/prompt_best.npy", about, prompt)
     cell = {"status": "done", "axes": {"task": "reviews", "seed": "0"}, "cell": "ours"}
     cells = [
         {**cell, "config": "cell/train/config.gin"},

@@ -34,6 +34,7 @@ CARD = Card(
         {"inputs": 16, "targets": 4},
         text_fields={"sst2": ("title", "text")},
     ),
+    checksum="fedcba9876543210",
 )
 FIELDS = dataclasses.asdict(CARD)
 
@@ -48,9 +49,10 @@ def test_what_is_saved_is_read(tmp_path):
 
 
 def test_a_card_of_an_earlier_version_is_read(tmp_path):
-    earlier = dataclasses.replace(CARD, trained_with=None)
+    earlier = dataclasses.replace(CARD, trained_with=None, checksum="")
     card.save(tmp_path / "prompt.npy", earlier)
-    assert "trained_with" not in json.loads((tmp_path / "prompt.card.json").read_text())
+    written = json.loads((tmp_path / "prompt.card.json").read_text())
+    assert {"trained_with", "checksum"}.isdisjoint(written)
     assert card.read(tmp_path / "prompt.npy") == earlier
 
 
@@ -129,11 +131,58 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path, embedding):
         return FromFile(path, **settings)(4, backbone, np.random.default_rng(0))
 
     np.testing.assert_array_equal(load(), prompt)  # no card
-    card.save(path, dataclasses.replace(CARD, fingerprint=current))
+    card.save(path, dataclasses.replace(CARD, fingerprint=current), prompt)
     np.testing.assert_array_equal(load(), prompt)
-    card.save(path, CARD)
+    card.save(path, CARD, prompt)
     with pytest.raises(CheckpointError) as error:
         load()
     for part in (path, current, CARD.fingerprint, CARD.backbone, "ALLOW_OTHER_BACKBONE"):
         assert part in str(error.value)
     np.testing.assert_array_equal(load(allow_other_backbone=True), prompt)
+
+
+PROMPT = np.arange(64, dtype=np.float32).reshape(4, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("p.npy", PROMPT[:3], r"p\.npy: has 3 vectors, and its card says 4; restore the file"),
+        ("p.npy", PROMPT[::-1], r"p\.npy: has other values .*, or delete p\.card\.json"),
+        ("p.safetensors", PROMPT + np.eye(4, 16, dtype=np.float32), "has other values"),
+        ("p", np.zeros_like(PROMPT), "has other values"),
+        ("p.npy", PROMPT.astype(np.float64), ""),
+        ("p.safetensors", PROMPT, ""),
+    ],
+)
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "earlier"])
+def test_another_prompt_in_the_place_of_the_cards(name, other, message, earlier, tmp_path):
+    path = tmp_path / name
+    prompts.save(path, PROMPT)
+    card.save(path, CARD, PROMPT)
+    assert card.read(path) is not None
+    if earlier:  # a card without checksum has the length alone
+        card.save(path, dataclasses.replace(CARD, checksum=""))
+        message = message if "vectors" in message else ""
+    prompts.save(path, other)
+    readers = (card.read, lambda path: card.check_prefix(path), _from_file)
+    for read in readers:
+        if not message:
+            read(path)
+            continue
+        with pytest.raises(CheckpointError, match=message):
+            read(path)
+
+
+def _from_file(path) -> None:
+    embedding = np.zeros((9, 16), np.float32)
+    FromFile(str(path), allow_other_backbone=True)(
+        len(prompts.load(path)), Backbone(embedding), np.random.default_rng(0)
+    )
+
+
+def test_other_leaves_in_the_place_of_the_cards(tmp_path):
+    leaves = {"a/kernel": PROMPT, "b/kernel": PROMPT[:2]}
+    assert card.checksum_of(leaves) == card.checksum_of(dict(reversed(leaves.items())))
+    others = ({"a/kernel": PROMPT}, {"a/kernel": PROMPT[:2], "b/kernel": PROMPT}, PROMPT)
+    assert len({card.checksum_of(each) for each in (leaves, *others)}) == 4

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 from prompt_tuning import __version__, embedded, methods, sharding
 from prompt_tuning.analysis import learning_curve
-from prompt_tuning.checkpoint import backbone, card, fingerprint
+from prompt_tuning.checkpoint import backbone, card, fingerprint, prompts
 from prompt_tuning.checkpoint.formats.safetensors_file import stored
 from prompt_tuning.checkpoint.run import load_trained
 from prompt_tuning.data import source, tasks
@@ -212,12 +212,14 @@ def test_the_card(finished, backbone_file):
             lengths={"inputs": 8, "targets": 4},
             text_fields={"demo_reviews": ("text",)},
         ),
+        checksum=card.checksum_of(prompts.load(folder / "prompt_best.safetensors")),
     )
     assert (last.steps, last.length) == (4, 4)
     leaves = {name: np.asarray(leaf) for name, leaf in stored(Path(backbone_file)).items()}
     assert best.fingerprint == fingerprint.of(leaves)
     of_leaves = card.read(folder / "trained_last.safetensors")
-    assert of_leaves == dataclasses.replace(last, length=0)
+    checksum = card.checksum_of(stored(folder / "trained_last.safetensors"))
+    assert of_leaves == dataclasses.replace(last, length=0, checksum=checksum)
 
 
 def test_a_resumed_run_is_the_same_run(data, backbone_file, finished, tmp_path):
