@@ -122,6 +122,7 @@ class Service:
             threads.append(self._sync_always)
         for target in threads:
             threading.Thread(target=target, daemon=True).start()
+        self._sync(tasks)  # the store may have changed while programs were compiled
         self.tasks = tasks
 
     def drain(self) -> None:
@@ -225,17 +226,21 @@ class Service:
 
     def sync(self) -> None:
         """Adds, replaces and removes tasks as other processes have done in the store."""
-        if self.store is None or self.tasks is None:
+        if self.tasks is not None:
+            self._sync(self.tasks)
+
+    def _sync(self, tasks: Tasks) -> None:
+        if self.store is None:
             return
         # In this order: what this process adds meanwhile is in the second, and stays.
-        mine = {each.name: each.digest for each in self.tasks.all() if each.name != self.name}
+        mine = {each.name: each.digest for each in tasks.all() if each.name != self.name}
         digests = self.store.digests
         for name, digest in digests.items():
             if mine.get(name) != digest:
-                self.tasks.put(name, self.store.read(digest))
+                tasks.put(name, self.store.read(digest))
         for name in mine.keys() - digests.keys() - self._fixed:
             with contextlib.suppress(NoTask):
-                self.tasks.delete(name)
+                tasks.delete(name)
 
     def _sync_always(self) -> None:
         while not self._ended.wait(SYNC_SECONDS):

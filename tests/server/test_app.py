@@ -430,6 +430,20 @@ def test_processes_that_share_a_store_have_the_same_tasks(tmp_path):
     ask(one, "GET", "/health")
 
 
+def test_what_the_store_lost_during_the_start_is_not_served(tmp_path):
+    store = Store(tmp_path)
+    store.put("old", file_of(prompt(2)))
+
+    class Slow(MadeUp):
+        def admit(self, longest: int, labels: tuple[int, int] | None) -> None:
+            super().admit(longest, labels)
+            store.delete("old")
+            store.put("new", file_of(prompt(3)))
+
+    with started(Slow(tiny_model()), {}, store=store) as service:
+        assert [each.name for each in service.tasks.all()] == ["base", "new"]
+
+
 def test_tasks_of_a_store_come_back(tmp_path):
     with started(content={}, keys=OPEN, store=Store(tmp_path)) as service:
         ask(service, "PUT", "/v1/models/new", content=file_of(prompt(2), ["7", "8"]))

@@ -12,9 +12,11 @@ import urllib.request
 from pathlib import Path
 
 import httpx
+import hypothesis
 import jax
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from numpy_prompts import prompt
 from server_parts import LABELS, SHAPES, file_of, files, listening, started, tiny_model
 
@@ -97,11 +99,47 @@ def test_no_request_that_the_description_allows_or_forbids_breaks_the_server(
         *("--checks", "all", "--max-examples", "100", "--phases", "coverage,fuzzing"),
         # What is valid by its description may name a task that does not exist.
         *("--exclude-checks", "positive_data_acceptance", "--seed", "1", "--no-color"),
-        *("--exclude-path", "/v1/rows"),  # it cannot make lines of JSON
+        *("--exclude-path", "/v1/rows"),  # it cannot make lines of JSON; the next test does
         *(("-H", f"Authorization: Bearer {key}") if key else ()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=tmp_path)
     assert done.returncode == 0, "\n".join(line[:200] for line in done.stdout.splitlines())
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(max_size=5), parts),
+    max_leaves=8,
+)
+_LINES = (
+    st.fixed_dictionaries({"model": st.sampled_from([*LABELS, "base"]), "input": st.text()})
+    | st.fixed_dictionaries({"model": _VALUES, "input": _VALUES}, optional={"id": _VALUES})
+    | _VALUES
+).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40)
+
+
+def test_no_lines_break_the_rows(address):
+    with httpx.Client(base_url=address, timeout=60) as http:
+
+        @hypothesis.settings(max_examples=2_000, deadline=None, database=None)
+        @hypothesis.given(lines=st.lists(_LINES, max_size=6), key=st.sampled_from(["", "user"]))
+        def lines_are_answered(lines, key):
+            content = b"\n".join(lines)
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            answer = http.post("/v1/rows", content=content, headers=headers)
+            if not key:
+                assert answer.status_code == 401
+                return
+            rows = [line for line in content.split(b"\n") if line.strip()]
+            assert answer.status_code == (200 if rows else 400), answer.text
+            if rows:
+                answers = [json.loads(line) for line in answer.content.splitlines()]
+                assert [each["index"] for each in answers] == list(range(len(rows)))
+                assert all(
+                    each.get("error", {}).get("type") != "server_error" for each in answers
+                ), answers
+
+        lines_are_answered()
 
 
 HOSTILE = (
