@@ -299,6 +299,10 @@ class _Loop:
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
         further = {**_settings_of(batches), **further}
         self._described = {**settings.described(tuned), **further}
+        # A model that the folder's run returned continues it.
+        leaves, initial = about.get("leaves"), self._described.get(run_settings.INITIAL, [])
+        if leaves and run_settings.are_alike(leaves, initial):
+            self._described[run_settings.INITIAL] = about["settings"][run_settings.INITIAL]
         host_batches = self._batches_to_come(batches, further)
         if self._checkpoints.latest is not None:
             _, self._state = self._checkpoints.restore(self._state)
@@ -363,7 +367,7 @@ class _Loop:
                 "a few gradients are compared; what it does later, as by a schedule, is not",
                 stacklevel=2,
             )
-        derived = {"BATCH_SIZE", run_settings.FIRST_BATCH}
+        derived = {"BATCH_SIZE", run_settings.FIRST_BATCH, *run_settings.of_values(saved)}
         if hidden := sorted(saved.keys() - current.keys() - derived):
             warnings.warn(
                 f"{directory}: was trained with {', '.join(hidden)}, which this run does not name: "
@@ -378,6 +382,8 @@ class _Loop:
             with self._progress, sharding.on(self._initial.layout), self._watch:
                 if start:
                     self._progress.note(f"resuming from step {start}")
+                if start == total:
+                    self._progress.note(f"all {total} steps are taken: nothing is left to train")
                 if start % self._settings.eval_period == 0 or start == total:
                     self._evaluate(start, is_saved=True)
                 for step in range(start + 1, total + 1):
@@ -453,6 +459,7 @@ class _Loop:
         about = {
             "settings": settings,
             "changes": self._changes,
+            "leaves": run_settings.initial_values(self._initial.split, self._state.trained),
             "examples": self._examples,
             "rows": sorted(self._rows),
         }

@@ -14,17 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
+from prompt_tuning.runtime import distributed
 from prompt_tuning.training.log import rate_at
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.transformer import narrow
-from prompt_tuning.transformer.paths import Params
+from prompt_tuning.transformer.paths import Params, flatten
 
 _OPTIMIZER = "OPTIMIZER"
 _RATE = "LEARNING_RATE"
 _EACH_STEP = "LEARNING_RATE of each step"
 FIRST_BATCH = "the first batch"  # a checksum, of a run whose data are a function
+INITIAL = "initial values"
 _STEPS = (1, 10, 100, 1_000, 10_000, 100_000)  # whose rates are shown
 # Ends of the parts in whose steps schedules are compared, each at most a tenth longer than before.
 _ENDS = sorted({math.ceil(1.1**power) for power in range(148)})
@@ -32,6 +36,8 @@ _ENDS = sorted({math.ceil(1.1**power) for power in range(148)})
 # clipping lie between two of them.
 _SCALES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1e3, 1e-3)
 _TOLERANCE = 1e-4  # float32 arithmetic of one device against another's
+_CONTENT = "content of "  # begins the names of files' checksums
+_SUMS = 4  # of a leaf's values with random signs
 
 
 def of_training(
@@ -49,8 +55,7 @@ def of_training(
     schedules at each of `total_steps`, optimizers by updates for gradients of many sizes.
     """
     return {
-        "METHOD": type(tuned.model.sites).__name__,
-        **_fields(tuned.model.sites),
+        **of_method(tuned),
         _RATE: _rates(learning_rate),
         _EACH_STEP: _parts(learning_rate, total_steps),
         _OPTIMIZER: [_name(optimizer), *_response(optimizer, tuned.trained)],
@@ -60,6 +65,49 @@ def of_training(
         "BACKBONE_DTYPE": tuned.model.config.frozen_dtype,
         "PRODUCTS": "bfloat16" if narrow.rounds(tuned.model.config.products) else "float32",
         "RANDOM_SEED (dropout)": seed,
+    }
+
+
+def initial_values(split: ParamSplit, trained: Params) -> list[list[float]]:
+    """Describes the values of a method's leaves by a few numbers each; empty for shapes alone.
+
+    They differ with the seed and label words of `initialize`, and with the file that an initialiser
+    reads. Leaves of the backbone are left out, since its fingerprint describes them.
+    """
+    described = []
+    for path, leaf in sorted(flatten(trained).items()):
+        if path in split.added and not isinstance(leaf, jax.ShapeDtypeStruct):
+            values = np.asarray(distributed.to_host(leaf), np.float64).ravel()
+            rng, numbers = np.random.default_rng(0), [np.linalg.norm(values)]
+            for _ in range(_SUMS):
+                positive = rng.integers(0, 2, values.size, np.int8).view(bool)
+                numbers.append(2 * values[positive].sum() - values.sum())
+            # Each is as large as a value, however many there are.
+            described.append([float(f"{number / values.size**0.5:.6g}") for number in numbers])
+    return described
+
+
+def of_values(saved: Mapping[str, Any]) -> set[str]:
+    """The settings that describe initial values, or what they are read from."""
+    return {name for name in saved if name == INITIAL or name.startswith(_CONTENT)}
+
+
+def are_alike(a: list[list[float]], b: list[list[float]]) -> bool:
+    """Whether two results of `initial_values` are of the same values, up to rounding."""
+    return len(a) == len(b) and all(
+        np.allclose(one, other, rtol=0, atol=10 * _TOLERANCE * one[0])
+        for one, other in zip(a, b, strict=True)
+    )
+
+
+def of_method(tuned: TunedModel) -> dict[str, Any]:
+    """Describes the method, and what its leaves start from."""
+    leaves = initial_values(tuned.split, tuned.trained)
+    return {
+        "METHOD": type(tuned.model.sites).__name__,
+        **_fields(tuned.model.sites),
+        **_contents(tuned.model.sites),
+        **({INITIAL: leaves} if leaves else {}),
     }
 
 
@@ -74,6 +122,8 @@ def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
             continue  # the rates differ after the last step only
         if name == _OPTIMIZER:
             listed.append(_change_of_optimizer(saved[name][0], value[0]))
+        elif name == INITIAL:
+            listed.append("other initial values (of a seed, of label words or in a file)")
         elif name == FIRST_BATCH:
             listed.append("batches that begin with other examples")
         elif name != _EACH_STEP:
@@ -107,6 +157,8 @@ def checksum(batch: Mapping[str, np.ndarray]) -> str:
 def _same(name: str, saved: Any, current: Any) -> bool:
     if name == _OPTIMIZER:
         return _same_optimizer(saved, current)
+    if name == INITIAL:
+        return are_alike(saved, current)
     if name == _EACH_STEP:  # the number of steps may change
         return bool(saved and current) and all(map(_equal, saved, current))
     return _equal(saved, current)
@@ -141,6 +193,21 @@ def _fields(settings: Any) -> dict[str, str]:
     fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
     values = {field.name: repr(getattr(settings, field.name)) for field in fields}
     return {f"{kind}.{name}": re.sub(r" at 0x\w+", "", text) for name, text in values.items()}
+
+
+def _contents(settings: Any) -> dict[str, str]:
+    """Checksums of the files that parts of a method name as `path`, by their paths."""
+    if isinstance(settings, list | tuple):
+        parts = settings
+    elif dataclasses.is_dataclass(settings):
+        parts = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+    else:
+        return {}
+    contents = {name: text for part in parts for name, text in _contents(part).items()}
+    path = getattr(settings, "path", "")
+    if isinstance(path, str) and path and (file := epath.Path(path).expanduser()).is_file():
+        contents[f"{_CONTENT}{path}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return contents
 
 
 def _rates(learning_rate: optax.ScalarOrSchedule) -> float | list[float]:

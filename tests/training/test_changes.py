@@ -1,6 +1,7 @@
 """A run does not resume with other settings, and is not shared, in silence."""
 
 import contextvars
+import dataclasses
 import functools
 import re
 import threading
@@ -14,12 +15,17 @@ import pytest
 from etils import epath
 
 from prompt_tuning import methods
+from prompt_tuning.checkpoint import prompts
 from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.methods.base import Backbone
+from prompt_tuning.methods.prompt import PROMPT_PATH
+from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.testing import random_batch, tiny_config, tiny_model
 from prompt_tuning.training import loop, run_settings
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor
+from prompt_tuning.transformer.paths import EMBEDDING, flatten, unflatten
 
 METHOD = methods.PromptTuning(2)
 pytestmark = pytest.mark.filterwarnings(
@@ -100,6 +106,91 @@ def test_changed_settings_are_listed_and_refused(change, message, steps, folder)
     assert f"this run was trained with {message}" in str(error.value)
     assert "RESUME_WITH_CHANGES" in str(error.value) and "\n" not in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def initialised(folder, kind: str, labels=("7", "8"), seed: int = 0):
+    """A model whose prompt starts from label words, at random or from `start.npy` in a folder."""
+    initializer = {
+        "labels": methods.ClassLabels(),
+        "random": methods.Uniform(),
+        "file": methods.FromFile(str(folder / "start.npy")),
+    }[kind]
+    method = methods.PromptTuning(2, initializer=initializer)
+    tuned = tiny_model(method)  # as `initialize` makes, which compiles each time
+    table = flatten(tuned.frozen)[EMBEDDING]
+    values = method.initial_values(Backbone(table, lambda text: [int(text)], labels), seed)
+    return dataclasses.replace(
+        tuned, trained=unflatten({path: jax.numpy.array(value) for path, value in values.items()})
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        ("labels", {"labels": ("8", "7")}, "other initial values"),
+        ("labels", {"labels": ("7", "9")}, "other initial values"),
+        ("random", {"seed": 1}, "other initial values"),
+        ("file", {"content": np.zeros((2, 16))}, r"content of \S*start.npy = .*; other initial"),
+        ("file", {"content": 1 + np.eye(2, 16)}, r"content of \S*start.npy = .*; other initial"),
+        ("file", {"labels": ("8", "7"), "seed": 1}, ""),  # which do not matter to it
+        ("random", {"labels": ("8", "7")}, ""),
+        ("labels", {}, ""),
+    ],
+)
+def test_initial_values_of_another_seed_label_words_or_content(kind, change, told, tmp_path):
+    def described(content=np.ones((2, 16)), **change) -> dict:
+        prompts.save(tmp_path / "start.npy", content)
+        tuned = initialised(tmp_path, kind, **change)
+        of_method = run_settings.of_method(tuned)
+        # A run that is skipped as finished is compared without its leaves.
+        outline = dataclasses.replace(tuned, trained=jax.eval_shape(lambda: tuned.trained))
+        assert run_settings.changes(of_method, run_settings.of_method(outline)) == []
+        return of_method
+
+    changes = "; ".join(run_settings.changes(described(), described(**change)))
+    assert re.search(told, changes) and bool(told) == bool(changes)
+
+
+def test_the_model_that_a_run_returned_continues_it(tmp_path, capsys):
+    def fit(tuned, steps: int):
+        return loop.fit(tuned, model_dir=tmp_path / "run", total_steps=steps, batches=batches_of(4))
+
+    tuned = fit(initialised(tmp_path, "random"), 1)
+    assert "nothing is left to train" not in capsys.readouterr().out
+    again = fit(tuned, 1)
+    np.testing.assert_array_equal(*(flatten(each.trained)[PROMPT_PATH] for each in (tuned, again)))
+    assert "all 1 steps are taken: nothing is left to train" in capsys.readouterr().out
+    fit(tuned, 2)
+    with pytest.raises(CheckpointError, match="was trained with other initial values"):
+        fit(initialised(tmp_path, "random", seed=1), 2)
+    fit(initialised(tmp_path, "random"), 2)  # the first values are still known
+
+
+_VALUES = np.random.default_rng(0).normal(size=(2, 20, 64)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        (_VALUES, True),
+        (_VALUES * (1 + 1e-6), True),
+        (np.random.default_rng(1).normal(size=_VALUES.shape), False),
+        (_VALUES[::-1], False),
+        (np.roll(_VALUES, 1, axis=1), False),
+        (np.where(np.arange(20)[:, None] == 7, 0, _VALUES), False),
+        (_VALUES * 1.01, False),
+        (_VALUES * 0, False),
+    ],
+)
+def test_initial_values_are_compared_by_a_few_numbers(other, alike):
+    split = ParamSplit({}, frozenset("ab"), frozenset("abc"))
+
+    def described(values) -> list:
+        return run_settings.initial_values(split, {"a": values[0], "b": values[1], "c": values})
+
+    assert len(described(_VALUES)) == 2  # c is the backbone's
+    assert run_settings.are_alike(described(_VALUES), described(other)) == alike
+    assert not run_settings.are_alike(described(_VALUES)[:1], described(_VALUES))
 
 
 class Data:
