@@ -165,6 +165,12 @@ class RunCheckpoints:
             )
         return step
 
+    def check_backbone(self) -> None:
+        """Raises CheckpointError if the newest checkpoint is of another backbone than this run."""
+        if self.latest is not None and self._newest is not None:
+            folder = self._folder(self._newest[0])
+            _check_backbone(folder, self._newest[1]["backbone"], self.backbone)
+
     def wait(self) -> None:
         """Waits until all saves are complete; raises the error of one that failed."""
         saving, self._saving = self._saving, None

@@ -191,9 +191,10 @@ class Fit:
 
         Raises:
           UserError: If the run has taken more steps than `total_steps`.
-          CheckpointError: If the newest checkpoint has other settings, and `resume_with_changes` is
-            False.
+          CheckpointError: If the newest checkpoint has another backbone, or has other settings and
+            `resume_with_changes` is False.
         """
+        checkpoints.check_backbone()  # which initial values may follow
         if (checkpoints.latest or 0) > self.total_steps:
             raise UserError(
                 f"TRAIN_STEPS = {self.total_steps}: {checkpoints.directory} is already at step "
