@@ -25,6 +25,7 @@ from prompt_tuning.t5.network import T5
 from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.network import EncoderDecoder
 from prompt_tuning.transformer.sites import Sites
+from prompt_tuning.transformer.vocabulary import SENTINEL
 
 CONFIG = "config.json"  # of a Hugging Face folder
 
@@ -71,17 +72,19 @@ class Family:
       model: its model, from a configuration and sites.
       presets: configurations by name.
       huggingface: its checkpoints in Hugging Face's format.
+      sentinels: whether it is pre-trained with T5's sentinels, of span corruption.
     """
 
     config: type[Config]
     model: Callable[..., EncoderDecoder]
     presets: Mapping[str, Config]
     huggingface: Names
+    sentinels: bool
 
 
 FAMILIES = (
-    Family(t5_config.T5Config, T5, t5_config.PRESETS, t5_names),
-    Family(gemma_config.T5GemmaConfig, T5Gemma, gemma_config.PRESETS, gemma_names),
+    Family(t5_config.T5Config, T5, t5_config.PRESETS, t5_names, sentinels=True),
+    Family(gemma_config.T5GemmaConfig, T5Gemma, gemma_config.PRESETS, gemma_names, sentinels=False),
 )
 PRESETS: Mapping[str, Config] = MappingProxyType(
     {name: config for family in FAMILIES for name, config in family.presets.items()}
@@ -96,6 +99,20 @@ def of(config: Config) -> Family:
 def model(config: Config, sites: Sites = Sites()) -> EncoderDecoder:
     """The model of a configuration, with a tuning method acting at its sites."""
     return of(config).model(config, sites)
+
+
+def check_target_prefix(config: Config, prefix: str) -> None:
+    """Checks that targets begin with no sentinel that a backbone was not pre-trained with.
+
+    Raises:
+      UserError: if they do.
+    """
+    family = of(config)
+    if SENTINEL in prefix and not family.sentinels:
+        raise UserError(
+            f"SENTINEL_TARGETS: targets begin with {SENTINEL}, which no "
+            f"{family.huggingface.MODEL_TYPES[0]} is pre-trained with; leave it out"
+        )
 
 
 @functools.cache

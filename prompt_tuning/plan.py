@@ -34,4 +34,5 @@ if __name__ == "__main__":
         bindings,
         files=("methods/prompt_tuning.gin", "runs/plan.gin"),
         plan=summary.plan,
+        resumes=False,
     )

@@ -66,6 +66,7 @@ def main(
     bindings: Callable[..., Sequence[str]] = lambda: (),
     files: Sequence[str] = (),
     plan: Callable[..., str] | None = None,
+    resumes: bool = True,
 ) -> None:
     """Runs `function` with the arguments that gin binds to it; the body of an entry point.
 
@@ -77,6 +78,8 @@ def main(
       files: Gin files that are read before those of the command line.
       plan: Function that gin configures too. With `--dry_run` its text is printed, and `function`
         is not called.
+      resumes: Whether a run that is interrupted has something to save or to continue. If not,
+        Ctrl-C and SIGTERM end it at once, while JAX compiles too.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before seqio brings TensorFlow in
     holders = define_flags()
@@ -102,7 +105,7 @@ def main(
     except UserError as error:
         _exit(error)
     with distributed.ends_for_all():
-        app.run(lambda words: _reported(run, words), argv=argv, flags_parser=_parse_flags)
+        app.run(lambda words: _reported(run, words, resumes), argv=argv, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -114,23 +117,28 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _exit(UserError(f"{error}{hint}"))
 
 
-def _reported(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
+def _reported(
+    run: Callable[[Sequence[str]], None], words: Sequence[str], resumes: bool = True
+) -> None:
     """Calls `run`; its errors, Ctrl-C and SIGTERM become a line and an exit status."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    before = signal.signal(signal.SIGTERM, preemption.stop)
+    at_once = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.SIG_DFL}
+    handlers = {signal.SIGTERM: preemption.stop} if resumes else at_once
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         run(words)
     except (ValueError, OSError, FloatingPointError) as error:
         _exit(error)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        preemption.end(INTERRUPTED)
     except preemption.Preempted:
         print("stopped: run the same command again to resume", file=sys.stderr)
-        sys.exit(RESUMABLE)
+        preemption.end(RESUMABLE)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _call(function: Callable, bound: dict[str, Any]) -> None:

@@ -204,8 +204,8 @@ def vocabulary(path: str | Path, extra_ids: int | None = None) -> seqio.Sentence
 
 def begin_of(vocabulary: seqio.Vocabulary) -> list[int]:
     """The ids in front of every input: Gemma's `<bos>`; none for vocabularies without such."""
-    begin = vocabulary.bos_id if isinstance(vocabulary, seqio.SentencePieceVocabulary) else -1
-    return [begin] if begin >= 0 else []
+    has_pieces = isinstance(vocabulary, seqio.SentencePieceVocabulary)
+    return list(vocabularies.begin_of_pieces(vocabulary.tokenizer)) if has_pieces else []
 
 
 def begin_inputs(

@@ -1,6 +1,7 @@
 """Loading of the model that a command works on."""
 
 from prompt_tuning.errors import true_or_false
+from prompt_tuning.families import check_target_prefix
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.runs.data_protocol import Data
@@ -35,6 +36,7 @@ def load(
       allow_other_settings: Whether it may name other settings of the method.
     """
     true_or_false("ALLOW_OTHER_BACKBONE", allow_other_backbone)
+    check_target_prefix(config, data.target_prefix)
     tuned = initialize(
         config,
         method.for_task(data.encode, data.labels, data.tasks),

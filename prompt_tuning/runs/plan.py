@@ -5,7 +5,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -87,9 +88,21 @@ def measure_step(
         num_microbatches=num_microbatches,
     )
     step, weights = lowered(config, layout=layout)
-    compiled = step.compile()
-    # The compiler counts the body of a loop once.
-    unrolled, _ = lowered(dataclasses.replace(config, scan_layers=False), layout=layout)
+    compiled = _compiled(step, layout)
+    unrolled = step
+    if config.scan_layers:  # the compiler counts the body of a loop once
+        unrolled, _ = lowered(dataclasses.replace(config, scan_layers=False), layout=layout)
+    known = [(layout, _memory(compiled)["bytes_per_device"])]
+
+    def needed(other: Layout) -> int:
+        """The bytes of a device for the step in a layout, which is compiled once."""
+        for each, needed in known:
+            if each == other:
+                return needed
+        step, _ = lowered(config, layout=other)
+        known.append((other, _memory(_compiled(step, other))["bytes_per_device"]))
+        return known[-1][1]
+
     mesh, specs = layout.mesh, [tuple(leaf.sharding.spec) for leaf in weights]
     plan = {
         "devices": mesh.size,
@@ -101,7 +114,7 @@ def measure_step(
         "flops_per_device": unrolled.cost_analysis()["flops"] / mesh.size,
         "collectives": collectives(compiled.as_text()),
         "machines": {
-            name: fit_on_machine(lowered, config, batch_size // num_microbatches, *machine)
+            name: fit_on_machine(needed, config, method, batch_size // num_microbatches, *machine)
             for name, machine in MACHINES.items()
             if machine[0] <= jax.device_count()
         },
@@ -117,6 +130,15 @@ def devices(count: int | None = None) -> list[jax.Device]:
     return jax.devices()[:count]
 
 
+def placed_shapes(
+    config: Config, method: Method, layout: Layout
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of all leaves with their shardings, by path."""
+    shardings = flatten(sharding.shardings_of(init_shapes(config, method), layout))
+    shapes = ParamSplit.of(config, method).shapes
+    return {path: sharding.with_sharding(leaf, shardings[path]) for path, leaf in shapes.items()}
+
+
 def lowered_step(
     config: Config,
     *,
@@ -130,10 +152,7 @@ def lowered_step(
 ) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     """Returns the lowered step, and the shapes of all leaves with their shardings."""
     split = ParamSplit.of(config, method)
-    shardings = flatten(sharding.shardings_of(init_shapes(config, method), layout))
-    weights = {
-        path: sharding.with_sharding(leaf, shardings[path]) for path, leaf in split.shapes.items()
-    }
+    weights = placed_shapes(config, method, layout)
     trained, frozen = split.split(unflatten(weights))
     transform = only_trained(optimizer(0.3), split)
     slots = jax.eval_shape(transform.init, trained)
@@ -173,8 +192,9 @@ def collectives(hlo: str) -> dict[str, int]:
 
 
 def fit_on_machine(
-    lowered: Callable[..., tuple[Any, Sequence[jax.ShapeDtypeStruct]]],
+    needed: Callable[[Layout], int],
     config: Config,
+    method: Method,
     rows: int,
     devices: int,
     memory: int,
@@ -184,8 +204,9 @@ def fit_on_machine(
     Only partitions that leave half the memory to activations are tried, and the largest number.
 
     Args:
-      lowered: Function from the configuration and `layout` to what `lowered_step` returns.
+      needed: Function from a layout to the bytes of a device that the step needs.
       config: Configuration of the backbone.
+      method: Tuning method.
       rows: Number of rows that all devices compute at a time.
       devices: Number of devices of the machine.
       memory: Bytes of each device.
@@ -198,18 +219,25 @@ def fit_on_machine(
     trial: dict[str, Any] | None = None
     for partitions in possible:
         layout = sharding.layout(partitions, devices=jax.devices()[:devices])
-        step, weights = lowered(config, layout=layout)
+        weights = placed_shapes(config, method, layout).values()
         if _bytes_here(weights) > memory / 2 and partitions != possible[-1]:
             continue
-        needed = _memory(step.compile())["bytes_per_device"]
-        fits = needed <= memory
-        trial = {"fits": fits, "num_partitions": partitions, "bytes_per_device": needed}
+        size = needed(layout)
+        fits = size <= memory
+        trial = {"fits": fits, "num_partitions": partitions, "bytes_per_device": size}
         if fits:
             break
     return trial and trial | {"memory": memory}
 
 
-def _bytes_here(weights: Sequence[jax.ShapeDtypeStruct]) -> int:
+def _compiled(step: Any, layout: Layout) -> Any:
+    """Compiles a lowered step, and says so: this takes from seconds to minutes."""
+    shape = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
+    print(f"compiling for {layout.mesh.size} devices: {shape}", file=sys.stderr, flush=True)
+    return step.compile()
+
+
+def _bytes_here(weights: Iterable[jax.ShapeDtypeStruct]) -> int:
     """Returns the bytes of the leaves on one device."""
     shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in weights)
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)

@@ -1,10 +1,14 @@
 """Handles SIGTERM (Slurm's time limit, a preempted machine): a run saves before it ends."""
 
+import atexit
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,6 +25,23 @@ def stop(number: int, frame: FrameType | None) -> None:
     """
     signal.signal(number, signal.SIG_IGN)
     raise Preempted
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process of an interrupted run with a status.
+
+    If a signal raises an exception when JAX has just compiled something, the interpreter crashes at
+    its end (jaxlib 0.10); so its last steps are left out, unless JAX waits for other processes.
+    """
+    if not jax.distributed.is_initialized():
+        atexit.register(_leave, status)
+    sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Watch:

@@ -24,7 +24,7 @@ from prompt_tuning.decoding import (
 )
 from prompt_tuning.decoding.batches import Executable, Function, Programs, Search, power
 from prompt_tuning.errors import MOST_TOKENS, UserError, real_number, true_or_false, whole_number
-from prompt_tuning.families import preset
+from prompt_tuning.families import check_target_prefix, preset
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import initialize
 from prompt_tuning.serving import arguments, bank, prompt_folder
@@ -479,7 +479,8 @@ class Model:
             prompts, f"task {task!r}", takes_sentinel=target_prefix is not None
         )
         if training is None:
-            return TrainedWith(target_prefix=target_prefix or "")
+            training = TrainedWith(target_prefix=target_prefix or "")
+        check_target_prefix(self.config, training.target_prefix)
         length, longest = training.lengths.get("inputs", 0), self._longest_input
         if longest is not None and length > longest:
             raise UserError(

@@ -25,6 +25,7 @@ from prompt_tuning.errors import (
     true_or_false,
     whole_number,
 )
+from prompt_tuning.families import check_target_prefix
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
@@ -252,13 +253,13 @@ def create_state(tuned: TunedModel, optimizer: optax.GradientTransformation) -> 
     return TrainState(step, tuned.trained, opt_state)
 
 
-def _settings_of(batches: Batches) -> Mapping[str, Any]:
-    """The settings of the data whose method `train_batches` gives the batches; empty for others."""
+def _data_of(batches: Batches) -> Any:
+    """The data whose method `train_batches` gives the batches; None for others."""
     while isinstance(batches, functools.partial):
         batches = batches.func
     if getattr(batches, "__name__", "") != "train_batches":
-        return {}
-    return getattr(getattr(batches, "__self__", None), "settings", {})
+        return None
+    return getattr(batches, "__self__", None)
 
 
 def _from_example(batches: Batches, count: int) -> Iterator[HostBatch]:
@@ -298,7 +299,9 @@ class _Loop:
         self._start = self._checkpoints.latest or 0
         about = self._checkpoints.about
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
-        further = {**_settings_of(batches), **further}
+        data = _data_of(batches)
+        check_target_prefix(tuned.model.config, getattr(data, "target_prefix", ""))
+        further = {**getattr(data, "settings", {}), **further}
         self._described = {**settings.described(tuned), **further}
         # A model that the folder's run returned continues it.
         leaves, initial = about.get("leaves"), self._described.get(run_settings.INITIAL, [])

@@ -20,6 +20,7 @@ _PROTO: Any = sentencepiece_model_pb2  # its classes are created on import
 EOS = 1
 UNKNOWN = 2
 BYTES = "bytes"  # path that stands for ByT5's vocabulary
+SENTINEL = "<extra_id_0>"  # the one that begins each target of span corruption
 SENTINELS = 100  # T5's, after the pieces of a vocabulary without a token that begins texts
 FILES = ("tokenizer.model", "spiece.model", "tokenizer.json")  # of a Hugging Face folder
 _MOST_SPARE = 1_024  # rows of an embedding for sentinels and for a multiple of devices
@@ -54,14 +55,13 @@ class SentencePiece:
         if not path.is_file():
             raise UserError(f"vocabulary {path}: no such file")
         try:
-            model = _PROTO.ModelProto.FromString(path.read_bytes())
-            begin = _begin(model)
-            extra_ids = sentinels(begin) if extra_ids is None else extra_ids
-            for i in reversed(range(extra_ids)):
-                kind = _PROTO.ModelProto.SentencePiece.USER_DEFINED
-                model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=kind)
+            content = path.read_bytes()
             self._pieces = sentencepiece.SentencePieceProcessor()
-            self._pieces.LoadFromSerializedProto(model.SerializeToString())
+            self._pieces.LoadFromSerializedProto(content)
+            begin = begin_of_pieces(self._pieces)
+            extra_ids = sentinels(begin) if extra_ids is None else extra_ids
+            if extra_ids:
+                self._pieces.LoadFromSerializedProto(_with_sentinels(content, extra_ids))
         except Exception as error:  # protobuf and SentencePiece each raise their own
             raise UserError(f"vocabulary {path}: not a SentencePiece model") from error
         self._path, self._extra_ids = path, extra_ids
@@ -132,11 +132,18 @@ def sentinels(begin: Sequence[int]) -> int:
     return 0 if begin else SENTINELS
 
 
-def _begin(model: Any) -> tuple[int, ...]:
-    """The id of a SentencePiece model's begin token, if it has that piece."""
-    number, control = model.trainer_spec.bos_id, _PROTO.ModelProto.SentencePiece.CONTROL
-    has_one = 0 <= number < len(model.pieces) and model.pieces[number].type == control
-    return (number,) if has_one else ()
+def begin_of_pieces(pieces: sentencepiece.SentencePieceProcessor) -> tuple[int, ...]:
+    """The id of the piece that begins texts, if the model has it, whatever its `bos_id` says."""
+    number = pieces.bos_id()
+    return (number,) if number >= 0 else ()
+
+
+def _with_sentinels(content: bytes, count: int) -> bytes:
+    model = _PROTO.ModelProto.FromString(content)
+    for i in reversed(range(count)):
+        kind = _PROTO.ModelProto.SentencePiece.USER_DEFINED
+        model.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=kind)
+    return bytes(model.SerializeToString())
 
 
 def file_of(path: epath.PathLike) -> epath.Path:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from prompt_tuning.runs import loading as run_model
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.runs.train import train
-from prompt_tuning.runtime import connectivity
+from prompt_tuning.runtime import connectivity, preemption
 from prompt_tuning.t5.config import preset
 from prompt_tuning.testing import CommandResult, assert_mistake, run_command, tiny_config
 
@@ -598,13 +599,16 @@ def test_run_resume_and_mistakes_of_resuming(command, tmp_path):
 
 
 def test_sigterm_is_a_status_of_its_own(command, tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
+    before, at_exit = signal.getsignal(signal.SIGTERM), []
+    register = lambda leave, status: at_exit.append(status)  # noqa: E731
+    monkeypatch.setattr(preemption, "atexit", SimpleNamespace(register=register))
     monkeypatch.setattr(run_model, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     result = command(train, *on_files(f"--gin.MODEL_DIR={tmp_path}/model"))
     assert (result.status, result.err.splitlines()) == (
         75,
         ["stopped: run the same command again to resume"],
     )
+    assert at_exit == [75]
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import signal
 import subprocess
 import sys
 
@@ -71,7 +73,7 @@ def test_collectives_are_counted_by_kind():
 
 
 @pytest.mark.slow
-def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
+def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch, capsys):
     """Of two, four and sixteen devices; eight are simulated."""
     alone = planned(CONFIG, 1)
     weights, needed = alone["weight_bytes_total"], alone["bytes_per_device"]
@@ -91,6 +93,9 @@ def test_a_machine_needs_as_few_partitions_as_fit(monkeypatch):
     assert (actual["tiny"]["num_partitions"], actual["tiny"]["fits"]) == (4, False)
     assert actual["tiny"]["bytes_per_device"] < needed
     assert actual["odd"] is None
+    # Each layout is compiled once; "small" and "tiny" have one in common.
+    compiled = re.findall(r"compiling for (\d+) devices", capsys.readouterr().err)
+    assert compiled == ["8", "8", "2", "4"]
 
 
 @pytest.mark.slow
@@ -107,3 +112,15 @@ def test_the_command(tmp_path):
     assert result["machines"].keys() == MACHINES.keys()
     assert result["machines"]["v5e-256"] is None  # four rows do not divide over it
     assert result["machines"]["v4-8"]["fits"]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_while_it_compiles():
+    model = ["--gin_file=models/t5gemma_s_s.gin", "--gin.INITIAL_CHECKPOINT_PATH=none"]
+    program = [sys.executable, "-m", "prompt_tuning.plan", *model, "--devices=1"]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "compiling for 1 devices: data 1, model 1\n"
+        process.terminate()
+        assert process.communicate(timeout=10)[1] == ""  # the whole step takes longer
+        assert process.returncode == -signal.SIGTERM

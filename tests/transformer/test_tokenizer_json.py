@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning.data import tasks
 from prompt_tuning.errors import UserError
@@ -52,6 +53,17 @@ def test_what_is_special(both):
         assert (each.size, each.begin, each.unknown) == (600, (2,), 3)
         assert len(each.pieces) == 600  # no sentinels
     assert both[0].words == both[1].words
+
+
+@pytest.mark.parametrize(("piece", "number", "begin"), [("<s>", 2, ()), ("<bos>", -1, (2,))])
+def test_the_begin_token_is_the_piece_of_that_name(piece, number, begin, tmp_path):
+    """As SentencePiece has it, whatever the number says; SeqIO's reader and ours agree."""
+    model = sentencepiece_model_pb2.ModelProto.FromString((FOLDER / "tokenizer.model").read_bytes())
+    model.trainer_spec.bos_piece, model.trainer_spec.bos_id = piece, number
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    ours, theirs = vocabulary.SentencePiece(tmp_path), tasks.vocabulary(tmp_path)
+    assert (ours.begin, tuple(tasks.begin_of(theirs))) == (begin, begin)
+    assert len(ours.pieces) == theirs.vocab_size == (600 if begin else 700)
 
 
 def test_a_folder_stands_for_its_vocabulary(cache, tmp_path):

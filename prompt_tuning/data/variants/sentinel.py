@@ -8,8 +8,7 @@ from prompt_tuning.data import tasks
 from prompt_tuning.data.quiet import seqio, tf
 from prompt_tuning.data.tasks import TfExample
 from prompt_tuning.errors import UserError
-
-SENTINEL = "<extra_id_0>"
+from prompt_tuning.transformer.vocabulary import SENTINEL
 
 
 def register(name: str) -> str:
