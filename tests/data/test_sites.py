@@ -1,5 +1,6 @@
 """GLUE and SuperGLUE as their sites hand them out, on rows written for these tests."""
 
+import functools
 import json
 import types
 from pathlib import Path
@@ -398,6 +399,47 @@ def test_mistakes_in_a_folder(tmp_path, vocabulary, files, short, message):
 def read_validation(vocabulary, folder: Path, short: str) -> None:
     all_tasks.register(vocabulary, folder)
     TaskData(f"taskless_super_glue_{short}_examples", LENGTHS, 2).eval_sets("validation")
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "saved"])
+@pytest.mark.parametrize(
+    ("split", "score", "right"),
+    [
+        ("train", 0, True),
+        ("validation", 5.0, True),
+        ("validation", 3.75, True),
+        ("train", -1, False),
+        ("validation", -1.0, False),
+        ("validation", 7.5, False),
+        ("train", 50, False),
+        ("train", 5.0000001, False),
+        ("test", -1, True),  # no label
+        ("test", -1.0, True),
+        ("test", -2, False),
+        ("test", 50.0, False),
+    ],
+)
+def test_scores_outside_the_scale(form, split, score, right, tmp_path):
+    stsb = next(each for each in BENCHMARKS if each.name == "stsb")
+    path = tmp_path / f"{split}.{form}"
+    row = {"sentence1": "A man sings.", "sentence2": "A man hums.", "score": score}
+    if form == "saved":
+        pytest.importorskip("datasets").Dataset.from_list(
+            [row | {"label": float(score)}]
+        ).save_to_disk(path)
+        rows = functools.partial(local_files._saved_rows, labels=(), scores=stsb.scores)
+    else:
+        row["score"] = str(score) if form == "tsv" else score
+        path.write_text(
+            lines([row]) if form == "jsonl" else "\t".join(row) + "\n" + "\t".join(row.values())
+        )
+        rows = (stsb.local if form == "jsonl" else stsb.sites[0]).rows
+    if right:
+        assert [each["label"] for each in rows(split, path, BadRows())] == [score]
+        return
+    name = "label" if form == "saved" else "score"
+    with pytest.raises(UserError, match=f"'{name}' is '?{score}.*, not a number from 0 to 5"):
+        rows(split, path, BadRows())
 
 
 def test_a_test_split_with_some_labels(tmp_path, vocabulary):

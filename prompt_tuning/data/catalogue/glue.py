@@ -17,7 +17,7 @@ from prompt_tuning.data.catalogue import postprocess, site_rows, text_formats, t
 from prompt_tuning.data.catalogue.postprocess import TRUTH
 from prompt_tuning.data.catalogue.text_task import TFDS, TextTask
 from prompt_tuning.data.quiet import seqio
-from prompt_tuning.data.readers.local_files import JSON_LINES, TSV, LocalFiles
+from prompt_tuning.data.readers.local_files import JSON_LINES, TSV, Between, Kind, LocalFiles
 from prompt_tuning.data.variants import few_shot
 from prompt_tuning.errors import UserError
 
@@ -90,9 +90,7 @@ def _classification(
         JSON lines as those of `local`.
       options: Further fields of `TextTask`.
     """
-    columns: dict[str, type | Sequence[str]] = {
-        (keys or {}).get(field, field): str for field in fields
-    }
+    columns: dict[str, Kind] = {(keys or {}).get(field, field): str for field in fields}
     columns["label"] = labels
     of = functools.partial(LocalFiles, columns=columns, target="label")
     defaults: dict[str, Any] = {"metrics": (metrics.accuracy,)}
@@ -117,7 +115,7 @@ glue = functools.partial(_classification, "glue")
 
 def mrpc_sites(labels: Sequence[str]) -> tuple[LocalFiles, ...]:
     """GLUE's tables of MRPC, and those of its source."""
-    columns: dict[str, type | Sequence[str]] = dict.fromkeys((*PAIR, "id1", "id2"), str)
+    columns: dict[str, Kind] = dict.fromkeys((*PAIR, "id1", "id2"), str)
     columns["label"] = labels
     renamed = {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"}
     options: dict[str, Any] = {
@@ -152,9 +150,10 @@ _record = functools.partial(
     target="answers",
     hidden=[],
 )
+_SIMILARITY = Between(0, 5)
 _stsb = functools.partial(
     LocalFiles,
-    columns={**dict.fromkeys(PAIR, str), "label": float},
+    columns={**dict.fromkeys(PAIR, str), "label": _SIMILARITY},
     renamed={"label": "score"},
     target="label",
     hidden=-1.0,
@@ -296,6 +295,7 @@ BENCHMARKS = (
         format=text_formats.similarity,
         postprocess=postprocess.score,
         metrics=(metrics.pearson_corrcoef, metrics.spearman_corrcoef),
+        scores=_SIMILARITY,
         local=_stsb("stsb"),
         sites=(_stsb("stsb", endings=TSV),),
     ),

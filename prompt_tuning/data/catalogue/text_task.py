@@ -7,7 +7,13 @@ from typing import Any, Protocol
 
 from prompt_tuning.data import tasks
 from prompt_tuning.data.quiet import seqio, tf
-from prompt_tuning.data.readers.local_files import SPLITS, Folder, FolderSource, saved_source
+from prompt_tuning.data.readers.local_files import (
+    SPLITS,
+    Between,
+    Folder,
+    FolderSource,
+    saved_source,
+)
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.errors import UserError
 
@@ -39,6 +45,7 @@ class TextTask:
       postprocess: Postprocessor of targets and predictions; None to compare the texts.
       metrics: Metrics, the first of which chooses the best step.
       labels: Label words in the order of the labels' numbers; empty unless it is classification.
+      scores: Range of labels that are numbers; None for none.
       splits: Splits of TensorFlow Datasets; a mapping where SeqIO's names differ from these.
       hidden: Splits whose targets TensorFlow Datasets does not have.
       local: Where local data sets keep it; None if it is read otherwise.
@@ -53,6 +60,7 @@ class TextTask:
     postprocess: Callable[..., Any] | None = None
     metrics: Sequence[Callable[..., Mapping[str, float]]] = ()
     labels: Sequence[str] = ()
+    scores: Between | None = None
     splits: Sequence[str] | Mapping[str, str] = SPLITS
     hidden: Sequence[str] = ()
     local: Local | None = None
@@ -175,7 +183,8 @@ def _source(
     if folder is None:
         source = seqio.TfdsDataSource(text_task.tfds_name, splits=text_task.splits)
         return source, text_task.hidden
-    if saved := saved_source(folder, text_task.tfds_name, text_task.splits, text_task.labels):
+    of_labels = text_task.labels, text_task.scores
+    if saved := saved_source(folder, text_task.tfds_name, text_task.splits, *of_labels):
         return saved, text_task.hidden
     sources = (local.source(folder, text_task.splits) for local in _local(text_task))
     source = next(filter(None, sources), None)

@@ -36,6 +36,23 @@ AdaptAll = Callable[[list[Fields], Path], list[Fields]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Between:
+    """The type of a column of numbers that are all in a range, its ends included."""
+
+    low: float
+    high: float
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high
+
+    def __str__(self) -> str:
+        return f"a number from {self.low:g} to {self.high:g}"
+
+
+Kind = type | Between | Sequence[str]  # of a column; words are those of a label
+
+
+@dataclasses.dataclass(frozen=True)
 class Folder:
     """A folder of data sets, and the counter of their malformed rows that are skipped."""
 
@@ -50,8 +67,8 @@ class LocalFiles:
     Attributes:
       folder: Subfolder with a file per split; capitals and hyphens in its name do not matter
         ("sst2" is also "SST-2").
-      columns: Type of each field that is read, or the words of a label, which rows may give as its
-        number, as the word, or as a truth value.
+      columns: Type or range of each field that is read, or the words of a label, which rows may
+        give as its number, as the word, or as a truth value.
       renamed: The file's name of a column by TensorFlow Datasets' name, where they differ.
       adapt: Makes TensorFlow Datasets' fields of a row's; its second argument is file and line.
       adapt_all: Does so for all rows at once, each with "idx"; its second argument is the path.
@@ -65,7 +82,7 @@ class LocalFiles:
     """
 
     folder: str
-    columns: Mapping[str, type | Sequence[str]]
+    columns: Mapping[str, Kind]
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapt: Adapt | None = None
     adapt_all: AdaptAll | None = None
@@ -148,7 +165,8 @@ class LocalFiles:
         hidden: Fields = {}
         if self.target:
             value = fields.get(self._file_name(self.target), self.hidden)
-            if _may_be_hidden(split) and value == self.hidden:
+            number = label_words.number(value) if isinstance(value, str) else None
+            if _may_be_hidden(split) and self.hidden in (value, number):
                 hidden = {self.target: self.hidden}
             else:
                 columns[self.target] = self.columns[self.target]
@@ -198,6 +216,7 @@ def saved_source(
     tfds_name: str,
     splits: Collection[str] | Mapping[str, str],
     labels: Sequence[str],
+    scores: Between | None = None,
 ) -> FolderSource | None:
     """A source over saved data sets; None if there are none.
 
@@ -207,6 +226,7 @@ def saved_source(
       tfds_name: Data set, configuration and version of TensorFlow Datasets.
       splits: Splits; a mapping where SeqIO's names for them differ from the folders'.
       labels: Label words in the order of the labels' numbers; empty for none.
+      scores: Range of labels that are numbers; None for none.
     """
     name = tfds_name.partition(":")[0]
     names = splits if isinstance(splits, Mapping) else {split: split for split in splits}
@@ -214,12 +234,14 @@ def saved_source(
         candidates = {split: parent / subfolder for split, subfolder in names.items()}
         saved = {split: path for split, path in candidates.items() if saved_datasets.is_saved(path)}
         if saved:
-            rows = functools.partial(_saved_rows, labels=labels)
+            rows = functools.partial(_saved_rows, labels=labels, scores=scores)
             return FolderSource(rows, saved, folder.bad_rows)
     return None
 
 
-def _saved_rows(_: str, path: Path, bad_rows: BadRows, *, labels: Sequence[str]) -> list[Fields]:
+def _saved_rows(
+    _: str, path: Path, bad_rows: BadRows, *, labels: Sequence[str], scores: Between | None
+) -> list[Fields]:
     saved_datasets.check_order(path, "label", labels)
     lowest = -1 if path.name.startswith("test") else 0  # -1: the label is not public
 
@@ -233,6 +255,8 @@ def _saved_rows(_: str, path: Path, bad_rows: BadRows, *, labels: Sequence[str])
             label = records.field(fields, "label", where)
             if type(label) is not int or not lowest <= label < len(labels):
                 raise UserError(f"{where}: 'label' is {_not_one_of(label, labels)}")
+        if scores and not (lowest < 0 and records.field(fields, "label", where) == -1):
+            _checked(fields, "label", scores, where)
         return fields
 
     return records.read(path, row, bad_rows)
@@ -292,7 +316,7 @@ def file_of(folder: Path, stems: Sequence[str], endings: Sequence[str] = JSON_LI
 
 def checked_row(
     fields: Fields,
-    columns: Mapping[str, type | Sequence[str]],
+    columns: Mapping[str, Kind],
     where: str,
     renamed: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Fields:
@@ -308,9 +332,14 @@ def checked_row(
 
 
 def _checked(
-    fields: Mapping[str, Any], name: str, kind: type | Sequence[str], where: str
+    fields: Mapping[str, Any], name: str, kind: Kind, where: str
 ) -> str | int | float | list[str]:
     value = records.field(dict(fields), name, where)
+    if isinstance(kind, Between):
+        number = _checked(fields, name, float, where)
+        if not isinstance(number, float) or number not in kind:
+            raise UserError(f"{where}: {name!r} is {shown(value)}, not {kind}")
+        return number
     if not isinstance(kind, type):
         word = label_words.word_of(value, kind)
         if word is None:
