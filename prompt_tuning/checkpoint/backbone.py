@@ -14,6 +14,7 @@ from prompt_tuning.checkpoint.formats import huggingface, safetensors_file, t5x,
 from prompt_tuning.checkpoint.formats.safetensors_file import Array, Stored
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.sharding import place
+from prompt_tuning.transformer.config import Config
 
 SCHEMES = ("gs", "s3")
 
@@ -50,6 +51,15 @@ def _reader(
     checkpoint = open_t5x(path)
     _check_fits_t5x(checkpoint, shapes)
     return functools.partial(t5x.read_leaves, checkpoint)
+
+
+def check_config(path: epath.PathLike, config: Config) -> None:
+    """Checks that the `config.json` of a checkpoint, if it has one, describes a configuration.
+
+    Raises:
+      CheckpointError: as `huggingface.check_config`.
+    """
+    huggingface.check_config(_location(path), config)
 
 
 def open_leaves(path: epath.PathLike, shapes: Mapping[str, Shape]) -> dict[str, Stored]:

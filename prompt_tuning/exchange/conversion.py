@@ -52,9 +52,11 @@ def convert(
 def _config(source: epath.PathLike, model: str | None) -> Config:
     if model is not None:
         try:
-            return preset(model)
+            config = preset(model)
         except ValueError as error:
             raise UserError(f"--model: {error}") from error
+        backbone.check_config(source, config)
+        return config
     folder = epath.Path(source).expanduser()
     folder = folder if folder.is_dir() else folder.parent
     if not (folder / families.CONFIG).exists():

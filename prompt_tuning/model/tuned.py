@@ -104,6 +104,7 @@ def initialize(
     loaded: dict[str, Any] = {}
     sums: dict[str, np.ndarray] = {}
     if checkpoint is not None:
+        backbone.check_config(checkpoint, config)
         stored = {path: leaf for path, leaf in shapes.items() if path in split.backbone}
         loaded, sums = _read(checkpoint, stored)
     missing = {path: leaf for path, leaf in shapes.items() if path not in loaded}

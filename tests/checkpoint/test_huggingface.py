@@ -4,6 +4,7 @@ tests/exchange/test_peft_example.py compares logits with PyTorch's. The layouts 
 checkpoint that transformers wrote.
 """
 
+import functools
 import json
 import pickle
 import shutil
@@ -24,6 +25,9 @@ from prompt_tuning.checkpoint import backbone
 from prompt_tuning.checkpoint.formats import huggingface, t5x
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.exchange.conversion import FORMATS, convert
+from prompt_tuning.gemma.config import StackConfig, T5GemmaConfig
+from prompt_tuning.methods.base import Method
+from prompt_tuning.model.tuned import initialize
 from prompt_tuning.t5 import T5Config, preset
 from prompt_tuning.t5 import huggingface as t5_names
 from prompt_tuning.testing import run_command
@@ -224,6 +228,66 @@ def test_leaves_that_do_not_fit(saved, change, message):
         backbone.load(saved, structs(NANO))
 
 
+GEMMA_STACK = StackConfig(16, 2, 32, 2, 1, 8, 8.0, window=4)
+GEMMA = T5GemmaConfig(64, GEMMA_STACK, GEMMA_STACK)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (
+            NANO,
+            {"relative_attention_max_distance": 64},
+            "relative_attention_max_distance = 64, where the model has 128; choose the model",
+        ),
+        # Kernels of the same shapes.
+        (
+            NANO,
+            {"num_heads": NANO.num_heads * 2, "d_kv": NANO.head_dim // 2},
+            f"d_kv = {NANO.head_dim // 2}, where the model has {NANO.head_dim}",
+        ),
+        (NANO, {"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05; must be 1e-06"),
+        (NANO, {"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
+        (NANO, {"decoder_start_token_id": 1}, "decoder_start_token_id is 1; must be 0"),
+        (NANO, {"num_decoder_layers": 9}, "num_decoder_layers = 9, where"),
+        (
+            GEMMA,
+            {"decoder.sliding_window": 8},
+            r"decoder\.sliding_window = 8, where the model has 4",
+        ),
+        (
+            GEMMA,
+            {"encoder.query_pre_attn_scalar": 16},
+            r"encoder\.query_pre_attn_scalar = 16, where",
+        ),
+        (GEMMA, {"encoder.layer_types": ["full_attention"] * 2}, r"encoder\.layer_types = \["),
+        (NANO, {"dropout_rate": 0.2, "torch_dtype": "float16", "tie_word_embeddings": True}, ""),
+        (NANO, {"model_type": "bart"}, ""),
+        (GEMMA, {}, ""),
+    ],
+)
+def test_a_config_beside_the_weights_that_is_of_another_model(config, change, message, tmp_path):
+    fields = families.of(config).huggingface.config_fields(config, np.dtype("float32"))
+    for name, value in change.items():
+        stack, _, field = name.rpartition(".")
+        (fields[stack] if stack else fields)[field] = value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    places = (tmp_path, tmp_path / huggingface.SINGLE, str(tmp_path / huggingface.INDEX))
+    checks = [functools.partial(backbone.check_config, place, config) for place in places]
+    checks.append(
+        lambda: initialize(config, Method(), layout=sharding.layout(), checkpoint=tmp_path)
+    )
+    if config is NANO:
+        checks.append(lambda: convert(tmp_path, tmp_path / "out", "safetensors", model="nano"))
+    for check in checks if message else checks[:3]:
+        if not message:
+            check()
+            continue
+        with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}") as error:
+            check()
+        assert "\n" not in str(error.value)
+
+
 def test_other_width_names_both(saved):
     with pytest.raises(CheckpointError, match=r"q.weight \(16, 16\), wanted \(16, 24\)"):
         backbone.load(saved, structs(replace(NANO, d_model=24)))
@@ -384,7 +448,7 @@ def test_command(saved, monkeypatch):
         ({"target": "new", "form": "t5x"}, "--to=new: T5X reads folders named checkpoint_STEP"),
         ({"target": "new", "form": "safetensors"}, "--to=new: the file name must end in"),
         ({"model": "t5_1_1_smal"}, "--model: no preset named 't5_1_1_smal'"),
-        ({"model": "demo"}, "hf: the checkpoint does not fit the model"),
+        ({"model": "demo"}, "hf/config.json: vocab_size = 256, where the model has 8192; "),
         ({"source": "gone"}, "--from=gone: no config.json beside the weights"),
         ({"source": "gone", "model": "nano"}, "gone: no such file or folder"),
     ],

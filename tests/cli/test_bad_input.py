@@ -226,7 +226,10 @@ CASES = {
     "no report": (("prompt_tuning.report", ["params"]), "usage: python -m prompt_tuning.report"),
     # backbones, by convert
     "no backbone": (convert("absent"), "absent: no such file or folder"),
-    "backbone of another size": (convert("hf", "--model=demo"), "does not fit the model"),
+    "backbone of another size": (
+        convert("hf", "--model=demo"),
+        "d_model = 16, where the model has 256",
+    ),
     "unknown preset": (convert("hf", "--model=nanno"), "--model: no preset named 'nanno'"),
     "target exists": (convert("hf", "--to=hf"), "--to=hf: already exists"),
     "target below a file": (convert("hf", "--to=words.txt/checkpoint_1"), "words.txt"),

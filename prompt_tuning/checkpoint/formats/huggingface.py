@@ -27,6 +27,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 << 30  # for years the default of transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Fields of config.json that a run may choose, or that the leaves say.
+_NOT_THE_MODELS = {"dropout_rate", "tie_word_embeddings", "scale_decoder_outputs"}
 _STRAIGHT = (EMBEDDING, DECODER_EMBEDDING)  # not transposed
 
 
@@ -95,6 +97,41 @@ def refuse_pickle(path: epath.Path) -> None:
         raise CheckpointError(
             f"{path}: {path.suffix} files are pickles, which can run any code when they are read; "
             "give the checkpoint as safetensors (transformers: save_pretrained)"
+        )
+
+
+def check_config(path: epath.Path, config: Config) -> None:
+    """Checks that the `config.json` beside weights, if there is one, describes a configuration.
+
+    Shapes of leaves do not say all, such as distances of relative positions, windows or norms.
+
+    Args:
+      path: checkpoint, as for `tensors_at`, or any other.
+      config: configuration of the model that is to read it.
+
+    Raises:
+      CheckpointError: naming the fields that differ, with both values, or as `families.read`.
+    """
+    folder = path.parent if path.name in (SINGLE, INDEX) else path
+    names, dtype = families.of(config).huggingface, np.dtype(np.float32)
+    if not (folder / CONFIG).is_file():
+        return
+    if families.read_json(folder / CONFIG).get("model_type") not in names.MODEL_TYPES:
+        return  # the names of the leaves tell families apart
+    try:
+        fields = _flat(names.config_fields(config, dtype))
+    except CheckpointError:  # transformers has no name for what the model is
+        return
+    stated = _flat(names.config_fields(families.read(folder), dtype))
+    differing = [
+        f"{name} = {stated[name]!r}, where the model has {value!r}"
+        for name, value in fields.items()
+        if name in stated and stated[name] != value and name not in _NOT_THE_MODELS
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder / CONFIG}: {'; '.join(differing)}; choose the model of the checkpoint "
+            "(MODEL_PRESET or --model may be the folder itself)"
         )
 
 
@@ -175,6 +212,15 @@ def save(
     with folder_when_done(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
         _write_shards(temporary, named, dtype, shard_bytes)
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of nested objects by their path, as in "encoder.sliding_window"."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def _transposed(path: str, shape: Shape) -> tuple[int, ...]:
