@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.runs import checks
 from prompt_tuning.runs.result_file import ROWS, Result
@@ -64,11 +65,22 @@ def results(
       folder: Folder of the runs; each has its own folder in it, by its name.
       tasks: See `train_tasks`.
       on_start: Function called with `folder` once a task's settings are checked.
+
+    Raises:
+      UserError: If two of them measure one SeqIO task, of which a score could have one only.
     """
-    return {
-        name: _result(folder, name, train, on_start=lambda _: on_start(folder))
-        for name, train in tasks.items()
-    }
+    found: dict[str, Result] = {}
+    for name, train in tasks.items():
+        result = _result(folder, name, train, on_start=lambda _: on_start(folder))
+        for other, earlier in found.items():
+            if both := sorted(result.scores.keys() & earlier.scores.keys()):
+                raise UserError(
+                    f"TASKS: {other!r} and {name!r} are both measured on {both[0]}, which would "
+                    f"count once; leave one out, or give it a suite of its own (the results of "
+                    f"both are in {folder})"
+                )
+        found[name] = result
+    return found
 
 
 def _result(

@@ -212,6 +212,15 @@ def test_benchmarks_are_scored_under_their_own_names():
     assert glue.scores(results) == {"super_glue_score": pytest.approx(0.5)}
 
 
+@pytest.mark.parametrize("other", ["", "_32shot_seed3", "_16shot_seed4"])
+def test_a_task_is_in_a_score_once(other):
+    """With all examples and with few, or with other few ones; the last one counted before."""
+    name = "taskless_super_glue_cb_v102_examples"
+    results = {f"{name}_16shot_seed3": {"accuracy": 0.1}, f"{name}{other}": {"accuracy": 0.9}}
+    with pytest.raises(UserError, match=rf"{name}_16shot_seed3 and {name}{other} are one task"):
+        glue.scores(results)
+
+
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_with_a_sentinel_the_same_examples_are_chosen(task, k):
     with_sentinel = sentinel.register(task)

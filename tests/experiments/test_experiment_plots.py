@@ -283,3 +283,13 @@ def test_natural_order():
         "span",
     ]
     assert sorted(["150", "5", "20"], key=scores.natural) == ["5", "20", "150"]
+
+
+def test_a_task_measured_twice_has_no_mean():
+    def of(seed: str, *tasks: str) -> list[scores.Score]:
+        return [scores.Score({"seed": seed, "task": each}, each, 50.0, "f1") for each in tasks]
+
+    once, twice = of("0", "a", "b"), of("1", "a", "b", "a")
+    with pytest.warns(UserWarning, match="'seed': '1'.* on a more than once") as told:
+        [mean] = scores.over_tasks([*once, *twice])
+    assert (dict(mean.axes), len(told)) == ({"seed": "0"}, 1)

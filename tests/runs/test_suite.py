@@ -12,6 +12,7 @@ from prompt_tuning.checkpoint import backbone
 from prompt_tuning.cli import gin_parsing
 from prompt_tuning.data.catalogue import glue
 from prompt_tuning.data.catalogue.glue_metrics import SUPER_GLUE
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runs.result_file import ROWS, Result
@@ -120,6 +121,21 @@ def test_resumes_with_what_is_not_finished(tmp_path):
     assert runs.calls == ["a", "mnli", "mnli"]
     assert run(tmp_path, runs) == summary
     assert runs.calls == ["a", "mnli", "mnli"]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "mnli", "a"), ("mnli", "b")])
+def test_a_task_that_two_runs_measure(names, tmp_path, monkeypatch):
+    """A score had the last one's metrics, whatever its place in the table."""
+    both = RESULTS["a"].scores | {"mismatched": rows_of(accuracy=0.9)}
+    again = result("b", {"task_a": "validation", "mismatched": "test"}, both)
+    monkeypatch.setitem(RESULTS, "b", again)
+    runs = Runs()
+    tasks = {name: runs.of(name) for name in names}
+    with pytest.raises(
+        UserError, match=r"TASKS: '\w+' and '\w+' are both measured on (task_a|mis)"
+    ):
+        train_tasks(model_dir=str(tmp_path), tasks=tasks, score=mean)
+    assert not (tmp_path / "suite.json").exists()
 
 
 def test_no_score_where_a_task_is_missing(tmp_path):

@@ -387,8 +387,19 @@ def scores(results: metrics.Results) -> dict[str, float]:
 
     Args:
       results: Metrics by SeqIO task, few-shot or not.
+
+    Raises:
+      UserError: If a task is given twice, such as with few examples and with all.
     """
-    results = {re.sub(few_shot.SUFFIX, "", task): values for task, values in results.items()}
+    names: dict[str, str] = {}
+    for task in results:
+        plain = re.sub(few_shot.SUFFIX, "", task)
+        if plain in names:
+            raise UserError(
+                f"{names[plain]} and {task} are one task of a score; give one of the two"
+            )
+        names[plain] = task
+    results = {plain: results[task] for plain, task in names.items()}
     scores_by_name = {}
     for suite, score in (("super_glue", metrics.super_glue_score), ("glue", metrics.glue_score)):
         by_name = {
