@@ -11,6 +11,7 @@ from jax import Array
 from prompt_tuning import decoding, sharding
 from prompt_tuning.decoding import batches
 from prompt_tuning.decoding.step import Decoded
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.transformer.network import EncoderDecoder
@@ -49,7 +50,16 @@ AUTO = "auto"
 
 
 def predictors_for(data: EvalSet, names: Sequence[str]) -> list[str]:
-    """Resolves "auto" among `names`: "rank" for a task with label words, otherwise "generate"."""
+    """Resolves "auto" among `names`: "rank" for a task with label words, otherwise "generate".
+
+    Raises:
+      UserError: Unless `names` is a list of names of `PREDICTORS` or "auto".
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise UserError(f"methods = {names!r}: must be a list, such as ['rank']")
+    if unknown := [name for name in names if name not in (*PREDICTORS, AUTO)]:
+        known = ", ".join((*PREDICTORS, AUTO))
+        raise UserError(f"methods has {unknown[0]!r}; available: {known}")
     default = "rank" if data.labels else "generate"
     return list(dict.fromkeys(default if name == AUTO else name for name in names))
 

@@ -18,14 +18,21 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
     """Computes the task's metrics of predictions, as Python's floats.
 
     Raises:
-      UserError: If there are more or fewer predictions than targets, a metric is not a number, two
-        have the same name, or there is none.
+      UserError: If there are more or fewer predictions than targets, one is no text, a metric is
+        not a number, two have the same name, or there is none.
     """
+    if not isinstance(predictions, Predictions):
+        raise UserError(
+            f"{data.task}: predictions = {_shown(predictions)}; must be Predictions(texts)"
+        )
     if len(predictions.texts) != len(data.targets):
         raise UserError(
             f"{data.task}: {len(predictions.texts)} predictions for {len(data.targets)} targets; "
             "must be one for each"
         )
+    for row, text in enumerate(predictions.texts):
+        if not isinstance(text, str):
+            raise UserError(f"{data.task}: prediction {row + 1} is {_shown(text)}; must be a text")
     metrics: dict[str, float] = {}
     for metric_fn in data.metric_fns:
         values = metric_fn(data.targets, predictions.texts)

@@ -5,7 +5,7 @@ import functools
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ from prompt_tuning.transformer.vocabulary import check_ids
 
 HostBatch = Mapping[str, np.ndarray]
 Batches = Callable[[int], Iterator[HostBatch]]
-_TOKENS = {"encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens"}
+_TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 
 
 class Evaluator(Protocol):
@@ -105,6 +105,11 @@ class Fit:
             item = getattr(self.learning_rate, "item", lambda: self.learning_rate)  # of an array
             if real_number("LEARNING_RATE", item()) <= 0:
                 raise UserError(f"LEARNING_RATE = {self.learning_rate}: must be above 0")
+        if not callable(self.optimizer):
+            raise UserError(
+                f"OPTIMIZER = {type(self.optimizer).__name__}(...): must be a function from the "
+                "learning rate to an optimizer, such as optax.sgd; the rate is LEARNING_RATE"
+            )
         if self.total_steps >= PRETRAINED_STEPS:
             raise UserError(
                 f"TRAIN_STEPS = {self.total_steps}: must be below {PRETRAINED_STEPS}; it counts "
@@ -143,8 +148,8 @@ class Fit:
           The model with its trained leaves.
 
         Raises:
-          UserError: If another run uses `model_dir`, or a batch has a token that the embedding has
-            no row for.
+          UserError: If another run uses `model_dir`, the batches end, or a batch lacks an array or
+            has a token that the embedding has no row for.
           CheckpointError: If the run cannot resume from the checkpoint in `model_dir`.
           FloatingPointError: If the loss is not finite.
           Preempted: On SIGTERM, once the current step is finished and saved.
@@ -155,8 +160,25 @@ class Fit:
             return _Loop(self, tuned, folder, batches, evaluators, identity, settings).run()
 
     def transformation(self, split: ParamSplit) -> optax.GradientTransformation:
-        """The optimizer of the trained leaves."""
-        return only_trained(self.optimizer(self.learning_rate), split)
+        """The optimizer of the trained leaves.
+
+        Raises:
+          UserError: If `learning_rate` or `optimizer` is a function of another kind.
+        """
+        if callable(self.learning_rate):
+            rate = self.learning_rate(0)
+            is_number = isinstance(rate, int | float | np.generic | np.ndarray | jax.Array)
+            if not is_number or np.ndim(rate):
+                raise UserError(
+                    f"LEARNING_RATE: the function returned a {type(rate).__name__}; must return a "
+                    "number"
+                )
+        optimizer = self.optimizer(self.learning_rate)
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise UserError(
+                f"OPTIMIZER: the function returned {optimizer!r}; must return an optimizer of optax"
+            )
+        return only_trained(optimizer, split)
 
     def resumes_from(
         self,
@@ -174,8 +196,8 @@ class Fit:
         checkpoints = RunCheckpoints(model_dir, backbone=identity)
         if checkpoints.latest is None:
             return 0, []
-        history = self.history(checkpoints, {**self.described(tuned), **settings})
         optimizer = self.transformation(tuned.split)
+        history = self.history(checkpoints, {**self.described(tuned), **settings})
         step = checkpoints.check(
             jax.eval_shape(lambda trained: TrainState.create(trained, optimizer), tuned.trained)
         )
@@ -262,6 +284,28 @@ def _data_of(batches: Batches) -> Any:
     return getattr(batches, "__self__", None)
 
 
+def _batches_from(batches: Batches, start: int) -> Iterator[HostBatch]:
+    """The batches from a step on.
+
+    Raises:
+      UserError: If `batches` is no function to an iterator over batches.
+    """
+    given = batches(start) if callable(batches) else batches
+    if not (callable(batches) and isinstance(given, Iterable)):
+        raise UserError(
+            f"batches: must be a function from a step to an iterator over batches, not of type "
+            f"{type(batches).__name__}{' to ' + type(given).__name__ if callable(batches) else ''}"
+        )
+    return map(_with_tokens, given)
+
+
+def _with_tokens(batch: HostBatch) -> HostBatch:
+    if not isinstance(batch, Mapping) or (missing := [n for n in _TOKENS if n not in batch]):
+        lacks = f"lacks {', '.join(missing)}" if isinstance(batch, Mapping) else "is no dict"
+        raise UserError(f"batches: a batch {lacks}; it is a dict of {', '.join(_TOKENS)}")
+    return batch
+
+
 def _from_example(batches: Batches, count: int) -> Iterator[HostBatch]:
     """The batches after the first `count` examples, which take whole batches."""
     passed = 0
@@ -299,7 +343,7 @@ class _Loop:
         self._start = self._checkpoints.latest or 0
         about = self._checkpoints.about
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
-        data = _data_of(batches)
+        data, batches = _data_of(batches), functools.partial(_batches_from, batches)
         check_target_prefix(tuned.model.config, getattr(data, "target_prefix", ""))
         further = {**getattr(data, "settings", {}), **further}
         self._described = {**settings.described(tuned), **further}
@@ -415,12 +459,17 @@ class _Loop:
 
     def _checked(self, batch: HostBatch) -> HostBatch:
         """Returns a batch; raises UserError if the embedding has no row for one of its tokens."""
-        for name in _TOKENS & batch.keys():
+        for name in _TOKENS:
             check_ids(np.asarray(batch[name]), self._initial.model.config.vocab_size)
         return batch
 
     def _take_step(self, step: int) -> None:
-        batch, placed = next(self._batches)
+        if (ahead := next(self._batches, None)) is None:
+            raise UserError(
+                f"TRAIN_STEPS = {self._settings.total_steps}: the batches end after {step - 1} "
+                "steps; give an iterator that does not end, or take fewer steps"
+            )
+        batch, placed = ahead
         frozen = self._initial.frozen
         self._state, metrics = self._step(self._state, frozen, placed, self._dropout_key)
         self._log.add(metrics, batch)

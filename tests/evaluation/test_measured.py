@@ -12,7 +12,7 @@ import seqio
 from prompt_tuning.data.metrics import accuracy
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import predictions, table
-from prompt_tuning.evaluation.scores import majority, measure
+from prompt_tuning.evaluation.scores import majority, measure, score
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 
 
@@ -75,6 +75,38 @@ def test_one_prediction_for_each_target(texts):
     message = f"mine: {len(texts)} predictions for 2 targets; must be one for each"
     with pytest.raises(UserError, match=message):
         measure(of_metrics(accuracy), Predictions(texts))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        (Predictions(["x", 1]), r"mine: prediction 2 is 1 \(type int\); must be a text"),
+        (Predictions(np.array([1, 0])), r"mine: prediction 1 is .*\(type int64\); must be a text"),
+        (Predictions([None, "x"]), "mine: prediction 1 is None"),
+        (Predictions([b"x", "y"]), "mine: prediction 1 is b'x'"),
+        (["x", "y"], r"mine: predictions = \['x', 'y'\] .*; must be Predictions\(texts\)"),
+    ],
+)
+def test_predictions_are_texts(predictions, message):
+    with pytest.raises(UserError, match=message):
+        measure(of_metrics(accuracy), predictions)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("rank", r"methods = 'rank': must be a list, such as \['rank'\]"),
+        (8, "methods = 8: must be a list"),
+        ([8], "methods has 8; available: rank, generate, auto"),
+        (["accuracy"], "methods has 'accuracy'; available"),
+        ([["rank"]], r"methods has \['rank'\]; available"),
+    ],
+)
+def test_methods_that_are_none(methods, message):
+    data = of_metrics(accuracy)
+    for measured in (lambda: score(None, data, methods, 8), lambda: majority(data, methods)):
+        with pytest.raises(UserError, match=message):
+            measured()
 
 
 CONSTANTS = [

@@ -1,11 +1,17 @@
 """Checks of the settings of training."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods import PromptTuning
+from prompt_tuning.model.params import ParamSplit
+from prompt_tuning.testing import random_batch, tiny_model
+from prompt_tuning.training import loop
 from prompt_tuning.training.loop import Fit
 
 
@@ -46,3 +52,59 @@ def test_a_learning_rate_is_a_number_above_0(rate):
 def test_the_kinds_of_learning_rate():
     for rate in (1, 0.3, np.float32(0.3), jnp.asarray(0.3), optax.constant_schedule(0.3)):
         assert Fit(total_steps=2, learning_rate=rate).learning_rate is rate
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"optimizer": optax.sgd(0.1)},
+            r"OPTIMIZER = GradientTransformation\w*\(\.\.\.\): must be",
+        ),
+        ({"optimizer": "adafactor"}, r"OPTIMIZER = str\(\.\.\.\): must be a function from the"),
+        ({"optimizer": None}, r"OPTIMIZER = NoneType\(\.\.\.\): must be a function"),
+        ({"optimizer": lambda rate: rate}, "OPTIMIZER: the function returned 0.3; must return an"),
+        ({"learning_rate": optax.sgd}, "LEARNING_RATE: the function returned a Gradient"),
+        ({"learning_rate": lambda step: None}, "LEARNING_RATE: the function returned a NoneType"),
+        ({"learning_rate": lambda step: [0.3]}, "LEARNING_RATE: the function returned a list"),
+        ({"learning_rate": lambda step: np.ones(2)}, "LEARNING_RATE: the function returned a nda"),
+        ({"learning_rate": lambda step: 0.3}, ""),
+        ({"learning_rate": lambda step: np.float32(0.3)}, ""),
+        ({"learning_rate": optax.linear_schedule(0.3, 0, 9), "optimizer": optax.adamw}, ""),
+    ],
+)
+def test_functions_of_another_kind(fields, message):
+    split = ParamSplit({}, frozenset(), frozenset("a"))
+    if not message:
+        Fit(total_steps=2, **fields).transformation(split)
+        return
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        Fit(total_steps=2, **fields).transformation(split)
+    assert "\n" not in str(error.value)
+
+
+BATCH = random_batch()
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (lambda start: iter([BATCH] * 2), "TRAIN_STEPS = 3: the batches end after 2 steps; give"),
+        (lambda start: [BATCH], "TRAIN_STEPS = 3: the batches end after 1 steps"),
+        (lambda start: [], "TRAIN_STEPS = 3: the batches end after 0 steps"),
+        ([BATCH], "batches: must be a function .* not of type list$"),
+        (iter([BATCH]), "batches: must be a function .* not of type list_iterator$"),
+        (lambda start: None, "batches: must be .* not of type function to NoneType$"),
+        (lambda start: [{"inputs": 1}], "batches: a batch lacks encoder_input_tokens, decoder_inp"),
+        (lambda start: BATCH, "batches: a batch is no dict"),
+    ],
+)
+def test_batches_that_end_or_are_none(batches, message, tmp_path, monkeypatch):
+    def step(self, state, *_):  # nothing is compiled
+        return state, {}
+
+    monkeypatch.setattr(loop._Loop, "_compiled", lambda self, optimizer: functools.partial(step, 0))
+    monkeypatch.setattr(loop.TrainLog, "add", lambda *_: None)
+    with pytest.raises(UserError, match=f"^{message}") as error:
+        loop.fit(tiny_model(PromptTuning(2)), model_dir=tmp_path, total_steps=3, batches=batches)
+    assert "\n" not in str(error.value)
