@@ -6,6 +6,7 @@ prompts indicate tasks that transfer to each other. A prompt starts from one of 
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 from absl import flags
@@ -84,6 +85,8 @@ def main(
 def _card_of_average(sources: Sequence[str]) -> Card | None:
     """The card of an average: backbone and placement of its sources, and their longest lengths.
 
+    Its label words, tasks and text fields are those of all; a warning says where words differ.
+
     Raises:
       UserError: If sources were trained with different text before their targets.
     """
@@ -111,7 +114,25 @@ def _card_of_average(sources: Sequence[str]) -> Card | None:
     lengths: dict[str, int] = {}
     for name, length in (pair for each in with_.values() for pair in each.lengths.items()):
         lengths[name] = max(length, lengths.get(name, 0))
-    trained_with = dataclasses.replace(average.trained_with, lengths=lengths)
+    words = {path: sorted(each.labels) for path, each in with_.items() if each.labels}
+    known, labels = next(iter(words.items()), ("", []))
+    if others := [path for path, own in words.items() if own != labels]:
+        warnings.warn(
+            f"{others[0]}: was trained on the label words {', '.join(words[others[0]])}, {known} "
+            f"on {', '.join(labels)}; train their average before it answers",
+            stacklevel=2,
+        )
+
+    def of_all(name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(part for each in with_.values() for part in getattr(each, name)))
+
+    trained_with = dataclasses.replace(
+        average.trained_with,
+        lengths=lengths,
+        labels=of_all("labels"),
+        tasks=of_all("tasks"),
+        text_fields={task: names for x in with_.values() for task, names in x.text_fields.items()},
+    )
     return dataclasses.replace(average, trained_with=trained_with)
 
 

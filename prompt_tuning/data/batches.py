@@ -379,7 +379,7 @@ class TaskData:
             names = ", ".join(task.name for task in tasks)
             raise UserError(f"{self.task} is a mixture; evaluate its tasks: {names}")
         [task] = tasks
-        examples = self._examples(task, split)
+        examples, count = self._examples(task, split)
         feature = task.output_features["targets"]
         targets = [text_of(task, example, "targets") for example in examples]
         labels = words_of(task)
@@ -407,6 +407,7 @@ class TaskData:
             ),
             target_prefix=self.target_prefix,
             notes=(
+                *_sample_notes(f"{task.name}, {split} split", len(examples), count),
                 *self._eval_notes(task, split, examples),
                 *([] if is_hidden else compare.notes(f"{task.name}, {split} split")),
             ),
@@ -432,7 +433,8 @@ class TaskData:
             check_prepared(task, split, self.use_cached)
         return tasks
 
-    def _examples(self, task: seqio.Task, split: str) -> list[dict[str, Any]]:
+    def _examples(self, task: seqio.Task, split: str) -> tuple[list[dict[str, Any]], int]:
+        """The examples of a split that are evaluated, and how many the split has."""
         dataset = task.get_dataset(
             dict(self.lengths), split=split, use_cached=self.use_cached, shuffle=False
         )
@@ -440,9 +442,9 @@ class TaskData:
         if not examples:
             raise _empty(task.name, split)
         if self.eval_examples is None or len(examples) <= self.eval_examples:
-            return examples
+            return examples, len(examples)
         drawn = np.random.default_rng(0).permutation(len(examples))[: self.eval_examples]
-        return [examples[i] for i in sorted(drawn)]
+        return [examples[i] for i in sorted(drawn)], len(examples)
 
     def _eval_notes(
         self, task: seqio.Task, split: str, examples: Sequence[Mapping[str, Any]]
@@ -476,6 +478,10 @@ class TaskData:
     def _whole(self, target: str) -> str:
         """A target as the model is trained to write it."""
         return label_words.with_prefix(self.target_prefix, target)
+
+
+def _sample_notes(where: str, taken: int, count: int) -> list[str]:
+    return [f"{where}: EVAL_EXAMPLES takes {taken:,} of {count:,}"] if taken < count else []
 
 
 def _import(module: str) -> None:

@@ -21,15 +21,18 @@ def unknown_notes(where: str, ids: np.ndarray, feature: seqio.Feature) -> list[s
 
 
 def shared_notes(task: seqio.Task) -> list[str]:
-    """A line on each split of a task in memory that has many training inputs."""
+    """A line on each split of a task in memory that has many inputs of one that training uses."""
     if not isinstance(task.source, RowSource):
         return []
-    trained, notes = {row.inputs for row in task.source.rows("train")}, []
-    for split in set(task.splits) - {"train"}:
-        share = float(np.mean([row.inputs in trained for row in task.source.rows(split)]))
-        if share > MOST_SHARED:
-            notes.append(
-                f"warning: {task.name}, {split} split: {100 * share:.3g} % of the inputs are in "
-                "the train split too, so what is measured on them was trained on"
-            )
-    return sorted(notes)
+    inputs = {split: [row.inputs for row in task.source.rows(split)] for split in task.splits}
+    notes = []
+    for used, why in (("train", "was trained on"), ("validation", "chose the best step")):
+        known = set(inputs.pop(used, ()))
+        for split, texts in sorted(inputs.items()):
+            share = float(np.mean([text in known for text in texts]))
+            if share > MOST_SHARED:
+                notes.append(
+                    f"warning: {task.name}, {split} split: {100 * share:.3g} % of the inputs are "
+                    f"in the {used} split too, so what is measured on them {why}"
+                )
+    return notes

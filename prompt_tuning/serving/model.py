@@ -454,6 +454,11 @@ class Model:
         if prompt is None:
             return np.zeros((0, self._width), np.float32)
         if isinstance(prompt, np.ndarray | Array):
+            if not prompt.size:
+                raise UserError(
+                    f"a prompt of the shape {prompt.shape}: must have a vector; give None for the "
+                    "backbone alone"
+                )
             return np.asarray(prompt)
         if not isinstance(prompt, str | os.PathLike):
             raise UserError(

@@ -145,6 +145,8 @@ def test_eval_set_of_some_examples(register):
     assert some.targets == [whole.targets[i] for i in at]
     np.testing.assert_array_equal(some.encoder_input_tokens, whole.encoder_input_tokens[at])
     assert data(eval_examples=5).eval_set("validation").inputs == some.inputs
+    told = f"validation split: EVAL_EXAMPLES takes 5 of {len(whole.inputs)}"
+    assert told in some.notes[0] and "EVAL_EXAMPLES" not in str(whole.notes)
     assert data(eval_examples=12).eval_set("validation").inputs == whole.inputs
 
 

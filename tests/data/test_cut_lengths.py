@@ -59,6 +59,31 @@ def test_rows_that_are_in_two_splits(vocabulary, validation, share):
 
 
 @pytest.mark.parametrize(
+    ("validation", "test", "told"),
+    [
+        ("vvv", "vvv", ["test 100 % validation chose the best step"]),
+        ("vvv", "vwx", ["test 33.3 % validation chose the best step"]),
+        ("vvv", "abc", ["test 33.3 % train was trained on"]),
+        ("avv", "aww", ["test 33.3 % train", "validation 33.3 % train", "test 33.3 % validation"]),
+        ("vvv", "www", []),
+    ],
+)
+def test_a_test_set_that_chose_the_step(validation, test, told, vocabulary):
+    """Such as one file as VALIDATION_FILE and TEST_FILE."""
+    splits = {
+        split: lambda texts=texts: [Row(text, "yes") for text in texts]
+        for split, texts in {"train": "a", "validation": validation, "test": test}.items()
+    }
+    tasks.register(NAME, splits, vocabulary)
+    [_, *warned] = data(11).train_notes()
+    assert len(warned) == len(told)
+    for line, parts in zip(warned, told, strict=True):
+        split, share, sign, other, *why = parts.split(" ")
+        assert line.startswith(f"warning: {NAME}, {split} split: {share} {sign} of the inputs are")
+        assert f"in the {other} split too" in line and line.endswith(" ".join(why))
+
+
+@pytest.mark.parametrize(
     "text", ["\u8d1f\u9762 film", "\U0001f600", "\u041f\u0440\u0438\u0432\u0435\u0442"]
 )
 def test_texts_that_the_vocabulary_does_not_know(vocabulary, text):

@@ -194,7 +194,16 @@ def test_an_instruction_with_label_words_that_there_are_not(vocabulary):
         UserError, match=r"^INSTRUCTION = 'One of {labels}:': .* no label words for"
     ):
         designed_data(plain, "One of {labels}:").eval_set("test")
-    designed_data(plain, "One of {these}:").eval_set("test")
+    for instruction, told in (
+        ("One of {these}:", ["{these}"]),
+        ("{text} {label}: {text}", ["{text}", "{label}"]),
+        ("{} or {0}?", ["{}", "{0}"]),
+        ("A set { of words }", []),
+    ):
+        notes = designed_data(plain, instruction).eval_set("test").notes
+        warned = [note for note in notes if "INSTRUCTION has" in note]
+        assert len(warned) == len(told)
+        assert all(f"has {name}, which stays" in x for name, x in zip(told, warned, strict=True))
 
 
 @pytest.mark.parametrize("shots", [None, 2])

@@ -108,7 +108,19 @@ def test_key_changes_with_all_that_decides_the_tokens(rows_file, tmp_path, monke
     rows_file.write_text(rows_file.read_text() + '{"text": "more", "label": 0}\n')
     os.utime(rows_file, ns=(status.st_atime_ns, status.st_mtime_ns))
     keys.append(key(register(rows_file)))
-    assert len(set(keys)) == len(keys) == 10
+    text = rows_file.read_text()
+    rows_file.write_text(text.translate(str.maketrans("aeiou", "eioua")))  # of the same size
+    os.utime(rows_file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    keys.append(key(register(rows_file)))
+    with monkeypatch.context() as patch:  # of a large file, the ends
+        patch.setattr(token_cache, "_READ", 8)
+        ends = [key(register(rows_file))]
+        for changed in (text[:-9] + text[-9:].upper(), text[:9].upper() + text[9:], text):
+            rows_file.write_text(changed)
+            os.utime(rows_file, ns=(status.st_atime_ns, status.st_mtime_ns))
+            ends.append(token_cache._stat(str(rows_file))[3])
+    assert len(set(ends)) == 4
+    assert len(set(keys)) == len(keys) == 11
 
 
 def test_key_stays_the_same(rows_file, tmp_path):

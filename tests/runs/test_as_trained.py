@@ -590,6 +590,14 @@ def test_an_average_is_of_one_target_prefix_and_the_longest_inputs(tmp_path, cap
 
     assert average(*sources).status == 0
     assert card.read(output).trained_with.lengths == {"inputs": 32, "targets": 4}
+    for name, labels in (("e", ("9", "8", "7")), ("f", ()), ("g", ("7", "1")), ("h", ("2",))):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert average(prompt("b"), prompt(name, labels=labels, tasks=(name,))).status == 0
+        assert ("was trained on the label words" in "".join(map(str, told))) == (name in "gh")
+        trained_with = card.read(output).trained_with
+        assert trained_with.labels == tuple(dict.fromkeys(("7", "8", "9", *labels)))
+        assert trained_with.tasks == ("a", "b", name)
     output.unlink()
     assert_mistake(average(*sources, prompt("d", target_prefix="5")), "target prefix")
     assert not output.exists()

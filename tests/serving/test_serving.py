@@ -367,6 +367,9 @@ def test_a_prompt_of_another_backbone_is_refused(tmp_path):
 @pytest.mark.parametrize("wrong", [5, [[0.5] * D], {"a": 1}, b"p.npy"])
 def test_what_is_no_prompt_is_one_line(wrong):
     model = empty()
+    for empty_prompt in (np.zeros((0, D), np.float32), jax.numpy.zeros((0, D)), np.zeros(0)):
+        with pytest.raises(UserError, match=r"of the shape \(0.*must have a vector; give None"):
+            model.add_task("t", [prompt(2), empty_prompt])
     with pytest.raises(UserError, match=r"a prompt of type .*: must be a NumPy or JAX array"):
         model.add_task("t", [wrong, prompt(2)])
     assert model.tasks == ()

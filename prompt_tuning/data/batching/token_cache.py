@@ -1,9 +1,9 @@
 """A cache on disk of tokenised examples, so that a second run does not tokenise again.
 
-The key covers everything that the examples depend on: the source with the sizes and times of its
-files, the preprocessors with their arguments, vocabulary and lengths, SeqIO's version and the code
-of `prompt_tuning.data`. Tasks that use code of other packages are not cached, since a change of it
-would go unnoticed.
+The key covers everything that the examples depend on: the source with the sizes, times and contents
+of its files, the preprocessors with their arguments, vocabulary and lengths, SeqIO's version and
+the code of `prompt_tuning.data`. Tasks that use code of other packages are not cached, since a
+change of it would go unnoticed.
 """
 
 import functools
@@ -23,6 +23,7 @@ from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.runtime.files import renamed_when_done
 
 _KNOWN = ("prompt_tuning.data.", "seqio.")
+_READ = 2**24  # bytes at each end of a file that are compared
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -124,8 +125,17 @@ def _is_known(value: Any) -> bool:
 
 
 def _stats(path: str) -> str:
-    """Path, size and time of a file or of each file in a folder; no entries for other strings."""
+    """What is known of a file, or of each file in a folder; no entries for other strings."""
     full = os.path.abspath(os.path.expanduser(path))
     files = [entry.path for entry in os.scandir(full)] if os.path.isdir(full) else [full]
-    statuses = [(file, os.stat(file)) for file in sorted(files) if os.path.isfile(file)]
-    return repr([(file, status.st_size, status.st_mtime_ns) for file, status in statuses])
+    return repr([_stat(file) for file in sorted(files) if os.path.isfile(file)])
+
+
+def _stat(file: str) -> tuple[str, int, int, str]:
+    """Path, size, time and checksum: a copy may keep size and time. Of large files, both ends."""
+    status, checksum = os.stat(file), hashlib.sha256()
+    with open(file, "rb") as content:
+        checksum.update(content.read(_READ))
+        content.seek(max(status.st_size - _READ, content.tell()))
+        checksum.update(content.read(_READ))
+    return file, status.st_size, status.st_mtime_ns, checksum.hexdigest()

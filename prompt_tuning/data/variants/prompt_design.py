@@ -14,6 +14,7 @@ An empty instruction and absent demonstrations have no block.
 
 import dataclasses
 import itertools
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -95,7 +96,7 @@ class Design:
             texts.append(heads[fitting[-1]] + text)
             ids = [*begin, *head_ids[fitting[-1]], *ids, *end]
             row[: len(ids)] = ids
-        notes = eval_set.notes
+        notes = (*eval_set.notes, *self._unknown_fields(data))
         if self.demonstrations:
             notes = (
                 *notes,
@@ -118,6 +119,15 @@ class Design:
         return [
             "".join(block + SEPARATOR for block in [*first, *blocks[len(blocks) - n :]])
             for n in range(len(blocks) + 1)
+        ]
+
+    def _unknown_fields(self, data: TaskData) -> list[str]:
+        """A line on each {name} in the instruction that stands for nothing."""
+        names = dict.fromkeys(re.findall(r"{\w*}", self.instruction.replace("{labels}", "")))
+        return [
+            f"warning: {data.task}: INSTRUCTION has {name}, which stays as it is; {{labels}} alone "
+            "stands for something, and the input comes last"
+            for name in names
         ]
 
     def _chosen(self, data: TaskData) -> list[Row]:
