@@ -16,7 +16,9 @@ def define_flags() -> plain_command.Flags:
         "target": flags.DEFINE_string("to", None, "File or folder to create.", required=True),
         "form": flags.DEFINE_enum("format", None, list(FORMATS), "Format to write.", required=True),
         "model": flags.DEFINE_string(
-            "model", None, "Preset of the backbone; default: as in its config.json."
+            "model",
+            None,
+            "Preset, or folder with a config.json; default: the one beside the weights.",
         ),
         "dtype": flags.DEFINE_enum(
             "dtype", None, list(DTYPES), "Dtype to write; default: as stored."

@@ -157,7 +157,7 @@ def read(folder: epath.PathLike) -> Config:
     content = read_json(path)
     kind = content.get("model_type")
     by_type = {kind: family for family in FAMILIES for kind in family.huggingface.MODEL_TYPES}
-    if kind not in by_type:
+    if not isinstance(kind, str) or kind not in by_type:
         *others, last = by_type
         raise CheckpointError(
             f"{path}: model_type is {kind!r}; must be {', '.join(others)} or {last}"

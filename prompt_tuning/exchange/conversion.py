@@ -29,7 +29,8 @@ def convert(
       target: path to create: a folder `checkpoint_STEP` for `t5x` and `orbax`, a folder for
         `huggingface`, a `.safetensors` file for `safetensors`.
       form: one of `FORMATS`.
-      model: preset of the backbone; None to read the shape from `config.json` beside the weights.
+      model: preset of the backbone, or a folder whose `config.json` has the shape; None for the
+        `config.json` beside the weights.
       dtype: dtype to write; None to keep the stored one.
 
     Raises:
@@ -62,7 +63,8 @@ def _config(source: epath.PathLike, model: str | None) -> Config:
     if not (folder / families.CONFIG).exists():
         raise UserError(
             f"--from={source}: no {families.CONFIG} beside the weights states the shape; give "
-            "--model, such as --model=t5_1_1_base"
+            "--model, a preset such as t5_1_1_base or t5gemma_b_b, or a folder with its "
+            f"{families.CONFIG}"
         )
     return families.read(folder)
 

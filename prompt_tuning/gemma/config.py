@@ -42,11 +42,10 @@ class StackConfig:
         self.shape()  # checks the sizes
         if self.head_dim % 2:
             raise ValueError(f"StackConfig.head_dim = {self.head_dim}: must be even")
-        if self.query_scalar <= 0 or self.window < 1:
-            raise ValueError(
-                f"StackConfig.query_scalar = {self.query_scalar}, window = {self.window}: must be "
-                "positive"
-            )
+        for name in ("query_scalar", "window", "rope_base", "attention_cap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"StackConfig.{name} = {value}: must be above 0")
         windowed = self.windowed
         if windowed is None:
             windowed = tuple(layer % 2 == 0 for layer in range(self.layers))
@@ -93,6 +92,8 @@ class T5GemmaConfig(Config):
                 f"ATTENTION = {self.attention!r}: does not bound attention logits, as T5Gemma "
                 "does; set ATTENTION = 'einsum'"
             )
+        if self.logit_cap is not None and self.logit_cap <= 0:
+            raise ValueError(f"T5GemmaConfig.logit_cap = {self.logit_cap}: must be above 0")
         if not 0 <= self.start_token < self.vocab_size:
             raise ValueError(
                 f"T5GemmaConfig.start_token = {self.start_token}: must be a token, from 0 to "

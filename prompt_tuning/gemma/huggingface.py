@@ -1,5 +1,6 @@
 """Names and settings of T5Gemma in Hugging Face transformers."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,14 +125,17 @@ def _stack(path: epath.Path, name: str, module: Mapping[str, Any]) -> StackConfi
             raise CheckpointError(
                 f"{path}: {name}.{theirs} is {sizes[ours]!r}; must be a whole number"
             )
-    rope: Mapping[str, Any] = module.get("rope_parameters") or {}
+    rope = module.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise CheckpointError(f"{path}: {name}.rope_parameters is {rope!r}; must be of all layers")
     if rope.get("rope_type", "default") != "default" or module.get("rope_scaling"):
         raise CheckpointError(f"{path}: {name}: scaled rotary positions are not supported")
     kinds = module.get("layer_types")
-    if kinds is not None and not set(kinds) <= _WINDOWED.keys():
+    if kinds is not None and not isinstance(kinds, list):
+        raise CheckpointError(f"{path}: {name}.layer_types is {kinds!r}; must be a list")
+    if unknown := [kind for kind in kinds or () if kind not in tuple(_WINDOWED)]:
         raise CheckpointError(
-            f"{path}: {name}.layer_types has {', '.join(map(repr, kinds))}; must be of "
-            f"{' and '.join(_WINDOWED)}"
+            f"{path}: {name}.layer_types has {unknown[0]!r}; must be of {' and '.join(_WINDOWED)}"
         )
     window = module.get("sliding_window", 4_096)
     if type(window) is not int:
@@ -150,8 +154,9 @@ def _number(
     path: epath.Path, place: str, module: Mapping[str, Any], name: str, absent: float
 ) -> float | None:
     value = module.get(name, absent)
-    if value is not None and type(value) not in (int, float):
-        raise CheckpointError(f"{path}: {place}.{name} is {value!r}; must be a number")
+    if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+        field = f"{place}.{name}" if place else name
+        raise CheckpointError(f"{path}: {field} is {value!r}; must be a number")
     return value
 
 
