@@ -17,7 +17,7 @@ def ladder(size: str, stage: str = "final", folder: str = "") -> str:
     """Path of the weights of a size of the ladder, bfloat16, for the preset of that name.
 
     Args:
-      size: "ladder_xs", "ladder_s", "ladder_m" or "ladder_l".
+      size: "ladder_xs", "ladder_s" or "ladder_l".
       stage: "final"; or, of the shorter run of stages, "span", before LM adaptation, or "lm10",
         "lm50" or "lm100", after that percentage of its steps.
       folder: output folder of `scripts/make_backbones.py`; "" for the weights in the package.

@@ -101,7 +101,6 @@ PRESETS: Mapping[str, T5Config] = MappingProxyType(
         # For the paper's curves in miniature (docs/backbone.md): only widths vary.
         "ladder_xs": T5Config(8_192, 32, 2, 16, 64, 4, 2),
         "ladder_s": T5Config(8_192, 96, 4, 24, 256, 4, 2),
-        "ladder_m": T5Config(8_192, 192, 6, 32, 512, 4, 2),
         "ladder_l": T5Config(8_192, 384, 6, 64, 1_024, 4, 2),
         **{f"t5_1_1_{size}": config for size, config in _T5_1_1.items()},
         # Flan-T5 is T5 v1.1, LM-adapted and instruction-tuned: the same shapes.

@@ -72,7 +72,7 @@ def test_prompt_of_the_largest_size():
     assert rows["model_tuning"].trained_parameters == 11_135_332_352
 
 
-@pytest.mark.parametrize(("size", "length"), [("small", 100), ("ladder_xs", 1), ("ladder_m", 7)])
+@pytest.mark.parametrize(("size", "length"), [("small", 100), ("ladder_xs", 1), ("ladder_s", 7)])
 def test_figure_follows_the_papers_formulas(size, length):
     """Keys and values of P positions in each attention block; a network of 512 per kind of block;
     WARP's prompt and a vector for each of two labels; the prompt; nothing.
