@@ -40,7 +40,7 @@ def vocabulary() -> str:
 
 
 def prompts() -> str:
-    """Path of the folder with trained prompts for `demo_questions` and `demo_topics`."""
+    """Path of the folder with trained prompts for the three demo tasks."""
     return str(_ASSETS / "prompts")
 
 
