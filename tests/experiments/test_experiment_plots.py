@@ -290,6 +290,6 @@ def test_a_task_measured_twice_has_no_mean():
         return [scores.Score({"seed": seed, "task": each}, each, 50.0, "f1") for each in tasks]
 
     once, twice = of("0", "a", "b"), of("1", "a", "b", "a")
-    with pytest.warns(UserWarning, match="'seed': '1'.* on a more than once") as told:
+    with pytest.warns(UserWarning, match="'seed': '1'.* on a more often") as told:
         [mean] = scores.over_tasks([*once, *twice])
     assert (dict(mean.axes), len(told)) == ({"seed": "0"}, 1)

@@ -94,15 +94,17 @@ def over_tasks(single: Sequence[Score]) -> list[Score]:
     """Returns unweighted means over all tasks, of runs that differ in the task alone.
 
     Runs that lack a task have no mean: means over different tasks cannot be compared. Neither have
-    runs that measure one twice, which would have twice the weight; a warning names it.
+    runs that measure one more often than others, which would weigh more; a warning names it.
     """
     tasks = {score.task for score in single}
     groups = grouped(single, lambda score: _without(score.axes, "task"))
     for axes, group in [*groups.items()]:
         counts = collections.Counter((score.task, score.metric) for score in group)
-        if twice := [task for (task, _), count in counts.items() if count > 1]:
+        (often, most), *_, (_, fewest) = 2 * counts.most_common()
+        if most > fewest:
             warnings.warn(
-                f"{dict(axes)} was measured on {twice[0]} more than once: no mean over tasks",
+                f"{dict(axes)} was measured on {often[0]} more often than on others: no mean over "
+                "tasks",
                 stacklevel=2,
             )
             del groups[axes]
