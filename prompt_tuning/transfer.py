@@ -7,8 +7,9 @@ prompts indicate tasks that transfer to each other. A prompt starts from one of 
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from absl import flags
 
 from prompt_tuning.analysis import style
@@ -58,7 +59,12 @@ def main(
     if (top_k is None) != (output is None):
         raise UserError("--top_k and --output belong together; give both or neither")
     target = prompts.load(prompt)
-    sources = {path: prompts.load(path) for path in source_files(patterns, prompt)}
+    sources = _distinct({path: prompts.load(path) for path in source_files(patterns, prompt)})
+    sources = {
+        path: source for path, source in sources.items() if not np.array_equal(source, target)
+    }
+    if not sources:
+        raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
     for path in sources:
         card.check_alike(prompt, path)
     similarities = rank(target, sources, MEASURES[measure])
@@ -80,6 +86,18 @@ def main(
     for path, similarity in similarities.items():
         weight = f"{weights[path]:.4f}" if path in weights else ""
         print(f"{similarity:10.4f}  {weight:6}  {path}")
+
+
+def _distinct(sources: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keeps one file of each prompt, since a run writes two, which an average would count twice."""
+    kept: dict[str, np.ndarray] = {}
+    for path, source in sources.items():
+        same = next((other for other, known in kept.items() if np.array_equal(source, known)), None)
+        if same is None:
+            kept[path] = source
+        else:
+            print(f"{path}: is the prompt of {same}, and counts once")
+    return kept
 
 
 def _card_of_average(sources: Sequence[str]) -> Card | None:

@@ -310,6 +310,8 @@ def analyse(
     reports = {}
     for name, path in paths.items():
         prompt_card = card.read(path)
+        if backbone_path:
+            card.warn_of_backbone(prompt_card, path, backbone_path, "--backbone")
         weights = backbone_path or (prompt_card.backbone if prompt_card else "")
         if not weights:
             raise UserError(f"{path}: no card names its backbone; set --backbone")

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from prompt_tuning.analysis import sources, style
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import files
@@ -165,11 +165,15 @@ def compare(paths: Mapping[str, str], measure: str) -> np.ndarray:
     """Reads prompts and compares each pair; `paths` are files by name, `measure` a name.
 
     Raises:
-      UserError: if there are fewer than two prompts, or they differ in width.
+      UserError: if there are fewer than two prompts, or they differ in width, backbone or
+        placement.
     """
     if len(paths) < 2:
         [path] = paths.values()
         raise UserError(f"--sources or --experiment: only one prompt ({path}); give two or more")
+    first, *others = paths.values()
+    for path in others:
+        card.check_alike(first, path)
     loaded = {name: prompts.load(path) for name, path in paths.items()}
     return matrix(loaded, MEASURES[measure])
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -266,6 +267,22 @@ def check_is_prefix(card: Card | None, prompt: epath.PathLike) -> None:
         raise UserError(
             f"{prompt}: was trained as {card.placement!r}; only 'prefix' can be served, or "
             "written in another format"
+        )
+
+
+def warn_of_backbone(card: Card | None, prompt: epath.PathLike, backbone: str, flag: str) -> None:
+    """Warns of a backbone at another path than that of the training, as it may be another one.
+
+    For commands that read one leaf, of which there is no fingerprint.
+    """
+    if card is None or not card.backbone:
+        return
+    trained, given = (os.path.realpath(os.path.expanduser(p)) for p in (card.backbone, backbone))
+    if trained != given and card.backbone != str(backbone):  # which may be in a bucket
+        warnings.warn(
+            f"{flag}={backbone}: {prompt} was trained on {card.backbone}; what follows is wrong "
+            "unless that is the same backbone",
+            stacklevel=2,
         )
 
 

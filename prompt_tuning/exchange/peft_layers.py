@@ -150,8 +150,8 @@ def _scaled(name: str) -> str:
 def _lora(adapter: peft.Adapter) -> tuple[LoRA, dict[str, np.ndarray]]:
     config, rank = adapter.config, adapter.count("r")
     alpha = config.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or not abs(alpha) <= _LARGEST:
-        raise adapter.refused("lora_alpha", "must be a number")
+    if not isinstance(alpha, (int, float)) or not 0 < abs(alpha) <= _LARGEST:
+        raise adapter.refused("lora_alpha", "must be a number other than 0")
     if config.get("bias") not in (None, "none"):
         raise adapter.refused("bias", "not supported here; train without it")
     if config.get("init_lora_weights") not in _BACKBONE_KEPT:

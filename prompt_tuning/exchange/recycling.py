@@ -119,6 +119,7 @@ def recycle(
     """
     prompt, source_table = prompts.load(prompt_file), embedding(source)
     trained = card.read(prompt_file)
+    card.warn_of_backbone(trained, prompt_file, source, "--source")
     if prompt.shape[1] != source_table.shape[1]:
         raise UserError(
             f"{prompt_file}: the prompt is {prompt.shape[1]} wide, {source} "

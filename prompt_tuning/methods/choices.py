@@ -1,6 +1,6 @@
 """Checks of settings that several methods share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,31 @@ def positive(setting: str, value: Any) -> None:
 
 
 def freeze(method: Any, *names: str) -> None:
-    """Turns lists, which gin gives, into tuples: a method must be hashable."""
+    """Turns lists, which gin gives, into tuples: a method must be hashable.
+
+    Raises:
+      ValueError: if one is no list, such as a text, whose letters would be taken.
+    """
     for name in names:
-        if getattr(method, name) is not None:
-            object.__setattr__(method, name, tuple(getattr(method, name)))
+        value = getattr(method, name)
+        if value is not None:
+            setting = f"{type(method).__name__}.{name}"
+            object.__setattr__(method, name, as_tuple(setting, value))
+
+
+def as_tuple(setting: str, value: Any) -> tuple:
+    """Returns a list as a tuple; raises ValueError if it is a text or no list."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{setting} = {value!r}: must be a list, such as [{value!r}]")
+    return tuple(value)
+
+
+def words(setting: str, value: Any) -> tuple[str, ...]:
+    """Returns a list of texts as a tuple; raises ValueError if it is anything else."""
+    listed = as_tuple(setting, value)
+    if others := [word for word in listed if not isinstance(word, str)]:
+        raise ValueError(f"{setting} has {others[0]!r}: must be a list of texts")
+    return listed
 
 
 def projections(setting: str, chosen: Sequence[str], config: Config) -> None:

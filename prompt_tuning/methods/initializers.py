@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from etils import epath
 
+from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone
 from prompt_tuning.runtime import distributed
 from prompt_tuning.transformer import int8
@@ -71,7 +72,7 @@ class ClassLabels:
     rest: Initializer = SampledVocabulary()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "labels", choices.words("ClassLabels.labels", self.labels))
 
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
         labels = (self.labels or backbone.labels)[:length]

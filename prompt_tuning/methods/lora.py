@@ -8,6 +8,7 @@ import flax.linen as nn
 from jax import Array
 from jaxtyping import Float
 
+from prompt_tuning.errors import real_number
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Method
 from prompt_tuning.transformer.config import Config
@@ -35,6 +36,8 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         choices.positive("LORA_RANK", self.rank)
+        if not real_number("LORA_ALPHA", self.alpha):
+            raise ValueError("LORA_ALPHA = 0: the updates would be nothing; give another number")
         choices.freeze(self, "projections", "layers")
 
     def check(self, config: Config) -> None:

@@ -39,10 +39,15 @@ class InputPrompt(Method):
     decoder_length: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.length, self.decoder_length) < 0 or self.length + self.decoder_length < 1:
+        whole = type(self.length) is type(self.decoder_length) is int
+        if (
+            not whole
+            or min(self.length, self.decoder_length) < 0
+            or self.length + self.decoder_length < 1
+        ):
             raise ValueError(
-                f"PROMPT_LENGTH = {self.length}, DECODER_PROMPT_LENGTH = {self.decoder_length}: "
-                "must not be negative, and one of them must be positive"
+                f"PROMPT_LENGTH = {self.length!r}, DECODER_PROMPT_LENGTH = "
+                f"{self.decoder_length!r}: must be whole numbers from 0, and one of them positive"
             )
         is_position = isinstance(self.placement, int) and self.placement >= 0
         if not is_position and self.placement not in PLACEMENTS:

@@ -15,6 +15,7 @@ from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
 from prompt_tuning.errors import CheckpointError, whole_number
 from prompt_tuning.families import init_shapes
+from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime import distributed
@@ -94,7 +95,7 @@ def initialize(
     Raises:
       ValueError: If a setting or a leaf does not fit; the message names it.
     """
-    seed = whole_number("RANDOM_SEED", seed, 0)
+    seed, labels = whole_number("RANDOM_SEED", seed, 0), choices.words("labels", labels)
     model, split = families.model(config, method), ParamSplit.of(config, method)
     boxed = init_shapes(config, method)
     shardings = flatten(sharding.shardings_of(boxed, layout))
@@ -112,7 +113,7 @@ def initialize(
     backbone_leaves = {path: leaves[path] for path in split.backbone}
     identity = functools.partial(fingerprint.of, backbone_leaves, sums)
     values = method.initial_values(
-        Backbone(leaves[EMBEDDING], encode, tuple(labels), identity, leaves.get(DECODER_EMBEDDING)),
+        Backbone(leaves[EMBEDDING], encode, labels, identity, leaves.get(DECODER_EMBEDDING)),
         seed,
     )
     for path, value in values.items():

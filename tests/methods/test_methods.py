@@ -16,6 +16,7 @@ from prompt_tuning.methods import (
     IA3,
     Adapter,
     BitFit,
+    ClassLabels,
     Combined,
     DeepPrompt,
     LoRA,
@@ -354,6 +355,18 @@ def test_wayward_penalty_is_part_of_the_loss():
         (lambda: Combined([LoRA()]), "at least two"),
         (lambda: Warp().for_task(None, ["a"]), "no label words"),
         (lambda: Warp().for_task(lambda _: [3], ["a", "b"]), "different tokens"),
+        # A text is a list of letters to Python, which would become label words or names.
+        (lambda: ClassLabels("positive"), "ClassLabels.labels = 'positive': must be a list"),
+        (lambda: ClassLabels([1, 2]), "ClassLabels.labels has 1: must be a list of texts"),
+        (lambda: MultitaskPrompt(3, "ab"), "MultitaskPrompt.tasks = 'ab': must be a list"),
+        (lambda: LoRA(projections="query"), r"LoRA.projections = 'query': .* \['query'\]"),
+        (lambda: LoRA(layers=3), "LoRA.layers = 3: must be a list"),
+        (lambda: LoRA(alpha=0), "LORA_ALPHA = 0: the updates would be nothing"),
+        (lambda: LoRA(alpha="16"), "LORA_ALPHA = '16': must be a finite number"),
+        (lambda: PromptTuning("20"), "PROMPT_LENGTH = '20', .* must be whole numbers"),
+        (lambda: PromptTuning(2.5), "PROMPT_LENGTH = 2.5, .* must be whole numbers"),
+        (lambda: PromptTuning(True), "PROMPT_LENGTH = True, .* must be whole numbers"),
+        (lambda: initialize(CONFIG, LoRA(), layout=None, labels="ab"), "labels = 'ab': must be"),
     ],
 )
 def test_impossible_settings_are_one_clear_line(method, message):

@@ -14,6 +14,7 @@ import pytest
 
 import prompt_tuning as prompt_tuning_package
 from prompt_tuning import embedded, methods, sharding
+from prompt_tuning.analysis import similarity
 from prompt_tuning.checkpoint import backbone, card, prompts, trained
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.formats import safetensors_file
@@ -483,6 +484,14 @@ def test_two_files_for_one_prompt():
         with_prompt(methods.PromptTuning(3), "p.npy", "trained_best.safetensors")
 
 
+def nudged(path: Path, amount: float) -> Path:
+    """Makes the prompt at a path another one, with its card."""
+    about, prompt = card.read(path), np.load(path) + np.float32(amount)
+    prompts.save(path, prompt)
+    card.save(path, about, prompt)
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -495,19 +504,45 @@ def test_two_files_for_one_prompt():
 )
 def test_only_prompts_that_are_alike_are_compared_and_averaged(change, message, tmp_path):
     target = save(tmp_path / "a", prompt_tuning()) / "prompt_best.npy"
-    other = save(tmp_path / "b", prompt_tuning()) / "prompt_best.npy"
+    other = nudged(save(tmp_path / "b", prompt_tuning()) / "prompt_best.npy", 0.01)
     card.save(other, dataclasses.replace(card.read(other), **change))
     output = tmp_path / "average.npy"
     arguments = (f"--prompt={target}", f"--sources={other}", "--top_k=1", f"--output={output}")
     result = run_command("prompt_tuning.transfer", *arguments)
     if message:
         assert re.search(f"{other}: was trained with {message}", result.err)
+        with pytest.raises(UserError, match=f"{other}: was trained with {message}"):
+            similarity.compare({"a": str(target), "b": str(other)}, "average")
         assert (result.status, output.exists()) == (2, False)
         return
     assert result.status == 0, result.err
     average = card.read(output)
     assert (average.task, average.steps) == ("mixture", 0)
     assert average.placement == change.get("placement", "prefix")
+
+
+def test_a_prompt_counts_once_in_an_average(tmp_path):
+    """A run writes each prompt in two formats; copies are the same prompt too."""
+    target, other, third = (
+        nudged(save(tmp_path / name, prompt_tuning()) / "prompt_best.npy", ord(name) / 9)
+        for name in "abc"
+    )
+    for path in (target, other):
+        prompts.save(path.with_suffix(".safetensors"), np.load(path))
+    prompts.save(tmp_path / "copy.npy", np.load(other))
+    folders = ",".join(str(path) for path in (target.parent, other.parent, tmp_path / "copy.npy"))
+    for path in (target.parent, other.parent):
+        (path / "trained_best.safetensors").unlink()
+    flags = (f"--prompt={target}", "--top_k=2", f"--output={tmp_path / 'average.npy'}")
+    result = run_command("prompt_tuning.transfer", *flags, f"--sources={folders},{third}")
+    assert result.status == 0, result.err
+    told = [line for line in result.out.splitlines() if line.endswith("and counts once")]
+    twice = [str(other.with_suffix(".safetensors")), str(tmp_path / "copy.npy")]
+    assert [line.split(":")[0] for line in told] == twice
+    rows = [line.split() for line in result.out.splitlines() if line.startswith(" ")]
+    assert sorted(row[2] for row in rows) == sorted(map(str, (other, third)))
+    alone = run_command("prompt_tuning.transfer", *flags, f"--sources={target.parent}")
+    assert_mistake(alone, "only the prompt itself; add others")
 
 
 @pytest.mark.parametrize("placement", ["suffix", "suffix_before_eos", 2, "prefix"])
@@ -533,7 +568,8 @@ def test_a_recycled_prompt_keeps_what_it_was_trained_with(tmp_path):
     source = str(tmp_path / "backbone.safetensors")
     backbone.save(source, random_leaves(ParamSplit.of(tiny_config(), methods.ModelTuning()).shapes))
     output = str(tmp_path / "recycled.npy")
-    recycling.recycle(str(path), source, source, output, skip=0, tokens=60)
+    with pytest.warns(UserWarning, match=f"--source={source}: {path} was trained on a_backbone"):
+        recycling.recycle(str(path), source, source, output, skip=0, tokens=60)
     card.check(output, lambda: 1 / 0)  # the backbone is not known by its fingerprint
     with pytest.raises(UserError, match="was trained as 'suffix'"):
         prompt_folder.read(output)
@@ -575,7 +611,8 @@ def test_other_formats_keep_the_card(method, kind, form, output, alpha, tmp_path
 
 def test_an_average_is_of_one_target_prefix_and_the_longest_inputs(tmp_path, capsys):
     def prompt(name: str, **changes: Any) -> str:
-        return str(save(tmp_path / name, prompt_tuning(), Numbers(**changes)) / "prompt_best.npy")
+        path = save(tmp_path / name, prompt_tuning(), Numbers(**changes)) / "prompt_best.npy"
+        return str(nudged(path, 0.01 * ord(name)))
 
     target = prompt("a")
     sources = [prompt("b"), prompt("c", lengths={"inputs": 32, "targets": 2})]
