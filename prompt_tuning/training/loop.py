@@ -384,12 +384,16 @@ class _Loop:
             )
         self._warn_of_hidden(saved, current)
         # Where nothing is known of the data, the examples that they begin with are compared.
-        if not of_data or run_settings.FIRST_BATCH in saved:
+        is_stream = of_data.get(run_settings.EXAMPLES) == run_settings.STREAM
+        is_unknown = not of_data or (is_stream and not self._start)
+        if is_unknown or run_settings.FIRST_BATCH in saved:
             first = next(batches(0) if self._start else host_batches, None)
             if first is not None:
                 if not self._start:
                     host_batches = itertools.chain([first], host_batches)
                 current[run_settings.FIRST_BATCH] = run_settings.checksum(first)
+                if is_stream:  # whose order a source may not take from the seed
+                    self._warn_of_stream(saved, current)
                 self._described[run_settings.FIRST_BATCH] = current[run_settings.FIRST_BATCH]
         # The batch size need not be named; it is then that of the first batch.
         if "BATCH_SIZE" in saved.keys() - current.keys():
@@ -403,6 +407,18 @@ class _Loop:
         if run_settings.changes(saved, {name: current[name] for name in names}):
             return _from_example(batches, self._examples)
         return host_batches
+
+    def _warn_of_stream(self, saved: Mapping[str, Any], current: dict[str, Any]) -> None:
+        """Warns of a stream that begins with other examples; it is then taken as it is."""
+        known = saved.get(run_settings.FIRST_BATCH, current[run_settings.FIRST_BATCH])
+        if known != current[run_settings.FIRST_BATCH]:
+            current[run_settings.FIRST_BATCH] = known
+            warnings.warn(
+                f"{self._checkpoints.directory}: the training data begin with other examples than "
+                "those that this run was trained on: a file has changed, or the order does not "
+                "follow from the seed, so it does not continue where it ended",
+                stacklevel=2,
+            )
 
     def _warn_of_hidden(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
         """Warns of what a resumed run cannot compare since a function hides it."""

@@ -29,6 +29,8 @@ _RATE = "LEARNING_RATE"
 _EACH_STEP = "LEARNING_RATE of each step"
 FIRST_BATCH = "the first batch"  # a checksum, of a run whose data are a function
 INITIAL = "initial values"
+EXAMPLES = "training examples"  # of `TaskData.settings`: a checksum, or `STREAM`
+STREAM = "a stream"
 _STEPS = (1, 10, 100, 1_000, 10_000, 100_000)  # whose rates are shown
 # Ends of the parts in whose steps schedules are compared, each at most a tenth longer than before.
 _ENDS = sorted({math.ceil(1.1**power) for power in range(148)})

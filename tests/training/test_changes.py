@@ -456,6 +456,26 @@ def test_data_that_a_function_hides_are_compared_by_their_first_batch(change, is
     assert changes == (["batches that begin with other examples"] if is_told else [])
 
 
+def test_a_stream_that_begins_with_other_examples(tmp_path):
+    """Such as of a file whose content has changed; a warning, since sources may ignore the seed."""
+
+    class Stream(Data):
+        first = 0
+
+        def train_batches(self, start: int, multiple: int = 1):
+            return batches_of(4)(start + self.first)
+
+    stream = Stream(**{"training examples": "a stream"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(tmp_path, 1, batches=stream.train_batches)
+        fit(tmp_path, 1, batches=stream.train_batches)
+    for first in (1, 1, 2):  # the warning does not become what is known
+        stream.first = first
+        with pytest.warns(UserWarning, match="begin with other examples .*: a file has changed"):
+            fit(tmp_path, 1, batches=stream.train_batches)
+
+
 def test_a_lambda_around_the_batches(tmp_path):
     data = Data(**{"RANDOM_SEED (data)": 0})
     fit(tmp_path, 1, batches=lambda start: data.train_batches(start))
