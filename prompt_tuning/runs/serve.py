@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prompt_tuning import embedded, sharding
 from prompt_tuning.errors import MOST_TOKENS, UserError, true_or_false, whole_number
+from prompt_tuning.runtime import preemption
 from prompt_tuning.serving import model as serving
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
@@ -112,6 +113,7 @@ def serve(
     )
     assert threading.current_thread() is threading.main_thread()
     run.run(service, host, port)
+    preemption.end(0)  # a thread may be compiling, and cannot be stopped
 
 
 def _with_words(vocabulary: Vocabulary) -> Vocabulary:

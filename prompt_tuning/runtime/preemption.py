@@ -28,10 +28,11 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 def end(status: int) -> NoReturn:
-    """Ends the process of an interrupted run with a status.
+    """Ends the process of a run that a signal has stopped with a status.
 
-    If a signal raises an exception when JAX has just compiled something, the interpreter crashes at
-    its end (jaxlib 0.10); so its last steps are left out, unless JAX waits for other processes.
+    If a signal raises an exception when JAX has just compiled something, or a thread is compiling,
+    the interpreter crashes at its end (jaxlib 0.10); so its last steps are left out, unless JAX
+    waits for other processes.
     """
     if not jax.distributed.is_initialized():
         atexit.register(_leave, status)

@@ -272,7 +272,8 @@ class Tasks:
                 f"{parsed.name}: does not fit; there is room for {capacity} prompts of up to "
                 f"{length} vectors (MOST_PROMPTS, MOST_VECTORS)"
             )
-        model.add_task(key, parsed.prompts, parsed.labels, trained_with=parsed.trained_with)
+        vectors = [each if len(each) else None for each in parsed.prompts]  # None: the backbone
+        model.add_task(key, vectors, parsed.labels, trained_with=parsed.trained_with)
         try:
             task_set, targets = model.task_set, None
             prefix = task_set.prefix(key)
