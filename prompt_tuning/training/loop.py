@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import itertools
+import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -31,6 +32,14 @@ from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
 from prompt_tuning.runtime.preemption import Preempted, Watch
 from prompt_tuning.training import run_settings
+from prompt_tuning.training.host_batches import (
+    Batches,
+    HostBatch,
+    batches_from,
+    check_tokens,
+    examples_in,
+    from_example,
+)
 from prompt_tuning.training.log import TrainLog
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.metrics_writer import MetricsWriter
@@ -38,11 +47,6 @@ from prompt_tuning.training.optim import PRETRAINED_STEPS, adafactor, only_train
 from prompt_tuning.training.prefetch import prefetch
 from prompt_tuning.training.progress import Progress
 from prompt_tuning.training.step import TrainState, make_train_step
-from prompt_tuning.transformer.vocabulary import check_ids
-
-HostBatch = Mapping[str, np.ndarray]
-Batches = Callable[[int], Iterator[HostBatch]]
-_TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 
 
 class Evaluator(Protocol):
@@ -154,6 +158,14 @@ class Fit:
           FloatingPointError: If the loss is not finite.
           Preempted: On SIGTERM, once the current step is finished and saved.
         """
+        if not model_dir:
+            raise UserError("model_dir is empty: name a folder")
+        if not (isinstance(evaluators, Sequence) and all(map(callable, evaluators))):
+            raise UserError(f"evaluators = {evaluators!r}: must be a list of functions")
+        try:
+            json.dumps(dict(settings))
+        except TypeError as error:
+            raise UserError(f"settings: must be JSON values ({error})") from None
         folder = epath.Path(model_dir)
         with only_run(folder):
             identity = identity or fingerprint.identity(tuned.source, tuned.backbone, tuned.sums)
@@ -284,45 +296,6 @@ def _data_of(batches: Batches) -> Any:
     return getattr(batches, "__self__", None)
 
 
-def _batches_from(batches: Batches, start: int) -> Iterator[HostBatch]:
-    """The batches from a step on.
-
-    Raises:
-      UserError: If `batches` is no function to an iterator over batches.
-    """
-    given = batches(start) if callable(batches) else batches
-    if not (callable(batches) and isinstance(given, Iterable)):
-        raise UserError(
-            f"batches: must be a function from a step to an iterator over batches, not of type "
-            f"{type(batches).__name__}{' to ' + type(given).__name__ if callable(batches) else ''}"
-        )
-    return map(_with_tokens, given)
-
-
-def _with_tokens(batch: HostBatch) -> HostBatch:
-    if not isinstance(batch, Mapping) or (missing := [n for n in _TOKENS if n not in batch]):
-        lacks = f"lacks {', '.join(missing)}" if isinstance(batch, Mapping) else "is no dict"
-        raise UserError(f"batches: a batch {lacks}; it is a dict of {', '.join(_TOKENS)}")
-    return batch
-
-
-def _from_example(batches: Batches, count: int) -> Iterator[HostBatch]:
-    """The batches after the first `count` examples, which take whole batches."""
-    passed = 0
-    for batch in batches(0):
-        if passed >= count:
-            yield batch
-        passed += _examples_in(batch)
-
-
-def _examples_in(batch: HostBatch) -> int:
-    """The number of examples of a batch; several share a packed row."""
-    segments = batch.get("decoder_segment_ids")
-    if segments is None:
-        return len(batch["encoder_input_tokens"])
-    return int(segments.max(axis=1).sum())
-
-
 class _Loop:
     """One run of `Fit`: its state, and what happens before, in and after each step."""
 
@@ -343,7 +316,7 @@ class _Loop:
         self._start = self._checkpoints.latest or 0
         about = self._checkpoints.about
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
-        data, batches = _data_of(batches), functools.partial(_batches_from, batches)
+        data, batches = _data_of(batches), functools.partial(batches_from, batches)
         check_target_prefix(tuned.model.config, getattr(data, "target_prefix", ""))
         further = {**getattr(data, "settings", {}), **further}
         self._described = {**settings.described(tuned), **further}
@@ -362,10 +335,11 @@ class _Loop:
         self._dropout_key = (
             jax.random.key(settings.seed) if tuned.model.config.dropout_rate else None
         )
+        vocab_size = tuned.model.config.vocab_size
         # Batches are placed ahead of the step; the log counts the tokens of the host's copies.
         self._batches = prefetch(
             (batch, sharding.put_batch(batch, tuned.layout))
-            for batch in map(self._checked, host_batches)
+            for batch in (check_tokens(each, vocab_size) for each in host_batches)
         )
 
     def _batches_to_come(self, batches: Batches, of_data: Mapping[str, Any]) -> Iterator[HostBatch]:
@@ -405,7 +379,7 @@ class _Loop:
         # After a change of the data a step is another number of examples, so these are counted.
         names = current.keys() & {*of_data, "BATCH_SIZE", run_settings.FIRST_BATCH}
         if run_settings.changes(saved, {name: current[name] for name in names}):
-            return _from_example(batches, self._examples)
+            return from_example(batches, self._examples)
         return host_batches
 
     def _warn_of_stream(self, saved: Mapping[str, Any], current: dict[str, Any]) -> None:
@@ -473,12 +447,6 @@ class _Loop:
         shardings = (of_state, tuned.layout.everywhere)
         return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
 
-    def _checked(self, batch: HostBatch) -> HostBatch:
-        """Returns a batch; raises UserError if the embedding has no row for one of its tokens."""
-        for name in _TOKENS:
-            check_ids(np.asarray(batch[name]), self._initial.model.config.vocab_size)
-        return batch
-
     def _take_step(self, step: int) -> None:
         if (ahead := next(self._batches, None)) is None:
             raise UserError(
@@ -490,7 +458,7 @@ class _Loop:
         self._state, metrics = self._step(self._state, frozen, placed, self._dropout_key)
         self._log.add(metrics, batch)
         self._rows.add(len(batch["encoder_input_tokens"]))
-        self._examples += _examples_in(batch)
+        self._examples += examples_in(batch)
         if step == self._start + 1:  # which includes compilation
             jax.block_until_ready(self._state)
             self._log.restart_clock()

@@ -19,7 +19,7 @@ from prompt_tuning.transformer.paths import Params, flatten
 Batch = Mapping[str, Shaped[ArrayLike, "..."]]
 Metrics = dict[str, Float[Array, ""]]
 # Features that the model takes besides its three token arrays, if a batch has them.
-_OPTIONAL_FEATURES = (
+OPTIONAL_FEATURES = (
     "encoder_segment_ids",
     "decoder_segment_ids",
     "encoder_positions",
@@ -54,7 +54,7 @@ def loss_fn(
     dropout_key: Key[Array, ""] | None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the loss of a batch and its metrics; a `dropout_key` switches dropout on."""
-    optional: dict[str, Any] = {name: batch.get(name) for name in _OPTIONAL_FEATURES}
+    optional: dict[str, Any] = {name: batch.get(name) for name in OPTIONAL_FEATURES}
     logits: Any = model.apply(
         {"params": params},
         encoder_input_tokens=batch["encoder_input_tokens"],

@@ -324,8 +324,8 @@ def test_fit_refuses_fewer_steps_than_the_run_has(folder):
 def test_a_packed_row_holds_several_examples():
     segments = np.array([[1, 1, 2, 0], [1, 2, 3, 3], [0, 0, 0, 0]])
     batch = {"encoder_input_tokens": segments, "decoder_segment_ids": segments}
-    assert loop._examples_in(batch) == 5
-    assert loop._examples_in({"encoder_input_tokens": segments}) == 3
+    assert loop.examples_in(batch) == 5
+    assert loop.examples_in({"encoder_input_tokens": segments}) == 3
 
 
 @pytest.mark.parametrize("kind", ["threads", "a lock that is held"])

@@ -19,7 +19,7 @@ def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
         rows = np.full((1, 3), 5, np.int32)
         yield {
             "encoder_input_tokens": np.full((1, length), 7, np.int32),
-            "decoder_input_tokens": rows,
+            "decoder_input_tokens": np.pad(rows, ((0, 0), (1, 0)))[:, :-1],
             "decoder_target_tokens": rows,
             "decoder_loss_weights": np.ones_like(rows),
         }

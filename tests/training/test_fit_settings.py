@@ -11,7 +11,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.testing import random_batch, tiny_model
-from prompt_tuning.training import loop
+from prompt_tuning.training import host_batches, loop
 from prompt_tuning.training.loop import Fit
 
 
@@ -96,7 +96,7 @@ BATCH = random_batch()
         (iter([BATCH]), "batches: must be a function .* not of type list_iterator$"),
         (lambda start: None, "batches: must be .* not of type function to NoneType$"),
         (lambda start: [{"inputs": 1}], "batches: a batch lacks encoder_input_tokens, decoder_inp"),
-        (lambda start: BATCH, "batches: a batch is no dict"),
+        (lambda start: BATCH, "batches: a batch is of type str; must be a dict"),
     ],
 )
 def test_batches_that_end_or_are_none(batches, message, tmp_path, monkeypatch):
@@ -108,3 +108,58 @@ def test_batches_that_end_or_are_none(batches, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"^{message}") as error:
         loop.fit(tiny_model(PromptTuning(2)), model_dir=tmp_path, total_steps=3, batches=batches)
     assert "\n" not in str(error.value)
+
+
+_IDS, _INPUTS, _TARGETS = (
+    f"{name}_tokens" for name in ("encoder_input", "decoder_input", "decoder_target")
+)
+_ONES = np.ones_like(BATCH[_TARGETS])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({_IDS: BATCH[_IDS].astype(np.float32)}, "encoder_input_tokens is float32 .*; must be an"),
+        ({_IDS: BATCH[_IDS].tolist()}, "encoder_input_tokens is a list; must be an array of whole"),
+        ({_IDS: BATCH[_IDS][0]}, r"encoder_input_tokens is int32 \(7,\); must be"),
+        ({_IDS: BATCH[_IDS][:0]}, r"encoder_input_tokens is int32 \(0, 7\); must be"),
+        ({_IDS: BATCH[_IDS][:3]}, "must have equally many rows, and those of the decoder one"),
+        ({_INPUTS: BATCH[_INPUTS][:, :2]}, "must have equally many rows, and those of the decoder"),
+        ({"decoder_loss_weight": _ONES}, "a batch has 'decoder_loss_weight', which is not read"),
+        (
+            {"decoder_loss_weights": _ONES[:, :1]},
+            r"decoder_loss_weights \(8, 1\): must have the sh",
+        ),
+        ({"decoder_loss_weights": 0 * _ONES}, "a batch has no target that counts"),
+        ({_TARGETS: 0 * _ONES}, "a batch has no target that counts"),
+        ({_INPUTS: BATCH[_TARGETS]}, "decoder_input_tokens are decoder_target_tokens, which give"),
+        ({_INPUTS: jnp.asarray(BATCH[_TARGETS])}, "decoder_input_tokens are decoder_target_tokens"),
+        ({"idx": np.arange(8)}, ""),
+        ({_IDS: jnp.asarray(BATCH[_IDS])}, ""),
+        ({"decoder_loss_weights": 0.5 * _ONES}, ""),
+    ],
+)
+def test_batches_that_teach_nothing(change, message):
+    batches = functools.partial(host_batches.batches_from, lambda start: [BATCH | change])
+    if not message:
+        assert len(list(batches(0))) == 1
+        return
+    with pytest.raises(UserError, match=f"^batches: .*{message}") as error:
+        next(batches(0))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": {"x": {1}}}, "settings: must be JSON values"),
+        ({"evaluators": print}, "evaluators = .*: must be a list of functions"),
+        ({"evaluators": [None]}, "evaluators = .*: must be a list of functions"),
+        ({"model_dir": ""}, "model_dir is empty: name a folder"),
+    ],
+)
+def test_arguments_of_another_type(arguments, message, tmp_path):
+    given = {"model_dir": tmp_path, "batches": lambda start: [BATCH]} | arguments
+    with pytest.raises(UserError, match=f"^{message}"):
+        loop.fit(tiny_model(PromptTuning(2)), total_steps=1, **given)
+    assert not list(tmp_path.iterdir())

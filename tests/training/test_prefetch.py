@@ -65,7 +65,7 @@ def test_training_places_batches_ahead_in_the_thread(tmp_path, monkeypatch):
             rows = np.full((1, 4), i, np.int32)
             yield {
                 "encoder_input_tokens": rows,
-                "decoder_input_tokens": rows,
+                "decoder_input_tokens": np.pad(rows, ((0, 0), (1, 0)))[:, :-1],
                 "decoder_target_tokens": rows,
                 "decoder_loss_weights": np.ones_like(rows),
             }

@@ -1,0 +1,104 @@
+"""Batches as a user's function gives them, checked before they reach a device."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.training.step import OPTIONAL_FEATURES
+from prompt_tuning.transformer.vocabulary import check_ids
+
+HostBatch = Mapping[str, np.ndarray]
+Batches = Callable[[int], Iterator[HostBatch]]
+_TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+_WEIGHTS = "decoder_loss_weights"
+_READ = {*_TOKENS, *OPTIONAL_FEATURES, _WEIGHTS, "loss_scale"}
+
+
+def batches_from(batches: Batches, start: int) -> Iterator[HostBatch]:
+    """The batches from a step on.
+
+    Raises:
+      UserError: If `batches` is no function to an iterator over batches, or as `checked`.
+    """
+    given = batches(start) if callable(batches) else batches
+    if not (callable(batches) and isinstance(given, Iterable)):
+        raise UserError(
+            f"batches: must be a function from a step to an iterator over batches, not of type "
+            f"{type(batches).__name__}{' to ' + type(given).__name__ if callable(batches) else ''}"
+        )
+    return map(checked, given)
+
+
+def checked(batch: HostBatch) -> HostBatch:
+    """Returns a batch.
+
+    Raises:
+      UserError: If it lacks an array, an array has another shape or type than the others ask for,
+        or there is nothing to learn from it, since no target counts or inputs give them away.
+    """
+    if not isinstance(batch, Mapping):
+        raise UserError(f"batches: a batch is of type {type(batch).__name__}; must be a dict")
+    if missing := [name for name in _TOKENS if name not in batch]:
+        raise UserError(f"batches: a batch lacks {', '.join(missing)}")
+    prefixes = ("encoder_", "decoder_")
+    if unknown := [name for name in batch if name not in _READ and name.startswith(prefixes)]:
+        raise UserError(
+            f"batches: a batch has {unknown[0]!r}, which is not read; the arrays that are: "
+            f"{', '.join(sorted(_READ))}"
+        )
+    source, inputs, targets = (_matrix(name, batch[name]) for name in _TOKENS)
+    if len(source) != len(targets) or inputs.shape != targets.shape:
+        shapes = ", ".join(f"{name} {np.shape(batch[name])}" for name in _TOKENS)
+        raise UserError(
+            f"batches: {shapes}: must have equally many rows, and those of the decoder one shape"
+        )
+    counts = targets != 0
+    if _WEIGHTS in batch:
+        weights = np.asarray(batch[_WEIGHTS])
+        if weights.shape != targets.shape:
+            raise UserError(
+                f"batches: {_WEIGHTS} {weights.shape}: must have the shape of the targets, "
+                f"{targets.shape}"
+            )
+        counts = weights != 0
+    if not counts.any():
+        raise UserError("batches: a batch has no target that counts; leave it out")
+    if np.array_equal(inputs[counts], targets[counts]):
+        raise UserError(
+            "batches: decoder_input_tokens are decoder_target_tokens, which give each answer away; "
+            "shift them by one: a 0 comes first, and the last token is left out"
+        )
+    return batch
+
+
+def check_tokens(batch: HostBatch, vocab_size: int) -> HostBatch:
+    """Returns a batch; raises UserError if the embedding has no row for one of its tokens."""
+    for name in _TOKENS:
+        check_ids(np.asarray(batch[name]), vocab_size)
+    return batch
+
+
+def from_example(batches: Batches, count: int) -> Iterator[HostBatch]:
+    """The batches after the first `count` examples, which take whole batches."""
+    passed = 0
+    for batch in batches(0):
+        if passed >= count:
+            yield batch
+        passed += examples_in(batch)
+
+
+def examples_in(batch: HostBatch) -> int:
+    """The number of examples of a batch; several share a packed row."""
+    segments = batch.get("decoder_segment_ids")
+    if segments is None:
+        return len(batch["encoder_input_tokens"])
+    return int(segments.max(axis=1).sum())
+
+
+def _matrix(name: str, tokens: np.ndarray) -> np.ndarray:
+    dtype, shape = getattr(tokens, "dtype", None), getattr(tokens, "shape", ())
+    if dtype is None or not np.issubdtype(dtype, np.integer) or len(shape) != 2 or 0 in shape:
+        what = f"{dtype} {tuple(shape)}" if dtype is not None else f"a {type(tokens).__name__}"
+        raise UserError(f"batches: {name} is {what}; must be an array of whole numbers [B, T]")
+    return np.asarray(tokens)
