@@ -1,5 +1,8 @@
 """Sharding on eight simulated CPU devices: any mesh computes what one device computes."""
 
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,19 +13,23 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompt_tuning import sharding
-from prompt_tuning.families import init_shapes
+from prompt_tuning.families import init_shapes, model
+from prompt_tuning.gemma.config import StackConfig, T5GemmaConfig
 from prompt_tuning.methods import ModelTuning, PromptTuning
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.sharding import Layout
-from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.t5 import T5Config
 from prompt_tuning.testing import random_batch, random_leaves, rounding
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor, only_trained
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import flatten, unflatten
 
 CONFIG = T5Config(64, 16, 8, 4, 32, 1, 1)
+STACK = StackConfig(16, 1, 32, heads=16, key_heads=8, head_dim=4, query_scalar=4, window=4)
+CONFIGS: dict[str, Config] = {"t5": CONFIG, "t5gemma": T5GemmaConfig(64, STACK, STACK)}
 METHOD = PromptTuning(length=3)
 EMBEDDING = "token_embedder/embedding"
 SPLIT = ParamSplit.of(CONFIG, METHOD)
@@ -30,22 +37,26 @@ SPLIT = ParamSplit.of(CONFIG, METHOD)
 
 LEAVES = random_leaves(SPLIT.shapes, seed=5)
 BATCH = random_batch(5, inputs=10, targets=4)
-FORWARD, BACKWARD = (bound(CONFIG, 3 + 10, 4) for bound in (rounding.forward, rounding.backward))
 
 
-def shardings(layout: Layout, method=METHOD) -> dict[str, NamedSharding]:
-    return flatten(sharding.shardings_of(init_shapes(CONFIG, method), layout))
+def shardings(layout: Layout, method=METHOD, config: Config = CONFIG) -> dict[str, NamedSharding]:
+    return flatten(sharding.shardings_of(init_shapes(config, method), layout))
 
 
-def one_step(layout: Layout) -> dict[str, np.ndarray]:
+def leaves(config: Config) -> dict[str, np.ndarray]:
+    return random_leaves(ParamSplit.of(config, METHOD).shapes, seed=5)
+
+
+def one_step(layout: Layout, config: Config) -> dict[str, np.ndarray]:
     """Loss, prompt gradient and prompt after a train step."""
+    split, values = ParamSplit.of(config, METHOD), leaves(config)
     # A trace that forgets at once keeps the gradient in the optimizer's state, for us to read.
-    optimizer = only_trained(optax.chain(optax.trace(decay=0.0), adafactor()), SPLIT)
-    places = shardings(layout)
-    placed = {path: jax.device_put(LEAVES[path], place) for path, place in places.items()}
-    trained, frozen = SPLIT.split(unflatten(placed))
+    optimizer = only_trained(optax.chain(optax.trace(decay=0.0), adafactor()), split)
+    places = shardings(layout, config=config)
+    placed = {path: jax.device_put(values[path], place) for path, place in places.items()}
+    trained, frozen = split.split(unflatten(placed))
     with sharding.on(layout):
-        step = jax.jit(make_train_step(T5(CONFIG, METHOD), SPLIT, optimizer, Loss()))
+        step = jax.jit(make_train_step(model(config, METHOD), split, optimizer, Loss()))
         state = TrainState.create(trained, optimizer)
         state, metrics = step(state, frozen, sharding.put_batch(BATCH, layout), None)
     gradient = optax.tree.get(state.opt_state, "trace")
@@ -56,15 +67,18 @@ def one_step(layout: Layout) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="module")
-def on_one_device() -> dict[str, np.ndarray]:
-    return one_step(sharding.layout(devices=jax.devices()[:1]))
+@functools.cache
+def on_one_device(family: str) -> dict[str, np.ndarray]:
+    return one_step(sharding.layout(devices=jax.devices()[:1]), CONFIGS[family])
 
 
-def test_one_step_has_something_to_compare(on_one_device):
-    gradient = np.abs(on_one_device["gradient"])
-    assert gradient.min() > 3 * BACKWARD * gradient.max()  # else rounding decides a sign
-    change = on_one_device["prompt"] - LEAVES[PROMPT_PATH]
+@pytest.mark.parametrize("family", CONFIGS)
+def test_one_step_has_something_to_compare(family):
+    alone = on_one_device(family)
+    gradient = np.abs(alone["gradient"])
+    backward = rounding.backward(CONFIGS[family], 3 + 10, 4)
+    assert gradient.min() > 3 * backward * gradient.max()  # else rounding decides a sign
+    change = alone["prompt"] - leaves(CONFIGS[family])[PROMPT_PATH]
     np.testing.assert_allclose(np.abs(change), 0.3, atol=1e-3)
 
 
@@ -78,19 +92,27 @@ MESHES = (
 )
 
 
-BY_DEFAULT = ({"data": 4, "model": 2}, {"data": 2, "fsdp": 2, "model": 2})
+EACH_AXIS = {"data": 2, "fsdp": 2, "model": 2}
+BY_DEFAULT = (("t5", EACH_AXIS), ("t5gemma", {"data": 4, "model": 2}))
 
 
 @pytest.mark.parametrize(
-    "mesh",
-    [pytest.param(mesh, marks=() if mesh in BY_DEFAULT else pytest.mark.slow) for mesh in MESHES],
-    ids=str,
+    ("family", "mesh"),
+    [
+        pytest.param(*case, marks=() if case in BY_DEFAULT else pytest.mark.slow, id=str(case))
+        for case in itertools.product(CONFIGS, MESHES)
+    ],
 )
-def test_a_mesh_computes_what_one_device_computes(on_one_device, mesh):
+def test_a_mesh_computes_what_one_device_computes(family, mesh):
     """Loss and gradient but for the order of additions; the step, 0.3 sign(g), is then the same."""
-    bounds = {"loss": FORWARD, "gradient": BACKWARD, "prompt": rounding.rounding(100)}
-    for name, value in one_step(sharding.layout(mesh=mesh)).items():
-        expected = on_one_device[name]
+    config = CONFIGS[family]
+    bounds = {
+        "loss": rounding.forward(config, 3 + 10, 4),
+        "gradient": rounding.backward(config, 3 + 10, 4),
+        "prompt": rounding.rounding(100),
+    }
+    for name, value in one_step(sharding.layout(mesh=mesh), config).items():
+        expected = on_one_device(family)[name]
         atol = bounds[name] * np.abs(expected).max()
         np.testing.assert_allclose(value, expected, rtol=0, atol=atol, err_msg=name)
 

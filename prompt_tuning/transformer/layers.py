@@ -74,9 +74,15 @@ class Dense(nn.Module):
 
 
 def matmul(
-    x: Float[Array, "*batch inputs"], kernel: Any, dtype: jnp.dtype, products: str = "float32"
+    x: Float[Array, "*batch inputs"],
+    kernel: Any,
+    dtype: jnp.dtype,
+    products: str = "float32",
+    transposed: bool = False,
 ) -> Float[Array, "*batch outputs"]:
     """Multiplies x [..., in] by a kernel [in, out], which may be int8; the result is in `dtype`.
+
+    If `transposed`, the kernel is [out, in].
 
     If `products` rounds (see `Config.products`), operands other than float16 are cast to bfloat16
     and sums are float32. Otherwise operands are cast to `dtype`, but not up if both have the same
@@ -85,11 +91,12 @@ def matmul(
     float32 as well.
     """
     rounds = dtype != jnp.float16 and narrow.rounds(products)
+    if rounds and not int8.is_int8(kernel):
+        return narrow.matmul(x, kernel, transposed).astype(dtype)
+    kernel = kernel.T if transposed else kernel
     if int8.is_int8(kernel):
         x = x.astype(jnp.bfloat16) if rounds else x if _holds(dtype, x.dtype) else x.astype(dtype)
         return int8.matmul(x, kernel, x.dtype).astype(dtype)
-    if rounds:
-        return narrow.matmul(x, kernel).astype(dtype)
     if x.dtype != kernel.dtype or not _holds(dtype, x.dtype):
         x, kernel = x.astype(dtype), kernel.astype(dtype)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
@@ -123,7 +130,8 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
         """Logits [..., V] from x [..., D]: x times the transposed table."""
-        return matmul(x, self.embedding.T, jnp.dtype("float32"), self.config.products)
+        logits_dtype, products = jnp.dtype("float32"), self.config.products
+        return matmul(x, self.embedding, logits_dtype, products, transposed=True)
 
 
 def most_likely(logits: Float[Array, "*batch vocab"]) -> Int[Array, "*batch"]:

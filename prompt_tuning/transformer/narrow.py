@@ -49,27 +49,29 @@ def cpu_has_bfloat16() -> bool:
     )
 
 
-@jax.custom_vjp
-def matmul(x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnames=("transposed",))
+def matmul(x: Array, kernel: Array, transposed: bool = False) -> Array:
     """x [..., in] @ kernel [in, out] to float32; both operands rounded to bfloat16.
 
-    The gradients have the operands' dtypes.
+    The gradients have the operands' dtypes. XLA has no product on CPUs for the gradient of what is
+    transposed outside: a kernel [out, in] is given as it is, with `transposed`.
     """
-    return _forward(x, kernel)[0]
+    return _forward(x, kernel, transposed)[0]
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(x: Array, kernel: Array, transposed: bool) -> tuple[Array, tuple[Array, ...]]:
     narrow_x, narrow_kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    y = _product(narrow_x, narrow_kernel, ((x.ndim - 1,), (0,)))
+    y = _product(narrow_x, narrow_kernel, ((x.ndim - 1,), (1 if transposed else 0,)))
     return y, (narrow_x, narrow_kernel, jnp.zeros((), x.dtype), jnp.zeros((), kernel.dtype))
 
 
-def _backward(saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
+def _backward(transposed: bool, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array]:
     x, kernel, like_x, like_kernel = saved
     gradient = gradient.astype(jnp.bfloat16)  # one wide operand would make the product a wide one
     leading = tuple(range(gradient.ndim - 1))
-    of_x = _product(gradient, kernel, ((gradient.ndim - 1,), (1,)))
-    of_kernel = _product(x, gradient, (leading, leading))
+    of_x = _product(gradient, kernel, ((gradient.ndim - 1,), (0 if transposed else 1,)))
+    sides = (gradient, x) if transposed else (x, gradient)
+    of_kernel = _product(*sides, (leading, leading))
     return of_x.astype(like_x.dtype), of_kernel.astype(like_kernel.dtype)
 
 

@@ -25,14 +25,16 @@ def test_product_of_rounded_operands():
     np.testing.assert_allclose(y, x @ kernel, atol=0.1)  # 64 terms, each off by 2^-8
 
 
-def test_gradients():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients(transposed):
     x, kernel, weights = (
         jax.random.normal(jax.random.key(i), s)
         for i, s in enumerate(((5, 7, 64), (64, 9), (5, 7, 9)))
     )
-    by_x, by_kernel = jax.grad(
-        lambda x, kernel: (narrow.matmul(x, kernel) * weights).sum(), argnums=(0, 1)
-    )(x, kernel)
+    given = kernel.T if transposed else kernel
+    loss = lambda x, given: (narrow.matmul(x, given, transposed) * weights).sum()  # noqa: E731
+    by_x, by_kernel = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, given)
+    by_kernel = by_kernel.T if transposed else by_kernel
     of_y = rounded(weights)
     np.testing.assert_allclose(by_x, of_y @ rounded(kernel).T, rtol=1e-4, atol=1e-4)
     expected = np.einsum("abi,abo->io", rounded(x), of_y)
