@@ -8,6 +8,8 @@ import restart
 
 import argparse
 import asyncio
+import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -39,6 +41,7 @@ from prompt_tuning.t5.config import preset
 from prompt_tuning.testing import Numbers, tiny_config
 
 LABELS = ["7", "8"]
+TURNS = 20  # requests of each client, so that the first and the last ones weigh little
 ALL = (
     *("closed", "split", "poisson", "churn", "long_prompt"),
     *("overload", "random_settings", "two_replicas"),
@@ -96,7 +99,6 @@ class FixedBatches(Scheduler):
         pause = self._since + 2.0 - now
         if len(self) < self._row_shapes[-1] and pause > 0:
             return None, pause
-        self._answered = 0
         self._since = now
         return super().next(now)
 
@@ -163,14 +165,14 @@ def answer(arguments: argparse.Namespace, service: Service, model: Model, pipe: 
     while True:
         match pipe.recv():
             case "direct":
-                texts = [text(arguments, i) for i in range(arguments.tasks)]
+                texts = [text(i, arguments.input) for i in range(arguments.tasks)]
                 names = list(model.tasks)[1 : arguments.tasks + 1]
                 model.generate(texts, names, max_tokens=arguments.new)
                 start = time.perf_counter()
                 model.generate(texts, names, max_tokens=arguments.new)
                 pipe.send(arguments.tasks / (time.perf_counter() - start))
             case "single":
-                line, name = text(arguments, 0), model.tasks[1]
+                line, name = text(0, arguments.input), model.tasks[1]
                 model.generate([line], name, max_tokens=arguments.new)
                 taken = []
                 for _ in range(10):
@@ -186,17 +188,65 @@ def answer(arguments: argparse.Namespace, service: Service, model: Model, pipe: 
                 pipe.send(service.tasks.leases if service.tasks else 0)
 
 
+@dataclasses.dataclass
+class Answer:
+    """What a server answered: the status, and the body."""
+
+    status_code: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode()
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+
+class Connections:
+    """Connections that are kept open and used in turn; an HTTP client of less work than others.
+
+    The load shares two cores with the server, so what it costs would count as the server's.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def post(self, path: str, body: dict[str, Any]) -> Answer:
+        content = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        if self._idle:
+            reader, writer = self._idle.pop()
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(head.encode() + content)
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+        [length] = [int(line[15:]) for line in lines if line.startswith(b"content-length:")]
+        answer = Answer(int(first.split()[1]), await reader.readexactly(length))
+        self._idle.append((reader, writer))
+        return answer
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+
+
 class Served:
-    """A server's process, and a client of it."""
+    """A server's process, and clients of it: `http`, and `load` for many requests."""
 
     def __init__(self, arguments: argparse.Namespace, scheduler: str = "mixed") -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=child, args=(arguments, scheduler, theirs))
         self.process.start()
-        self.address = f"http://127.0.0.1:{self._pipe.recv()}"
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self.http = httpx.AsyncClient(base_url=self.address, timeout=180, limits=limits)
+        port = self._pipe.recv()
+        self.address = f"http://127.0.0.1:{port}"
+        self.http = httpx.AsyncClient(base_url=self.address, timeout=180)
+        self.load = Connections(port)
 
     def ask(self, word: str) -> Any:
         self._pipe.send(word)
@@ -220,6 +270,7 @@ class Served:
         raise TimeoutError("the server did not start")
 
     async def __aexit__(self, *_: object) -> None:
+        self.load.close()
         await self.http.aclose()
         self.process.terminate()
         self.process.join(40)
@@ -233,17 +284,18 @@ class Served:
 # The load.
 
 
-def text(arguments: argparse.Namespace, number: int) -> str:
+@functools.cache
+def text(number: int, tokens: int) -> str:
     rng = np.random.default_rng([7, number])
-    return " ".join(map(str, rng.integers(3, 60, arguments.input - 1)))
+    return " ".join(map(str, rng.integers(3, 60, tokens - 1)))
 
 
 async def complete(
-    served: Served, arguments: argparse.Namespace, number: int, task: int | str, **more: Any
-) -> httpx.Response:
-    name = task if isinstance(task, str) else f"task{task}"
-    body = {"model": name, "prompt": text(arguments, number), "max_tokens": arguments.new}
-    return await served.http.post("/v1/completions", json=body | more)
+    served: Served, arguments: argparse.Namespace, number: int, task: int, **more: Any
+) -> Answer:
+    line = text(number, arguments.input)
+    body = {"model": f"task{task}", "prompt": line, "max_tokens": arguments.new}
+    return await served.load.post("/v1/completions", body | more)
 
 
 async def closed(
@@ -281,8 +333,8 @@ async def closed_loops(arguments: argparse.Namespace) -> dict[str, float]:
         await warm(served, arguments)
         for _ in range(arguments.turns):
             direct, single = served.ask("direct"), served.ask("single")
-            mixed = await closed(served, arguments, clients, clients, 6 * clients)
-            one_task = await closed(served, arguments, clients, 1, 6 * clients)
+            mixed = await closed(served, arguments, clients, clients, TURNS * clients)
+            one_task = await closed(served, arguments, clients, 1, TURNS * clients)
             sequential = await closed(served, arguments, 1, clients, clients)
             turn = {
                 "requests_per_second": mixed,
@@ -479,7 +531,7 @@ async def two_replicas(arguments: argparse.Namespace) -> dict[str, float]:
                 in_flight[served.address] += 1
                 try:
                     await complete(served, arguments, number, number)
-                except httpx.TransportError:
+                except (OSError, asyncio.IncompleteReadError):
                     failures += 1
                     alive[:] = [each for each in alive if each is not served]
                 finally:

@@ -100,7 +100,7 @@ _BEARER = HTTPBearer(auto_error=False, description="Needed if the server has key
 
 
 def _needs(service: Service, role: Role) -> Any:
-    def check(
+    async def check(  # what is not async runs in a thread
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
         service.keys.check(request.headers, role)
@@ -113,13 +113,15 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     questions = service.questions
 
     async def asked(
-        request: Request, model: str, make: Callable[[Served], Question]
+        request: Request,
+        body: Completions | Classify | Embeddings,
+        make: Callable[[Served], Question],
     ) -> tuple[Served, Question, list[Any], Job]:
         """The answers to a question; the question is dropped when the caller leaves."""
 
         async def ask() -> tuple[Served, Question, list[Any], Job]:
-            served = await service.find(model)
-            return served, *(await service.ask(served, lambda: make(served)))
+            served = await service.find(body.model)
+            return served, *(await service.ask(served, body.texts, lambda: make(served)))
 
         return await _unless_gone(request, ask())
 
@@ -129,7 +131,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         _check_json(request)
         served, question, answers, job = await asked(
             request,
-            body.model,
+            body,
             lambda served: questions.classify(served, body.texts, body.truncate, body.labels),
         )
         data = [{"index": i, **_classified(*answer)} for i, answer in enumerate(answers)]
@@ -141,7 +143,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """The encoder's mean state over each text's tokens, with the task's prompt in front."""
         _check_json(request)
         served, question, vectors, job = await asked(
-            request, body.model, lambda served: questions.embed(served, body.texts, body.truncate)
+            request, body, lambda served: questions.embed(served, body.texts, body.truncate)
         )
         as_text = body.encoding_format == "base64"
         data = [
@@ -174,11 +176,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             body.top_p,
             body.seed,
             body.stops,
-            bool(body.logprobs),
+            body.logprobs,
         )
         served, question, answers, job = await asked(
             request,
-            body.model,
+            body,
             lambda served: questions.complete(served, body.texts, body.truncate, settings),
         )
         choices = [_choice(i, answer, body.logprobs) for i, answer in enumerate(answers)]
@@ -247,7 +249,7 @@ async def _answer_of_line(service: Service, index: int, line: bytes) -> bytes:
             served = await service.find(row.model, accepted=True)
             try:
                 question = functools.partial(_question, service, served, row)
-                _, [answer], _ = await service.ask(served, question)
+                _, [answer], _ = await service.ask(served, [row.input], question)
                 break
             except Full as full:  # this caller's own rows may fill the queue
                 await asyncio.sleep(min(full.retry_after, 1.0))

@@ -113,7 +113,7 @@ class Engine:
             with self._changed:
                 if self._draining:
                     raise Stopped("the server is stopping")
-                self._scheduler.add(job.rows)
+                self._scheduler.add(job.rows, job.queued)
                 self._changed.notify()
         except BaseException:
             job.on_end()

@@ -64,7 +64,8 @@ class Settings:
       top_k, top_p: As in `Sampling`.
       seed: From 0 to 2^32 - 1; None for a fresh one for each text.
       stop: Texts in front of which the answer ends.
-      alternatives: Whether the most likely tokens of each step are wanted.
+      alternatives: Number of the most likely tokens of each step that are wanted; None if the
+        tokens are not.
     """
 
     max_tokens: int | None = None
@@ -73,7 +74,7 @@ class Settings:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    alternatives: bool = False
+    alternatives: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Completion:
     Attributes:
       text: Without the stop text and what follows it.
       score: Log p of all tokens.
-      tokens: Tokens of the text, without the end token and without those after a stop text.
+      tokens: Tokens of the text, without the end token and without those after a stop text; none
+        unless they are wanted.
       generated: Number of tokens that the model made.
       finish_reason: "stop" at an end token or a stop text, otherwise "length".
     """
@@ -182,7 +184,7 @@ class Questions:
                 settings.temperature,
                 settings.top_k,
                 settings.top_p,
-                settings.alternatives,
+                bool(settings.alternatives),
             )
             for _ in texts
         ]
@@ -214,7 +216,7 @@ class Questions:
             return text_of([*ids[:i], token])[len(text_of(ids[:i])) :]
 
         listed = []
-        for i in range(kept):
+        for i in range(kept if settings.alternatives is not None else 0):
             top = zip(top_tokens[chosen, i].tolist(), top_log_p[chosen, i].tolist(), strict=True)
             alternatives = {piece(i, token): value for token, value in top if settings.alternatives}
             listed.append(Token(piece(i, ids[i]), best.token_scores[i], alternatives))

@@ -8,9 +8,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 MOST_PADDING = 0.25  # of a batch, up to which rows of shorter texts ride along
-_PATIENCE = 0.1  # of the last batch's time, in which the callers that it answered may ask again
-_MOST_PATIENCE = 0.1  # seconds
 _MEMORY = 0.9  # weight of what was measured before, at each batch
+_SHORT_MEMORY = 0.7  # the same for times that change when a program has been compiled
+_BACK = 0.9  # share of a batch's callers who have asked again when it counts as returned
+_MARGIN = 1.25  # how much longer than usual callers are waited for
 
 
 class Full(Exception):
@@ -69,9 +70,10 @@ class Batch:
 class Scheduler:
     """A queue of rows, from which batches are taken.
 
-    1. The device never idles while rows wait, except for a moment after a batch, in which the
-       callers that it answered are likely to ask again: waiting for a size or a time would only add
-       latency, since the queue fills while a batch runs.
+    1. The device never idles while rows wait, unless waiting saves more time than it takes: the
+       callers of the last batches ask again within the time in which they usually do, and one batch
+       of all takes so much less than two. Waiting for a size or a time would only add latency,
+       since the queue fills while a batch runs.
     2. The oldest row decides kind and length of the next batch. Rows of its kind whose texts fall
        into the same shape fill it, the oldest first; shorter ones ride along while the padding
        stays small.
@@ -102,13 +104,15 @@ class Scheduler:
         self._numbers = itertools.count()
         self._count = self._cost = self._running = 0
         self._cost_done = self._seconds_done = 0.0
-        self._answered, self._free_since, self._patience = 0, 0.0, 0.0
+        self._returns = _Returns()
+        # Seconds of a batch by its kind, its tokens and its rows after padding.
+        self._times: dict[tuple[Hashable, int], dict[int, float]] = {}
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Queues rows, all or none; an empty queue takes any number.
+    def add(self, rows: Sequence[Row], now: float) -> None:
+        """Queues rows that come now, all or none; an empty queue takes any number.
 
         Raises:
           Full: if they would wait for too long.
@@ -124,6 +128,7 @@ class Scheduler:
             widths.setdefault(width, {})[row] = next(self._numbers)
         self._count += len(rows)
         self._cost += cost
+        self._returns.came(len(rows), now)
 
     def remove(self, rows: Iterable[Row]) -> list[Row]:
         """Takes rows out of the queue whose callers have left.
@@ -154,14 +159,14 @@ class Scheduler:
         """
         if not self._count:
             return None, None
-        pause = self._free_since + self._patience - now
-        if self._count < min(self._answered, self._row_shapes[-1]) and pause > 0:
-            return None, pause
         kind, width = min(
             ((kind, width) for kind, widths in self._waiting.items() for width in widths),
             key=lambda place: next(iter(self._waiting[place[0]][place[1]].values())),
         )
         rows = self._chosen(kind, width)
+        expected, pause = self._returns.expected(now)
+        if 0 < pause < self._gain(self._times.get((kind, width), {}), len(rows), expected):
+            return None, pause
         for row in rows:
             self._take(row, _at_least(self._token_shapes, row.tokens))
         self._running = sum(row.cost for row in rows)
@@ -174,8 +179,10 @@ class Scheduler:
         self._cost_done = _MEMORY * self._cost_done + cost
         self._seconds_done = _MEMORY * self._seconds_done + seconds
         self._running = 0
-        self._answered, self._free_since = len(batch.rows), now
-        self._patience = min(_PATIENCE * seconds, _MOST_PATIENCE)
+        rows, tokens, _ = batch.shape
+        times = self._times.setdefault((batch.kind, tokens), {})
+        times[rows] = _mean(times.get(rows), seconds)
+        self._returns.finished(len(batch.rows), now)
 
     def _chosen(self, kind: Hashable, width: int) -> list[Row]:
         """The rows of the next batch, which is of a kind and `width` tokens long."""
@@ -199,6 +206,24 @@ class Scheduler:
                 real = with_row
         return rows
 
+    def _gain(self, times: dict[int, float], count: int, expected: int) -> float:
+        """Seconds that a batch of `count` rows and those expected saves, against two batches."""
+        joined = min(expected, self._row_shapes[-1] - count)
+        if not times or not joined:
+            return 0.0
+        known = sorted(times.items())
+
+        def seconds(rows: int) -> float:
+            if not rows:
+                return 0.0
+            after = bisect.bisect_left(known, (rows, 0.0))
+            (low, fast), (high, slow) = known[max(0, after - 1)], known[min(after, len(known) - 1)]
+            share = (rows - low) / (high - low) if high > low else 0.0
+            return fast + min(1.0, max(0.0, share)) * (slow - fast)
+
+        apart = seconds(count) + seconds(expected)
+        return apart - seconds(count + joined) - seconds(expected - joined)
+
     def _take(self, row: Row, width: int) -> None:
         widths = self._waiting[row.kind]
         del widths[width][row]
@@ -208,6 +233,51 @@ class Scheduler:
             del self._waiting[row.kind]
         self._count -= 1
         self._cost -= row.cost
+
+
+class _Returns:
+    """Callers of the last two batches who have not asked again, and how soon they usually do.
+
+    Who asks is not known, so rows that come count for the callers who were answered first.
+    """
+
+    def __init__(self) -> None:
+        # When a batch ended, its rows, and those of its callers who have not asked again.
+        self._answered: collections.deque[tuple[float, int, int]] = collections.deque()
+        self._usual: float | None = None
+
+    def finished(self, count: int, now: float) -> None:
+        """Notes that `count` rows were answered."""
+        self._answered.append((now, count, count))
+        if len(self._answered) > 2:  # they have left, or take their time
+            self._note(now - self._answered.popleft()[0])
+
+    def came(self, count: int, now: float) -> None:
+        """Notes that `count` rows came."""
+        while self._answered and count:
+            end, rows, left = self._answered.popleft()
+            taken = min(left, count)
+            count -= taken
+            if left - taken > (1 - _BACK) * rows:
+                self._answered.appendleft((end, rows, left - taken))
+            else:
+                self._note(now - end)
+
+    def expected(self, now: float) -> tuple[int, float]:
+        """The number of rows that are likely to come, and the seconds until they should have."""
+        if self._usual is None:
+            return 0, 0.0
+        late = [(end + _MARGIN * self._usual - now, left) for end, _, left in self._answered]
+        late = [(seconds, left) for seconds, left in late if seconds > 0]
+        return sum(left for _, left in late), max((seconds for seconds, _ in late), default=0.0)
+
+    def _note(self, seconds: float) -> None:
+        self._usual = _mean(self._usual, seconds)
+
+
+def _mean(before: float | None, value: float) -> float:
+    """A running mean."""
+    return value if before is None else _SHORT_MEMORY * before + (1 - _SHORT_MEMORY) * value
 
 
 def _shared(rows: Iterable[Row], room: int) -> list[Row]:

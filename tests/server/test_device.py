@@ -45,7 +45,7 @@ class Stub(Device):
         ]
         Job(rows, lambda: None)
         queue = Scheduler(row_shapes=SHAPES.rows, token_shapes=SHAPES.tokens)
-        queue.add([row for row, _ in rows])
+        queue.add([row for row, _ in rows], 0.0)
         return self.run(queue.next(0.0)[0])
 
 
