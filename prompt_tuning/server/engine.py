@@ -101,6 +101,11 @@ class Engine:
         """Waits for the last job after `drain`."""
         self._thread.join(seconds)
 
+    def check(self) -> None:
+        """Raises Full if no job would be taken now."""
+        with self._changed:
+            self._scheduler.check()
+
     def submit(self, job: Job) -> None:
         """Queues a job.
 

@@ -118,10 +118,7 @@ class Scheduler:
           Full: if they would wait for too long.
         """
         cost = sum(row.cost for row in rows)
-        if self._count:
-            excess = self.seconds(cost) - self._most_seconds
-            if self._count + len(rows) > self._most_rows or excess > 0:
-                raise Full(max(excess, self.seconds() / 2))
+        self.check(len(rows), cost)
         for row in rows:
             width = _at_least(self._token_shapes, row.tokens)
             widths = self._waiting.setdefault(row.kind, {})
@@ -129,6 +126,17 @@ class Scheduler:
         self._count += len(rows)
         self._cost += cost
         self._returns.came(len(rows), now)
+
+    def check(self, count: int = 1, cost: int = 0) -> None:
+        """Checks that rows could be added, of which little is known before their texts are read.
+
+        Raises:
+          Full: if they could not.
+        """
+        if self._count:
+            excess = self.seconds(cost) - self._most_seconds
+            if self._count + count > self._most_rows or excess > 0:
+                raise Full(max(excess, self.seconds() / 2))
 
     def remove(self, rows: Iterable[Row]) -> list[Row]:
         """Takes rows out of the queue whose callers have left.

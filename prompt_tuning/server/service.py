@@ -177,11 +177,13 @@ class Service:
           The question, its answers and its job.
 
         Raises:
+          Full: If the texts would wait for too long.
           Refused: 504 when the time is over.
         """
         tasks = self.tasks
         assert tasks is not None  # it has leased a task
         try:
+            self.engine.check()  # before the work of tokenizing
             is_short = sum(map(len, texts)) <= SHORT_CHARACTERS
             question = make() if is_short else await asyncio.to_thread(make)
         except BaseException:
