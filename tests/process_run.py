@@ -50,6 +50,8 @@ class Rows:
     lengths = MappingProxyType({"inputs": 6, "targets": 2})
     target_prefix = ""
     text_fields = MappingProxyType({})
+    labels_by_number = MappingProxyType({})
+    vocabulary_fingerprint = ""
 
     def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "Rows":
         assert (dict(lengths), target_prefix) == (dict(self.lengths), self.target_prefix)

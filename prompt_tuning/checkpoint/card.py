@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ MAX_BYTES = 2**20
 _TRAINED_WITH = "trained_with"  # the field that cards of earlier versions lack
 _CHECKSUM = "checksum"  # likewise
 _TEXT_FIELDS = "text_fields"  # within `trained_with`; of runs on files alone
+# Those of `trained_with` that earlier versions do not write, and that are left out if empty.
+_OPTIONAL = (_TEXT_FIELDS, "vocabulary", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class TrainedWith:
       lengths: most tokens of "inputs" and "targets", end tokens included.
       target_prefix: text before every target, such as a sentinel; "" for none.
       text_fields: fields that inputs are joined from, by task, of tasks of files.
+      vocabulary: `transformer.vocabulary.fingerprint_of` its pieces; "" if unknown.
+      model: `Config.of_model` of the backbone; empty if unknown.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -42,6 +47,8 @@ class TrainedWith:
     lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     target_prefix: str = ""
     text_fields: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    vocabulary: str = ""
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _KINDS: dict[Any, str] = {
@@ -137,8 +144,10 @@ def save(prompt: epath.PathLike, card: Card | None, values: Values | None = None
         del fields[_CHECKSUM]
     if card.trained_with is None:
         del fields[_TRAINED_WITH]
-    elif not card.trained_with.text_fields:
-        del fields[_TRAINED_WITH][_TEXT_FIELDS]
+    else:
+        for name in _OPTIONAL:
+            if not fields[_TRAINED_WITH][name]:
+                del fields[_TRAINED_WITH][name]
     write_json(path_of(prompt), fields)
 
 
@@ -201,7 +210,7 @@ def parse(content: str | bytes, path: epath.PathLike) -> Card:
         raise _refused(path, "is not a JSON object")
     _check_fields(path, fields, Card, {_TRAINED_WITH, _CHECKSUM} - fields.keys())
     if (trained_with := fields.get(_TRAINED_WITH)) is not None:
-        _check_fields(path, trained_with, TrainedWith, {_TEXT_FIELDS} - trained_with.keys())
+        _check_fields(path, trained_with, TrainedWith, {*_OPTIONAL} - trained_with.keys())
         lists: dict[str, Any] = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
         fields_of_tasks = trained_with.get(_TEXT_FIELDS, {})
         lists[_TEXT_FIELDS] = {task: tuple(names) for task, names in fields_of_tasks.items()}
@@ -304,6 +313,47 @@ def check_alike(prompt: epath.PathLike, other: epath.PathLike) -> None:
                 f"{other}: was trained with the {what} {theirs!r}, {prompt} with {ours!r}; "
                 "their vectors cannot be compared"
             )
+
+
+def check_model(
+    trained: TrainedWith | None,
+    path: epath.PathLike,
+    *,
+    vocabulary: str = "",
+    model: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Checks that a file was trained with the same vocabulary and settings of the backbone.
+
+    The fingerprint of a backbone says neither. What a card or the caller does not know is not
+    compared.
+
+    Args:
+      trained: What the card says; None without a card.
+      path: What an error message begins with.
+      vocabulary: Fingerprint of the vocabulary that is to be used.
+      model: `Config.of_model` of the backbone that is to be used.
+
+    Raises:
+      CheckpointError: names what differs.
+    """
+    if trained is None:
+        return
+    if vocabulary and trained.vocabulary and vocabulary != trained.vocabulary:
+        raise CheckpointError(
+            f"{path}: was trained with the vocabulary {trained.vocabulary}, but this one is "
+            f"{vocabulary}, whose ids are other pieces; use the vocabulary of the training "
+            "(VOCABULARY_FILE), or set ALLOW_OTHER_BACKBONE = True"
+        )
+    differing = [
+        f"{name} = {trained.model[name]!r}, not {value!r}"
+        for name, value in json.loads(json.dumps(dict(model))).items()
+        if name in trained.model and trained.model[name] != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path}: was trained on a backbone with {'; '.join(differing)}, which its weights do "
+            "not say; use that configuration, or set ALLOW_OTHER_BACKBONE = True"
+        )
 
 
 def check_method(path: epath.PathLike, method: str, settings: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.data import label_words
+from prompt_tuning.data import label_words, tasks
 from prompt_tuning.data.batching.bucketing import pad_ids
 from prompt_tuning.data.batching.packing import Example
 from prompt_tuning.data.batching.settings import FEATURES, Batching, check_lengths
@@ -151,6 +151,24 @@ class TaskData:
         fields = {task.name: text_fields(task) for task in parts(self.provider)}
         return {name: names for name, names in fields.items() if names}
 
+    @property
+    def labels_by_number(self) -> dict[str, tuple[str, ...]]:
+        """Label words of each task whose files give labels as numbers, so that their order counts.
+
+        The files are read for it.
+        """
+        return {
+            task.name: words_of(task)
+            for task in parts(self.provider)
+            if isinstance(task.source, RowSource)
+            and any(row.by_number for split in task.splits for row in task.source.rows(split))
+        }
+
+    @functools.cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """What cards record of the vocabulary; "" if it is neither SentencePiece's nor bytes."""
+        return tasks.fingerprint(self.provider.output_features["inputs"].vocabulary)
+
     def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "TaskData":
         """The data to evaluate on, with the lengths and the target prefix of a training."""
         return dataclasses.replace(
@@ -174,6 +192,7 @@ class TaskData:
             "TASK_FEATURE_LENGTHS": dict(self.lengths),
             "BATCHING": f"{self.batching}{', BALANCED_CLASSES' if self.balanced_classes else ''}",
             "CLASS_LABELS": list(labels_of(self.provider)),
+            "VOCABULARY_FILE": self.vocabulary_fingerprint,
             "RANDOM_SEED (data)": self.seed,
             "training examples": tokens.hexdigest()[:16] if self._training_tokens else "a stream",
         }

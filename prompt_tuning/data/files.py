@@ -27,11 +27,13 @@ class Row:
     Attributes:
       inputs, targets: Texts.
       columns: Further columns, which predictions pass on.
+      by_number: Whether the file gives the label as a number, which an order of the words explains.
     """
 
     inputs: str
     targets: str
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    by_number: bool = dataclasses.field(default=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +129,8 @@ class TextFiles:
             made = self.row(fields, where, numbered=numbered)
             if self.keep_columns:
                 made = dataclasses.replace(made, columns=self.other_columns(fields, where))
-            if self.labels and self.label_field and not numbered:
-                value = records.field(fields, self.label_field, where)
-                if label_words.is_index(value, self.labels):
-                    indexed.add(made.targets)
+            if made.by_number and not numbered:
+                indexed.add(made.targets)
             return made
 
         rows = records.read(path, row, self.bad_rows, self.quoted_cells)
@@ -196,7 +196,8 @@ class TextFiles:
         if self.labels:
             value = records.field(fields, self.label_field, where)
             word = label_words.word_of(value, self.labels, numbered=numbered)
-            return Row(inputs, self._known(word, value, where))
+            by_number = label_words.is_index(value, self.labels)
+            return Row(inputs, self._known(word, value, where), by_number=by_number)
         value = records.field(fields, self.label_field, where)
         if needing := metrics.of_numbers(self.metrics):
             if isinstance(value, bool) or label_words.number(str(value)) is None:

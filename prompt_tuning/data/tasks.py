@@ -208,6 +208,14 @@ def begin_of(vocabulary: seqio.Vocabulary) -> list[int]:
     return list(vocabularies.begin_of_pieces(vocabulary.tokenizer)) if has_pieces else []
 
 
+def fingerprint(vocabulary: seqio.Vocabulary) -> str:
+    """What cards record of a vocabulary; "" for one that is neither SentencePiece's nor bytes."""
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        pieces = vocabulary.vocab_size - vocabulary.extra_ids
+        return vocabularies.fingerprint_of(vocabulary.tokenizer, pieces)
+    return vocabularies.BYTES if isinstance(vocabulary, seqio.ByteVocabulary) else ""
+
+
 def begin_inputs(
     dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:

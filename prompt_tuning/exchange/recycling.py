@@ -137,7 +137,13 @@ def recycle(
         output,
         trained
         and dataclasses.replace(
-            trained, backbone=target, fingerprint="", d_model=recycled.shape[1], metric={}
+            trained,
+            backbone=target,
+            fingerprint="",
+            d_model=recycled.shape[1],
+            metric={},
+            trained_with=trained.trained_with
+            and dataclasses.replace(trained.trained_with, vocabulary="", model={}),
         ),
         recycled,
     )

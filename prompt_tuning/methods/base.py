@@ -22,6 +22,7 @@ class Backbone:
       fingerprint: function that computes the backbone's fingerprint (`checkpoint.fingerprint`);
         None if it is not available.
       decoder_embedding: [V, D'] the decoder's embeddings, in families where they are others.
+      config: `Config.of_model` of the backbone; empty if it is not available.
     """
 
     embedding: Any
@@ -29,6 +30,7 @@ class Backbone:
     labels: tuple[str, ...] = ()
     fingerprint: Callable[[], str] | None = None
     decoder_embedding: Any = None
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def of_decoder(self) -> "Backbone":
         """The same with the decoder's embeddings as `embedding`."""

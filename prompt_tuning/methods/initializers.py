@@ -119,6 +119,8 @@ class FromFile:
         saved = card.read(self.path)
         if backbone.fingerprint is not None and not self.allow_other_backbone:
             card.check_backbone(saved, self.path, backbone.fingerprint)
+            said = saved.trained_with if saved else None
+            card.check_model(said, self.path, model=backbone.config)
         return prompt
 
 

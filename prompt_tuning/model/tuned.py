@@ -113,7 +113,14 @@ def initialize(
     backbone_leaves = {path: leaves[path] for path in split.backbone}
     identity = functools.partial(fingerprint.of, backbone_leaves, sums)
     values = method.initial_values(
-        Backbone(leaves[EMBEDDING], encode, labels, identity, leaves.get(DECODER_EMBEDDING)),
+        Backbone(
+            leaves[EMBEDDING],
+            encode,
+            labels,
+            identity,
+            leaves.get(DECODER_EMBEDDING),
+            config.of_model,
+        ),
         seed,
     )
     for path, value in values.items():
@@ -203,6 +210,9 @@ def with_trained(
         card.check_method(path, type(method).__name__, method.settings)
     if not allow_other_backbone:
         card.check(path, lambda: fingerprint.of(tuned.backbone, tuned.sums))
+        of_file = card.read(path)
+        said = of_file.trained_with if of_file else None
+        card.check_model(said, path, model=tuned.model.config.of_model)
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in flatten(tuned.trained).items()

@@ -1,16 +1,16 @@
 """What the card of a trained file decides: labels, tasks, lengths and sentinel of the training."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.errors import UserError, true_or_false
-from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Method
 from prompt_tuning.runs.data_protocol import Data
+from prompt_tuning.runs.loading import prompt_start
 from prompt_tuning.serving.prompt_folder import plain_name
 
 
@@ -35,8 +35,8 @@ def as_trained(
       CheckpointError: As `card.read`.
     """
     true_or_false("ALLOW_OTHER_SETTINGS", allow_other_settings)
-    prompt_file = _prompt_file(method)
-    path = trained_file or prompt_file
+    start = prompt_start(method)
+    path = trained_file or (start.path if start else "")
     card = cards.read_for_answers(path) if path else None
     if card is None or allow_other_settings:
         return method, data
@@ -55,8 +55,7 @@ def as_trained(
         )
     if training.target_prefix and not data.target_prefix:
         print(f"{path}: targets begin with {training.target_prefix}, as in training", flush=True)
-    label_words.warn_of_untrained(data.labels, training.labels, path)
-    check_text_fields(data.text_fields, training.text_fields, path)
+    check_data(data, training, path)
     # Outputs may be longer than those of the training; they end by themselves.
     longest = max(data.lengths["targets"], training.lengths.get("targets", 0))
     lengths = {"inputs": data.lengths["inputs"], **training.lengths, "targets": longest}
@@ -65,6 +64,34 @@ def as_trained(
     if trained_file:
         method = _of_training(method, data, training, path)
     return method, data.as_trained(lengths, training.target_prefix)
+
+
+def check_data(data: Data, training: TrainedWith, path: str) -> None:
+    """Checks labels and inputs against those of a training, from the card of `path`.
+
+    Raises:
+      UserError: As `check_text_fields`; also if files give labels as numbers, and CLASS_LABELS has
+        the words of the training in another order.
+    """
+    label_words.warn_of_untrained(data.labels, training.labels, path)
+    check_text_fields(data.text_fields, training.text_fields, path)
+    trained = list(map(composed, training.labels))
+    if _in_order(map(composed, data.labels), trained):
+        return  # words in the order of the training, before files are read again
+    for task, words in data.labels_by_number.items():
+        if not _in_order(map(composed, words), trained):
+            raise UserError(
+                f"CLASS_LABELS = {list(words)!r}: {path} was trained on {list(training.labels)!r}, "
+                f"and the files of {task!r} give labels as numbers, which are indices into them; "
+                "give the words in the order of the training, or set ALLOW_OTHER_SETTINGS = True "
+                "if the numbers of these files mean other words"
+            )
+
+
+def _in_order(words: Iterable[str], trained: Sequence[str]) -> bool:
+    """Whether those words that were trained are in the order of the training."""
+    places = [trained.index(word) for word in words if word in trained]
+    return places == sorted(places)
 
 
 def check_text_fields(
@@ -124,10 +151,3 @@ def _of_training(method: Method, data: Data, training: TrainedWith, path: str) -
 def _value(placement: str) -> str:
     """A placement as it is set: a name in quotes, or a position."""
     return placement if placement.isdigit() else repr(placement)
-
-
-def _prompt_file(method: Method) -> str:
-    """The prompt file that the method, or a part of it, starts from; "" for none."""
-    parts = getattr(method, "methods", (method,))
-    initializers = [getattr(part, "initializer", None) for part in parts]
-    return next((start.path for start in initializers if isinstance(start, FromFile)), "")

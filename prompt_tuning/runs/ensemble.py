@@ -11,7 +11,7 @@ from prompt_tuning.evaluation.predict import predictors_for
 from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.runs import checks
-from prompt_tuning.runs.as_trained import check_text_fields
+from prompt_tuning.runs.as_trained import check_data
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving import prompt_folder
@@ -92,7 +92,7 @@ def _as_trained(data: Data, prompt_files: Sequence[str]) -> Data:
     training = prompt_folder.trained_with(prompt_files, "PROMPT_FILES")
     if training is None:
         return data
-    check_text_fields(data.text_fields, training.text_fields, str(prompt_files[0]))
+    check_data(data, training, str(prompt_files[0]))
     length = training.lengths.get("inputs")
     # A longer one is refused where the prompt is added.
     if length is None or length > data.lengths["inputs"]:

@@ -1,7 +1,9 @@
 """Loading of the model that a command works on."""
 
+from prompt_tuning.checkpoint import card
 from prompt_tuning.errors import true_or_false
 from prompt_tuning.families import check_target_prefix
+from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Method
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.runs.data_protocol import Data
@@ -36,6 +38,13 @@ def load(
       allow_other_settings: Whether it may name other settings of the method.
     """
     true_or_false("ALLOW_OTHER_BACKBONE", allow_other_backbone)
+    start = prompt_start(method)
+    path, allowed = (start.path, start.allow_other_backbone) if start else ("", False)
+    if path := trained_file or path:
+        saved = card.read(path)
+        if saved and not (allow_other_backbone if trained_file else allowed):
+            vocabulary = data.vocabulary_fingerprint
+            card.check_model(saved.trained_with, path, vocabulary=vocabulary)
     check_target_prefix(config, data.target_prefix)
     tuned = initialize(
         config,
@@ -50,3 +59,10 @@ def load(
     if not trained_file:
         return tuned
     return with_trained(tuned, trained_file, allow_other_backbone, allow_other_settings)
+
+
+def prompt_start(method: Method) -> FromFile | None:
+    """The initialiser of a method, or of a part of it, that reads a prompt file; None for none."""
+    parts = getattr(method, "methods", (method,))
+    starts = [getattr(part, "initializer", None) for part in parts]
+    return next((start for start in starts if isinstance(start, FromFile)), None)

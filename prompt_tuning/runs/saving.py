@@ -64,6 +64,8 @@ def card_at(
             lengths=dict(data.lengths),
             target_prefix=data.target_prefix,
             text_fields=dict(data.text_fields),
+            vocabulary=data.vocabulary_fingerprint,
+            model=config.of_model,
         ),
     )
 

@@ -246,6 +246,12 @@ class Tasks:
         card = cards.parse(metadata[_CARD], name) if _CARD in metadata else None
         cards.check_values(card, name, arrays[0])
         cards.check_backbone(card, name, lambda: self._model.fingerprint)
+        cards.check_model(
+            card.trained_with if card else None,
+            name,
+            vocabulary=getattr(self._model.vocabulary, "fingerprint", ""),
+            model=self._model.config.of_model,
+        )
         cards.check_is_prefix(card, name)
         trained_with = card.trained_with if card else None
         words = _words(metadata[_LABELS], name) if _LABELS in metadata else ()

@@ -11,7 +11,7 @@ from etils import epath
 from jax import Array
 
 from prompt_tuning import embedded, sharding
-from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint import card, fingerprint
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed
@@ -485,6 +485,11 @@ class Model:
         )
         if training is None:
             training = TrainedWith(target_prefix=target_prefix or "")
+        if not self._allow_other_backbone:
+            vocabulary = getattr(self.vocabulary, "fingerprint", "")
+            card.check_model(
+                training, f"task {task!r}", vocabulary=vocabulary, model=self.config.of_model
+            )
         check_target_prefix(self.config, training.target_prefix)
         length, longest = training.lengths.get("inputs", 0), self._longest_input
         if longest is not None and length > longest:

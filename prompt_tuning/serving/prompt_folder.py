@@ -44,8 +44,10 @@ _MUST_AGREE: Mapping[str, Callable[[TrainedWith], Any]] = {
     "target prefix": lambda training: training.target_prefix,
     "label words": lambda training: sorted(training.labels),
     "text fields": lambda training: [list(names) for names in training.text_fields.values()],
+    "vocabulary": lambda training: training.vocabulary,
+    "backbone": lambda training: dict(training.model),
 }
-_OPTIONAL = ("label words", "text fields")
+_OPTIONAL = ("label words", "text fields", "vocabulary", "backbone")
 
 
 def trained_with(

@@ -62,6 +62,7 @@ def of_training(
         _EACH_STEP: _parts(learning_rate, total_steps),
         _OPTIMIZER: [_name(optimizer), *_response(optimizer, tuned.trained)],
         **_fields(loss),
+        **{f"backbone, {k}": v for k, v in tuned.model.config.of_model.items()},
         "DROPOUT_RATE": tuned.model.config.dropout_rate,
         "ACTIVATION_DTYPE": tuned.model.config.dtype,
         "BACKBONE_DTYPE": tuned.model.config.frozen_dtype,

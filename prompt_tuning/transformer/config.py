@@ -1,6 +1,9 @@
 """What the configurations of all families have: the shape of each stack, and the numerics."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from prompt_tuning.transformer.int8 import INT8
 from prompt_tuning.transformer.narrow import PRODUCTS
@@ -139,6 +142,13 @@ class Config:
         """The model in the words of the shared layers; each family has its own."""
         raise NotImplementedError
 
+    @property
+    def of_model(self) -> dict[str, Any]:
+        """What a model computes with its weights, as JSON values; numerics are left out."""
+        numerics = {field.name for field in dataclasses.fields(Config)} - {"vocab_size"}
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in numerics}
+        return json.loads(json.dumps(_flat(fields)))
+
     def stack(self, name: str) -> Stack:
         """The shape of the "encoder" or the "decoder"."""
         return getattr(self.architecture, name)
@@ -147,3 +157,12 @@ class Config:
     def projections(self) -> tuple[str, ...]:
         """Names of a layer's projections."""
         return ("query", "key", "value", "out", *self.architecture.mlp_inputs, "wo")
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by name, those of a stack as "encoder.NAME"."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{name}.{key}": part for key, part in inner.items()} or {name: value}
+    return flat

@@ -1,5 +1,6 @@
 """Vocabularies without TensorFlow: the same ids as SeqIO's."""
 
+import functools
 import hashlib
 import json
 import os
@@ -80,6 +81,11 @@ class SentencePiece:
         """Number of pieces, without the sentinels."""
         return self._pieces.GetPieceSize() - self._extra_ids
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """`fingerprint_of` the pieces, without the sentinels."""
+        return fingerprint_of(self._pieces, self.size)
+
     @property
     def words(self) -> list[int]:
         """Ids of the pieces of text: no sentinels, special tokens or single bytes."""
@@ -100,6 +106,7 @@ class Bytes:
     """ByT5's vocabulary: the bytes of UTF-8, with ids from 3."""
 
     size = _FIRST_BYTE + 0xF5  # larger bytes do not occur in UTF-8
+    fingerprint = BYTES
 
     def __repr__(self) -> str:
         return "Bytes()"
@@ -120,6 +127,12 @@ def read(path: epath.PathLike, extra_ids: int | None = None) -> Vocabulary:
       UserError: as `SentencePiece`.
     """
     return Bytes() if str(path) == BYTES else SentencePiece(path, extra_ids)
+
+
+def fingerprint_of(pieces: sentencepiece.SentencePieceProcessor, count: int) -> str:
+    """16 hexadecimal digits of the first `count` pieces in the order of their ids."""
+    texts = pieces.IdToPiece(list(range(count)))
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def begin_of(vocabulary: Any) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The card of a prompt: written cards are read again, anything else is an error of one line."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -33,6 +34,8 @@ CARD = Card(
         ("sst2",),
         {"inputs": 16, "targets": 4},
         text_fields={"sst2": ("title", "text")},
+        vocabulary="0f" * 8,
+        model={"relative_max_distance": 128},
     ),
     checksum="fedcba9876543210",
 )
@@ -54,6 +57,26 @@ def test_a_card_of_an_earlier_version_is_read(tmp_path):
     written = json.loads((tmp_path / "prompt.card.json").read_text())
     assert {"trained_with", "checksum"}.isdisjoint(written)
     assert card.read(tmp_path / "prompt.npy") == earlier
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "model", "differs"),
+    [
+        ("0f" * 8, {"relative_max_distance": 128}, ""),
+        ("", {}, ""),
+        ("", {"relative_buckets": 8}, ""),  # which the card does not say
+        ("f0" * 8, {}, "was trained with the vocabulary 0f0f0f0f0f0f0f0f, but this one is f0f0"),
+        ("", {"relative_max_distance": 16}, "relative_max_distance = 128, not 16"),
+    ],
+)
+def test_what_weights_do_not_say_is_compared(vocabulary, model, differs):
+    def check(said):
+        card.check_model(said, "p.npy", vocabulary=vocabulary, model=model)
+
+    check(None)
+    check(dataclasses.replace(CARD.trained_with, vocabulary="", model={}))  # an earlier version's
+    with pytest.raises(CheckpointError, match=differs) if differs else contextlib.nullcontext():
+        check(CARD.trained_with)
 
 
 def test_each_file_has_a_card_of_its_own(tmp_path):

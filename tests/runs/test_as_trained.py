@@ -1,11 +1,14 @@
 """Trained files are used as they were trained: the card decides, or refuses in one line."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -27,10 +30,11 @@ from prompt_tuning.methods import Method
 from prompt_tuning.methods.prompt_file import with_prompt
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import with_trained
-from prompt_tuning.runs import ensemble, saving
+from prompt_tuning.runs import ensemble, loading, saving
 from prompt_tuning.runs.as_trained import as_trained, check_text_fields
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
+from prompt_tuning.serving import model as serving
 from prompt_tuning.serving import prompt_folder
 from prompt_tuning.t5.config import preset
 from prompt_tuning.testing import (
@@ -43,6 +47,7 @@ from prompt_tuning.testing import (
     tiny_model,
 )
 from prompt_tuning.training.loop import Fit
+from prompt_tuning.transformer.vocabulary import read as read_vocabulary
 
 CONFIG = tiny_config(vocab_size=preset("demo").vocab_size + 100)  # and the sentinels
 LABELS = ("negative", "positive", "entity")
@@ -63,7 +68,9 @@ class Numbers:
     target_prefix: str = ""
     text_fields: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     task: str = "mixture"
+    labels_by_number: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     vocabulary_size: int = 0
+    vocabulary_fingerprint: str = ""
 
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
@@ -573,7 +580,8 @@ def test_a_recycled_prompt_keeps_what_it_was_trained_with(tmp_path):
     card.check(output, lambda: 1 / 0)  # the backbone is not known by its fingerprint
     with pytest.raises(UserError, match="was trained as 'suffix'"):
         prompt_folder.read(output)
-    assert card.read(output).trained_with == card.read(path).trained_with
+    said = card.read(path).trained_with
+    assert card.read(output).trained_with == dataclasses.replace(said, model={})
     card.save(path, None)
     recycling.recycle(str(path), source, source, output, skip=0, tokens=60)
     assert card.read(output) is None  # not that of the prompt that was there before
@@ -655,3 +663,81 @@ def test_leaves_of_another_run_beside_a_card(kind, run, tmp_path):
     for read in (lambda: adapters.read(str(path)), lambda: run(infer, method, data, **file)):
         with pytest.raises(CheckpointError, match=f"{path}: has other values than those that"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("labels", "by_number", "is_refused"),
+    [
+        (("9", "8", "7"), True, True),
+        (("8", "7"), True, True),
+        (("7", "9", "8"), True, True),
+        (("7", "8", "9"), True, False),
+        (("7", "9"), True, False),  # fewer words, in the order of the training
+        (("9", "8", "7"), False, False),  # words are not ambiguous
+    ],
+)
+def test_numbers_are_refused_as_labels_in_another_order(labels, by_number, is_refused, tmp_path):
+    path = str(save(tmp_path, methods.LoRA(2)) / "trained_best.safetensors")
+    numbers = {"files": labels} if by_number else {}
+    data = dataclasses.replace(Numbers(), labels=labels, labels_by_number=numbers)
+    with (
+        contextlib.nullcontext()
+        if not is_refused
+        else pytest.raises(
+            UserError, match=r"was trained on \['7', '8', '9'\], and the files of 'files'"
+        )
+    ):
+        as_trained(methods.LoRA(2), data, path)
+    as_trained(methods.LoRA(2), data, path, allow_other_settings=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "by_number"),
+    [
+        ('{"text": "x", "label": 1}', True),
+        ('{"text": "x", "label": "1"}', True),
+        ('{"text": "x", "label": "bad"}', False),
+    ],
+)
+def test_files_say_whether_labels_are_numbers(rows, by_number, tmp_path):
+    (tmp_path / "test.jsonl").write_text(rows.replace("1", "0") + "\n" + rows)
+    (tmp_path / "validation.jsonl").write_text('{"text": "x", "label": "fine"}')
+    with clean_registries():
+        data = source.task_data(
+            task=None,
+            files=TextFiles(
+                validation=str(tmp_path / "validation.jsonl"),
+                test=str(tmp_path / "test.jsonl"),
+                labels=("fine", "bad"),
+            ),
+            vocabulary=tasks.vocabulary(embedded.vocabulary()),
+            lengths={"inputs": 8, "targets": 8},
+            batch_size=1,
+        )
+        assert data.labels_by_number == ({"files": ("fine", "bad")} if by_number else {})
+        assert data.vocabulary_fingerprint == read_vocabulary(embedded.vocabulary()).fingerprint
+
+
+def test_another_vocabulary_is_refused(tmp_path):
+    """By a model that serves, and by commands before they load a backbone."""
+    data = dataclasses.replace(Numbers(), vocabulary_fingerprint="0f" * 8)
+    folder = save(tmp_path, prompt_tuning(), data)
+    other = dataclasses.replace(data, vocabulary_fingerprint="f0" * 8)
+    load = functools.partial(loading.load, tiny_config(), layout=ONE, checkpoint="none", seed=0)
+    for method, file in (
+        (prompt_tuning(), str(folder / "trained_best.safetensors")),
+        (
+            methods.PromptTuning(P, initializer=methods.FromFile(str(folder / "prompt_best.npy"))),
+            "",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=r"with the vocabulary 0f.*, but this one is f0"):
+            load(method, other, trained_file=file)
+    tuned = tiny_model(Method())
+    words = SimpleNamespace(encode=other.encode, decode=str, fingerprint="f0" * 8)
+    model = serving.Model(tiny_config(), tuned.frozen, words, ONE)
+    said = card.read(folder / "prompt_best.npy").trained_with
+    with pytest.raises(CheckpointError, match=r"with the vocabulary 0f.*, but this one is f0"):
+        model.add_task("a", np.ones((P, 16), np.float32), trained_with=said)
+    words.fingerprint = "0f" * 8
+    model.add_task("a", np.ones((P, 16), np.float32), trained_with=said)

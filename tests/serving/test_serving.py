@@ -53,7 +53,8 @@ def empty(length: int = 6, **options) -> Model:
 def four_tasks() -> Model:
     model = empty()
     for task, labels in LABELS.items():
-        model.add_task(task, prompt(LENGTHS[task]), labels)
+        vectors = prompt(LENGTHS[task]) if LENGTHS[task] else None
+        model.add_task(task, vectors, labels)
     return model
 
 
