@@ -136,6 +136,13 @@ class TextFiles:
         rows = records.read(path, row, self.bad_rows, self.quoted_cells)
         if indexed and self.labels[0] not in {row.targets for row in rows}:
             self._warn_of_indices(path, min(map(self.labels.index, indexed)))
+        elif indexed and label_words.are_other_values(self.labels):
+            warnings.warn(
+                f"{path}: the numbers in {self.label_field!r} are taken as indices into "
+                f"CLASS_LABELS, so 0 is {self.labels[0]!r} and 1 {self.labels[1]!r}; if that is "
+                "the wrong way round, give the words in the other order",
+                stacklevel=1,  # one place, so that a file that is read twice is named once
+            )
         return rows
 
     def other_columns(self, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -220,6 +227,12 @@ class TextFiles:
         numbers = any(label_words.number(label) is not None for label in self.labels)
         numbers = numbers or label_words.are_other_truths(self.labels)
         index = "" if numbers else f" nor an index from 0 to {len(self.labels) - 1}"
+        if label_words.is_one_of_several(value, self.labels):
+            raise UserError(
+                f"{where}: {self.label_field!r} is the number {shown(value)}, which several of "
+                f"CLASS_LABELS ({shortened(', '.join(map(repr, self.labels)))}) are; write it as a "
+                "string"
+            )
         hint = f"; {_NOT_INDICES}" if label_words.is_index(value, self.labels) else ""
         value_shown = shortened(shown_beside(value, self.labels))
         raise UserError(

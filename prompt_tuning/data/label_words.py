@@ -10,6 +10,14 @@ from prompt_tuning.data.unicode_form import is_blank
 from prompt_tuning.errors import UserError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # digits of any script
+# Pairs in an order in which the index 1 would say the opposite: always, or in most files.
+_TRUTHS = {("true", "false"), ("yes", "no"), ("on", "off")}
+_VALUES = {
+    ("positive", "negative"),
+    ("acceptable", "unacceptable"),
+    ("correct", "incorrect"),
+    ("good", "bad"),
+}
 _UNKNOWN = 2  # id of the unknown piece in T5's vocabularies
 
 
@@ -117,8 +125,9 @@ def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str 
 
     A value that is written as a word is that word, in any Unicode form and with spaces around it;
     so is a number that equals only one of the words, and JSON's true if one word is "true" or
-    "True". An integer is an index into `words` if none of them is a number, and they are not "true"
-    and "false" in the order in which 1 would be false.
+    "True". A number that equals several words, as 3.1 does "3.1" and "3.10", is none unless it is
+    text. An integer is an index into `words` if none of them is a number, and they are not "true"
+    and "false" or the like in the order in which 1 would be false.
 
     Args:
       value: A string, number or boolean.
@@ -134,12 +143,14 @@ def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str 
         spellings = [str(value)]
     else:
         return None
+    numbers = [_exact_number(word) for word in words]
+    wanted = None if isinstance(value, bool) else _exact_number(str(value))
+    if is_one_of_several(value, words):
+        return None
     for equal in (str, _normal):
         for word in words:
             if equal(word) in map(equal, spellings):
                 return word
-    numbers = [_exact_number(word) for word in words]
-    wanted = None if isinstance(value, bool) else _exact_number(str(value))
     if wanted is None:
         return None
     if any(each is not None for each in numbers):
@@ -158,8 +169,20 @@ def is_index(value: Any, words: Sequence[str]) -> bool:
 
 
 def are_other_truths(words: Sequence[str]) -> bool:
-    """Whether words are "true" and "false", in the order in which the index 1 is "false"."""
-    return [word.strip().lower() for word in words] == ["true", "false"]
+    """Whether words are "true" and "false" or the like, so that the index 1 would be "false"."""
+    return tuple(word.strip().lower() for word in words) in _TRUTHS
+
+
+def are_other_values(words: Sequence[str]) -> bool:
+    """Whether words are such that most files have 0 for the second one, and 1 for the first."""
+    return tuple(word.strip().lower() for word in words) in _VALUES
+
+
+def is_one_of_several(value: Any, words: Sequence[str]) -> bool:
+    """Whether a number, not a text, equals more than one word."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    wanted = _exact_number(str(value)) if is_number else None
+    return wanted is not None and [_exact_number(word) for word in words].count(wanted) > 1
 
 
 def number(text: str) -> float | None:

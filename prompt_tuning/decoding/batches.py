@@ -4,7 +4,7 @@ Evaluation and serving share `map_rows`. `plan` needs no device, so that a sched
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -124,8 +124,20 @@ def map_rows(
     return jax.tree.map(ordered, *results)
 
 
-def check_finite(results: Any, model: EncoderDecoder, params: Params) -> None:
-    """Raises UserError, naming the cause, if a result of a model has a NaN or an infinity."""
+def check_finite(
+    results: Any, model: EncoderDecoder, params: Params, trained: Collection[str] = ()
+) -> None:
+    """Checks that the results of a model are finite numbers.
+
+    Args:
+      results: Tree of arrays.
+      model: The model.
+      params: Its leaves.
+      trained: Paths of the leaves that a run trained.
+
+    Raises:
+      UserError: Names the cause of a NaN or an infinity.
+    """
     arrays = [
         array for array in jax.tree.leaves(results) if np.issubdtype(array.dtype, np.floating)
     ]
@@ -134,9 +146,13 @@ def check_finite(results: Any, model: EncoderDecoder, params: Params) -> None:
     for path, leaf in flatten(params).items():
         parts = [part for part in jax.tree.leaves(leaf) if jnp.issubdtype(part.dtype, jnp.floating)]
         if not all(to_host(jnp.isfinite(part).all()) for part in parts):
+            leaf_of = "trained leaf" if path in trained else "leaf"
+            cause = "use another checkpoint"
+            if path in trained:
+                cause = "the training diverged; train with a lower LEARNING_RATE"
             raise UserError(
-                f"the model's scores are not finite numbers: its leaf {path} has a NaN or an "
-                "infinity; use another checkpoint"
+                f"the model's scores are not finite numbers: its {leaf_of} {path} has a NaN or an "
+                f"infinity; {cause}"
             )
     dtype = model.config.dtype
     advice = "overflow; use bfloat16" if dtype == "float16" else "overflow; use float32"

@@ -16,7 +16,7 @@ from prompt_tuning.evaluation.sets import EvalSet, Predictions
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.transformer.network import EncoderDecoder
 from prompt_tuning.transformer.paths import Params, join
-from prompt_tuning.transformer.vocabulary import check_ids
+from prompt_tuning.transformer.vocabulary import SENTINEL, check_ids
 
 
 def rank_labels(tuned: TunedModel, data: EvalSet, batch_size: int) -> Predictions:
@@ -100,8 +100,16 @@ def _map(
     """Applies a jitted function to all inputs, in batches of `batch_size` rows.
 
     Raises:
-      UserError: If its results are not finite numbers.
+      UserError: If its results are not finite numbers, or the model was trained with another target
+        prefix than the data have.
     """
+    if tuned.target_prefix not in (None, data.target_prefix):
+        with_sentinel = tuned.target_prefix == SENTINEL
+        raise UserError(
+            f"{data.task}: the model was trained with the target prefix {tuned.target_prefix!r}, "
+            f"and these data have {data.target_prefix!r}; open them with "
+            f"sentinel_targets={with_sentinel}"
+        )
     sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
     for ids in (data.encoder_input_tokens, data.label_tokens):
         check_ids(ids, tuned.model.config.vocab_size)
@@ -121,5 +129,5 @@ def _map(
         fewest_rows=batch_size,
         longest=tokens.shape[1],
     )
-    batches.check_finite(results, tuned.model, tuned.params)
+    batches.check_finite(results, tuned.model, tuned.params, tuned.split.trained)
     return results

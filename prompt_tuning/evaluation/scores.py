@@ -19,7 +19,8 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
 
     Raises:
       UserError: If there are more or fewer predictions than targets, one is no text, a metric is
-        not a number, two have the same name, or there is none.
+        not a number, two have the same name, there is none, or the first one has another name than
+        when the set was measured before.
     """
     if not isinstance(predictions, Predictions):
         raise UserError(
@@ -48,6 +49,13 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
             metrics[str(name)] = _number(value, f"{data.task}: the metric {name!r} of {function}")
     if not metrics:
         raise UserError(f"{data.task}: its metrics returned no number; there is nothing to compare")
+    first, before = next(iter(metrics)), data.first_metric
+    if before and before[0] != first:
+        raise UserError(
+            f"{data.task}: its first metric is {first!r} now and was {before[0]!r} before, so that "
+            "steps cannot be compared; its function must return the same names each time"
+        )
+    before[:] = [first]
     return metrics
 
 

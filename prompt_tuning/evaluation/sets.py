@@ -32,6 +32,7 @@ class EvalSet:
       notes: Lines that a run shows before it starts, such as the share of inputs that are cut.
       rank_memory_gib: Memory in which labels are scored together, on each device that rows are on.
       columns: Further columns of the N rows, by name; empty if none are kept.
+      first_metric: Name of the first metric, by which steps are compared, once it was measured.
 
     Raises:
       UserError: If `rank_memory_gib` is not positive.
@@ -51,6 +52,7 @@ class EvalSet:
     notes: Sequence[str] = ()
     rank_memory_gib: float = RANK_MEMORY_GIB
     columns: Sequence[Mapping[str, Any]] = ()
+    first_metric: list[str] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         rank_bytes(self.rank_memory_gib)

@@ -40,6 +40,7 @@ class TunedModel:
       source: Path of the backbone's weights; "" for random weights.
       sums: Fingerprint sums, by path, of leaves that were converted to int8 or float16 when they
         were read.
+      target_prefix: Text before every target of the training, such as a sentinel; None if unknown.
     """
 
     model: EncoderDecoder
@@ -49,6 +50,7 @@ class TunedModel:
     layout: Layout
     source: str = ""
     sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    target_prefix: str | None = None
 
     @property
     def params(self) -> dict:
@@ -221,4 +223,9 @@ def with_trained(
     saved = card.read(path)
     if saved is not None and saved.checksum:
         card.check_values(saved, path, {name: distributed.to_host(leaves[name]) for name in leaves})
-    return dataclasses.replace(tuned, trained=unflatten(stack(leaves, wanted)))
+    known = None if allow_other_settings or saved is None else saved.trained_with
+    return dataclasses.replace(
+        tuned,
+        trained=unflatten(stack(leaves, wanted)),
+        target_prefix=known.target_prefix if known else None,
+    )

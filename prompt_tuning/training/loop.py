@@ -149,7 +149,7 @@ class Fit:
             `TaskData.train_batches`.
 
         Returns:
-          The model with its trained leaves.
+          The model with its trained leaves, which knows the target prefix of such data.
 
         Raises:
           UserError: If another run uses `model_dir`, the batches end, or a batch lacks an array or
@@ -317,7 +317,8 @@ class _Loop:
         about = self._checkpoints.about
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
         data, batches = _data_of(batches), functools.partial(batches_from, batches)
-        check_target_prefix(tuned.model.config, getattr(data, "target_prefix", ""))
+        self._target_prefix = getattr(data, "target_prefix", None)
+        check_target_prefix(tuned.model.config, self._target_prefix or "")
         further = {**getattr(data, "settings", {}), **further}
         self._described = {**settings.described(tuned), **further}
         # A model that the folder's run returned continues it.
@@ -516,4 +517,6 @@ class _Loop:
         self._log.pause(time.perf_counter() - began)
 
     def _model(self) -> TunedModel:
-        return dataclasses.replace(self._initial, trained=self._state.trained)
+        return dataclasses.replace(
+            self._initial, trained=self._state.trained, target_prefix=self._target_prefix
+        )

@@ -1,5 +1,6 @@
 """Label words that a vocabulary cannot tell apart, and the words that a file's values stand for."""
 
+import contextlib
 import json
 import re
 import warnings
@@ -170,7 +171,7 @@ def test_a_number_that_is_a_word_is_that_word(labels, values, words, tmp_path):
         (("0", "1"), True, "is True, not one of"),
         (("False", "True"), "true", r"is 'true', not one of CLASS_LABELS \('False', 'True'\) nor"),
         (("1", "many"), 0, r"is 0, not one of CLASS_LABELS \('1', 'many'\)$"),
-        (("1", "01"), 1.0, "is 1.0, not one of"),
+        (("1", "01"), 1.0, "is the number 1.0, which several of"),
         (("no", "yes"), 1.0, "is 1.0, not one of"),
         (("9007199254740992", "5"), 9007199254740993, "is 9007199254740993, not one of"),
         (("no", "yes"), "1_0", "is '1_0', not one of"),
@@ -348,3 +349,52 @@ def test_a_warning_of_label_words_of_no_training(words, trained, told):
         warnings.simplefilter("default")
         label_words.warn_of_untrained(words, trained, "p.npy")
     assert len(caught) == bool(told) and all(told in str(each.message) for each in caught)
+
+
+VERSIONS = ("3.1", "3.10", "3.11")
+
+
+@pytest.mark.parametrize(
+    ("value", "words", "expected"),
+    [
+        (3.10, VERSIONS, None),  # which is "3.1" and "3.10"
+        (3.11, VERSIONS, "3.11"),
+        ("3.10", VERSIONS, "3.10"),
+        ("3.1", VERSIONS, "3.1"),
+        (1, ("1", "1.0"), None),
+        (1.0, ("01", "1"), None),
+        (1, ("yes", "no"), None),
+        ("1", ("Yes", "No"), None),
+        (0, ("on", "off"), None),
+        (1, ("TRUE", "FALSE"), None),
+        (1, ("no", "yes"), "yes"),
+        (1, ("entailment", "not_entailment"), "not_entailment"),  # as in GLUE
+        (1, ("positive", "negative"), "negative"),  # with a warning
+        ("yes", ("yes", "no"), "yes"),
+    ],
+)
+def test_numbers_that_no_word_is_certain_for_are_none(value, words, expected):
+    assert label_words.word_of(value, words) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "message"),
+    [
+        (VERSIONS, [3.10], "is the number 3.1, which several of CLASS_LABELS .* as a string"),
+        (("yes", "no"), [1, 0], "write the words in the file"),
+        (("positive", "negative"), [1, 0], "so 0 is 'positive' and 1 'negative'"),
+        (("good", "bad"), ["1", "0"], "so 0 is 'good' and 1 'bad'"),
+        (("negative", "positive"), [1, 0], ""),
+        (("positive", "negative"), ["positive"], ""),
+    ],
+)
+def test_numbers_the_other_way_round_are_told(labels, values, message, tmp_path):
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"text": "t", "label": value}) + "\n" for value in values)
+    )
+    files = TextFiles(train=str(tmp_path / "train.jsonl"), labels=labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = (UserError, UserWarning)
+        with pytest.raises(expected, match=message) if message else contextlib.nullcontext():
+            files.rows("train")

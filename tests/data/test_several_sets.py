@@ -10,6 +10,7 @@ from prompt_tuning import embedded
 from prompt_tuning.data import tasks
 from prompt_tuning.data.files import TextFiles, of_folder
 from prompt_tuning.data.source import task_data
+from prompt_tuning.errors import UserError
 from prompt_tuning.testing import clean_registries
 
 LENGTHS = {"inputs": 16, "targets": 8}
@@ -108,3 +109,19 @@ def test_a_tasks_name_that_is_registered_again(vocabulary):
         target = next(data.train_batches(0))["decoder_target_tokens"][0]
         ids = [*vocabulary.encode(word), vocabulary.eos_id]
         np.testing.assert_array_equal(target[: len(ids)], ids)
+
+
+@pytest.mark.parametrize("kind", ["files", "few-shot", "sentinel", "file task", "text task"])
+def test_a_file_that_is_edited_meanwhile_is_an_error(kind, vocabulary, tmp_path):
+    """Else one object would train on the old rows and evaluate on the new ones."""
+    with clean_registries():
+        data = opened(vocabulary, **options(kind, write(tmp_path, "one"), "one"))
+        next(data.train_batches(0))
+        data.eval_sets("validation")
+        for path in (tmp_path / "validation.jsonl", tmp_path / "rte" / "validation.jsonl"):
+            path.write_text(path.read_text().replace("one 1", "two 1"))
+        with pytest.raises(
+            UserError, match=r"'validation': its examples have changed .* open the data"
+        ):
+            data.eval_sets("validation")
+        opened(vocabulary, **options(kind, tmp_path, "one")).eval_sets("validation")

@@ -1,11 +1,15 @@
 """Evaluation in batches of similar length, and scores over several tasks."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from numpy_prompts import EOS, Alone
 
 from prompt_tuning import decoding
+from prompt_tuning.decoding.batches import check_finite
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import predict
 from prompt_tuning.evaluation.scores import majority, mean_score, most_frequent
 from prompt_tuning.evaluation.sets import EvalSet
@@ -133,3 +137,25 @@ def test_the_most_frequent_target():
 def test_several_tasks_are_compared_by_the_first_metric_of_each():
     scores = [{"rank/f1": 0.5, "rank/accuracy": 0.9}, {"generate/em": 0.1, "generate/f1": 0.7}]
     assert mean_score(scores) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("function", [predict.rank_labels, predict.generate])
+@pytest.mark.parametrize(
+    ("of_training", "of_data", "advice"),
+    [("<extra_id_0>", "", "sentinel_targets=True"), ("", "<extra_id_0>", "sentinel_targets=False")],
+)
+def test_data_without_the_sentinel_of_the_training_are_refused(
+    function, of_training, of_data, advice
+):
+    tuned = dataclasses.replace(model("prefix"), target_prefix=of_training)
+    with pytest.raises(UserError, match=f"with the target prefix .* {advice}"):
+        function(tuned, eval_set(target_prefix=of_data), 4)
+
+
+def test_a_training_that_diverged_is_named():
+    tuned = model("prefix")
+    for path, cause in ((PROMPT_PATH, "trained leaf .* lower LEARNING_RATE"), ("x", "checkpoint")):
+        with pytest.raises(UserError, match=cause):
+            check_finite(
+                np.full(1, np.nan), tuned.model, {path: np.full(2, np.nan)}, tuned.split.trained
+            )

@@ -1,5 +1,6 @@
 """Metrics as users' functions return them."""
 
+import contextlib
 import dataclasses
 import json
 from decimal import Decimal
@@ -146,3 +147,19 @@ def test_names_of_any_length_stay_above_their_column():
     head, _, *rows = text.splitlines()
     assert len(head) == len(rows[0]) == len(rows[1])
     assert rows[0].endswith("0.2500") and head.endswith("a_metric_of_a_long_name")
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ([("f1", "em"), ("em", "f1")], "'em' now and was 'f1' before"),
+        ([("f1",), ("f1",), ("accuracy",)], "'accuracy' now and was 'f1' before"),
+        ([("f1", "em"), ("f1",), ("f1", "recall")], ""),
+    ],
+)
+def test_steps_are_compared_by_one_metric(names, fault):
+    values = iter([dict.fromkeys(each, 0.5) for each in names])
+    data = of_metrics(lambda targets, predictions: next(values))
+    with pytest.raises(UserError, match=fault) if fault else contextlib.nullcontext():
+        for _ in names:
+            measure(data, Predictions(["x", "y"]))

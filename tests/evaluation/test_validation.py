@@ -111,7 +111,9 @@ def test_another_first_metric_does_not_go_on_choosing_the_best_step(tmp_path, mo
     def other(targets, predictions) -> dict[str, float]:
         return {"other": 1.0}
 
-    data = SimpleNamespace(task="a", labels=("x",), targets=["x"], metric_fns=[other])
+    data = SimpleNamespace(
+        task="a", labels=("x",), targets=["x"], metric_fns=[other], first_metric=[]
+    )
     trained = tiny_model(PromptTuning(2)).trained
     with pytest.raises(UserError, match="chooses its best step by 'm', not 'other'; put it first"):
         validation.check_resumes(tmp_path, [data], ("auto",), trained, 0)

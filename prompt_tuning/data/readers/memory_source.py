@@ -1,10 +1,16 @@
 """A SeqIO source of examples in memory."""
 
 import abc
-from collections.abc import Iterable, Sequence
+import hashlib
+import weakref
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 from prompt_tuning.data.quiet import seqio, tf
+from prompt_tuning.errors import UserError
+
+# Of the examples of each source, by split; no attribute, since the token cache describes those.
+_DIGESTS: MutableMapping[seqio.DataSource, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 class MemorySource(seqio.DataSource):
@@ -27,7 +33,7 @@ class MemorySource(seqio.DataSource):
         This is not SeqIO's `num_input_examples`, since SeqIO caches the first shuffled epoch of a
         small split whose size it knows, and repeats that order.
         """
-        return len(tf.data.Dataset.from_tensor_slices(self.columns(split)))
+        return len(self._dataset(split))
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -44,6 +50,22 @@ class MemorySource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_: Any,
     ) -> tf.data.Dataset:
-        """Dataset of a split's examples, reshuffled in each epoch if `shuffle`."""
-        dataset = tf.data.Dataset.from_tensor_slices(self.columns(split))
+        """Dataset of a split's examples, reshuffled in each epoch if `shuffle`.
+
+        Raises:
+          UserError: If the examples are others than when the split was read before.
+        """
+        dataset = self._dataset(split)
         return dataset.shuffle(max(1, len(dataset)), seed=seed) if shuffle else dataset
+
+    def _dataset(self, split: str) -> tf.data.Dataset:
+        columns, digest = self.columns(split), hashlib.sha256()
+        for tensor in tf.nest.flatten(columns, expand_composites=True):
+            digest.update(tf.io.serialize_tensor(tensor).numpy())
+        digests = _DIGESTS.setdefault(self, {})
+        if digests.setdefault(split, digest.hexdigest()) != digest.hexdigest():
+            raise UserError(
+                f"the split {split!r}: its examples have changed since they were first read, as "
+                "those of a file that was edited; open the data again"
+            )
+        return tf.data.Dataset.from_tensor_slices(columns)
