@@ -86,7 +86,7 @@ def changed(path: str, value: float, **config: Any) -> Any:
 def test_a_leaf_that_is_not_finite_is_named(entry, path, value):
     with pytest.raises(UserError) as error:
         ENTRIES[entry](changed(path, value))
-    assert f"its leaf {path} has a NaN or an infinity" in str(error.value)
+    assert f"leaf {path} has a NaN or an infinity" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -35,6 +35,7 @@ from prompt_tuning.testing import clean_registries, random_leaves, tiny_config
 from prompt_tuning.training.loop import Fit
 from prompt_tuning.training.metrics_writer import read_metrics
 from prompt_tuning.training.optim import adafactor
+from prompt_tuning.transformer import vocabulary
 
 CONFIG = tiny_config(vocab_size=preset("demo").vocab_size)
 TOTAL = ParamSplit.of(CONFIG, methods.ModelTuning()).shapes
@@ -211,6 +212,8 @@ def test_the_card(finished, backbone_file):
             tasks=("demo_reviews",),
             lengths={"inputs": 8, "targets": 4},
             text_fields={"demo_reviews": ("text",)},
+            vocabulary=vocabulary.read(embedded.vocabulary()).fingerprint,
+            model=CONFIG.of_model,
         ),
         checksum=card.checksum_of(prompts.load(folder / "prompt_best.safetensors")),
     )
