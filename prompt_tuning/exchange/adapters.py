@@ -101,6 +101,16 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
     return Adaptation({PROMPT_PATH: prompt}, card=saved)
 
 
+def _check_is_t5(saved: Card | None, path: str) -> None:
+    """Checks that leaves are of a T5, if a card says of what: others have other names in PEFT."""
+    model = saved.trained_with.model if saved and saved.trained_with else {}
+    if model and "relative_buckets" not in model:
+        raise UserError(
+            f"--to={path}: PEFT gets leaves of LoRA and IA3 under the names of a T5, and "
+            "these were trained on another family; use --format=trained"
+        )
+
+
 def _check_card(path: epath.Path, saved: Card | None, lora_alpha: float | None) -> None:
     card.check_prefix(path)
     settings = saved.trained_with.settings if saved and saved.trained_with else {}
@@ -126,6 +136,7 @@ def write(path: str, form: str, adaptation: Adaptation) -> None:
         save = peft.save_prompt if form == "peft" else prompts.save
         save(location, adaptation.prompt)
     elif form == "peft":
+        _check_is_t5(adaptation.card, path)
         peft_layers.save(path, adaptation.method, adaptation.leaves)
     else:
         name = type(adaptation.method).__name__

@@ -53,7 +53,7 @@ def check(experiment: Experiment, cells: Sequence[Cell], devices: int | None = N
             try:
                 text = _plan(**planned(step))
             except ValueError as error:
-                raise UserError(f"{where}: {error}") from error
+                raise UserError(f"{where}: {gin_parsing.one_line(error)}") from error
             for names, check_files in _CHECKS.items():
                 to_check.setdefault(_key(names, step), (where, check_files, step))
             trained = next(line for line in text.splitlines() if line.startswith("trained "))

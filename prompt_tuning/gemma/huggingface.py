@@ -1,6 +1,7 @@
 """Names and settings of T5Gemma in Hugging Face transformers."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,6 +107,14 @@ def config_of(path: epath.Path, content: Mapping[str, Any]) -> T5GemmaConfig:
     ends = module.get("eos_token_id", _EOS)
     if _EOS not in (ends if isinstance(ends, list) else [ends]):
         raise CheckpointError(f"{path}: decoder.eos_token_id is {ends!r}; must be {_EOS}")
+    top = content.get("eos_token_id", _EOS)
+    further = {end for each in (ends, top) for end in (each if isinstance(each, list) else [each])}
+    if further != {_EOS}:
+        warnings.warn(
+            f"{path}: eos_token_id is {sorted(further, key=str)}; texts end at {_EOS} alone here: "
+            "give the others as `stop` of Model.generate, or cut the texts",
+            stacklevel=2,
+        )
     return T5GemmaConfig(
         encoder=encoder,
         decoder=decoder,

@@ -9,8 +9,10 @@ import pytest
 
 from prompt_tuning.checkpoint import card, fingerprint, prompts
 from prompt_tuning.checkpoint.card import Card, TrainedWith
-from prompt_tuning.errors import CheckpointError
-from prompt_tuning.methods import FromFile
+from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.exchange import adapters
+from prompt_tuning.families import preset
+from prompt_tuning.methods import FromFile, LoRA
 from prompt_tuning.methods.base import Backbone
 
 CARD = Card(
@@ -209,3 +211,13 @@ def test_other_leaves_in_the_place_of_the_cards(tmp_path):
     assert card.checksum_of(leaves) == card.checksum_of(dict(reversed(leaves.items())))
     others = ({"a/kernel": PROMPT}, {"a/kernel": PROMPT[:2], "b/kernel": PROMPT}, PROMPT)
     assert len({card.checksum_of(each) for each in (leaves, *others)}) == 4
+
+
+def test_lora_is_not_written_for_peft_under_the_names_of_a_t5(tmp_path):
+    card = dataclasses.replace(
+        CARD, trained_with=TrainedWith(model=preset("t5gemma_nano").of_model)
+    )
+    adaptation = adapters.Adaptation({}, LoRA(), card)
+    with pytest.raises(UserError, match="trained on another family; use --format=trained"):
+        adapters.write(str(tmp_path / "adapter"), "peft", adaptation)
+    assert not any(tmp_path.iterdir())

@@ -147,3 +147,13 @@ def test_older_names_of_fields(copied):
     config = families.read(copied)
     assert config.encoder.rope_base == config.decoder.rope_base == 500.0
     assert config.encoder.windowed == (True, False)
+
+
+@pytest.mark.parametrize("place", ["", "decoder"])
+def test_further_end_tokens_are_told(copied, place):
+    path = copied / families.CONFIG
+    content = json.loads(path.read_text())
+    (content[place] if place else content)["eos_token_id"] = [1, 45]
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=r"eos_token_id is \[1, 45\]; texts end at 1 alone"):
+        families.read(copied)
