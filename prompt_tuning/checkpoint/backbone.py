@@ -1,6 +1,8 @@
 """Reads backbone weights by path, from T5X, Hugging Face or our `.safetensors` format."""
 
+import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.fit import Shape, check_fits
 from prompt_tuning.checkpoint.formats import huggingface, safetensors_file, t5x, t5x_orbax
 from prompt_tuning.checkpoint.formats.safetensors_file import Array, Stored
@@ -60,6 +63,37 @@ def check_config(path: epath.PathLike, config: Config) -> None:
       CheckpointError: as `huggingface.check_config`.
     """
     huggingface.check_config(_location(path), config)
+
+
+def fingerprint_of(path: epath.PathLike, config: Config) -> str:
+    """The fingerprint of a backbone's weights; reads all of them, leaf by leaf, once.
+
+    Args:
+      path: checkpoint, as for `load`.
+      config: configuration of the backbone.
+
+    Raises:
+      CheckpointError: as `load`.
+    """
+    return _fingerprint_of(str(path), dataclasses.replace(config, scan_layers=False), _state(path))
+
+
+@functools.lru_cache(8)
+def _fingerprint_of(path: str, config: Config, state: object) -> str:
+    leaves = open_leaves(path, huggingface.shapes_of(config))
+    sums = {
+        name: fingerprint.sum_of(name, jnp.asarray(np.asarray(leaf)))
+        for name, leaf in leaves.items()
+    }
+    return fingerprint.of(leaves, sums)
+
+
+def _state(path: epath.PathLike) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a checkpoint's files on a local disk."""
+    top = os.path.expanduser(os.fspath(path))
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+    stats = ((file, os.stat(file)) for file in files or [top] if os.path.isfile(file))
+    return tuple(sorted((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
 
 
 def open_leaves(path: epath.PathLike, shapes: Mapping[str, Shape]) -> dict[str, Stored]:

@@ -11,9 +11,11 @@ from etils import epath
 
 from prompt_tuning import families
 from prompt_tuning.analysis import learning_curve
+from prompt_tuning.checkpoint import backbone as backbones
 from prompt_tuning.checkpoint import card as cards
 from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table
@@ -83,9 +85,9 @@ def train(
       seed: Seed of the initialisation.
       on_start: Function called with the folder once all settings are checked and before anything is
         written; may return the settings as text, for the cards.
-      measure_again: Whether a finished run is measured again; otherwise its settings are compared,
-        without loading the backbone, and its results are returned if they are of these examples
-        and metrics.
+      measure_again: Whether a finished run is measured again; otherwise its settings and the
+        backbone's fingerprint are compared, without building a model, and its results are returned
+        if they are of these examples and metrics.
 
     Returns:
       The content of `result.json`.
@@ -108,6 +110,7 @@ def train(
             folder,
             fit,
             initial_checkpoint,
+            config,
             lambda: {**fit.described(_outline(config, method, data, layout)), **described},
         )
         if previous is not None and previous.measures(majorities, examples):
@@ -224,16 +227,18 @@ def _result_of_finished(
     folder: epath.Path,
     fit: Fit,
     initial_checkpoint: str,
+    config: Config,
     settings: Callable[[], Mapping[str, Any]],
 ) -> Result | None:
     """The result of a run that took all steps with these settings; None if `train` must look.
 
     Args:
-      folder, fit, initial_checkpoint: As in `train`.
+      folder, fit, initial_checkpoint, config: As in `train`.
       settings: Makes the settings that must be the same.
 
     Raises:
-      CheckpointError: If the run had other settings, and `fit.resume_with_changes` is False.
+      CheckpointError: If the weights at `initial_checkpoint` have changed since; or if the run had
+        other settings, and `fit.resume_with_changes` is False.
     """
     if not Result.exists(folder):
         return None
@@ -246,6 +251,9 @@ def _result_of_finished(
     backbone = checkpoints.backbone_path
     if checkpoints.latest != fit.total_steps or backbone != str(initial_checkpoint or ""):
         return None
+    if backbone:  # what is at its path may be another one by now
+        weights = backbones.fingerprint_of(backbone, config)
+        checkpoints.backbone = Identity(backbone, weights, {})
     fit.history(checkpoints, settings())
     return result
 

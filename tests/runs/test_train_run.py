@@ -297,6 +297,22 @@ def test_a_result_without_a_checkpoint_is_not_trained_again_for_other_examples(
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_backbone_that_was_replaced_at_its_path_is_refused(data, backbone_file, finished):
+    """The old numbers would be shown as those of the new one."""
+    start = {"backbone": backbone_file, "measure_again": False, "on_start": lambda _: 1 / 0}
+    path = Path(backbone_file)
+    content, leaves = path.read_bytes(), {k: np.asarray(v) for k, v in stored(path).items()}
+    assert run(data, finished[0], 4, **start).scores == finished[1].scores
+    try:
+        backbone.save(path, {name: leaf * 2 for name, leaf in leaves.items()}, "float32")
+        with pytest.raises(CheckpointError, match="its weights have changed"):
+            run(data, finished[0], 4, **start)
+        backbone.save(path, leaves, "bfloat16")  # the same one
+        assert run(data, finished[0], 4, **start).scores == finished[1].scores
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
