@@ -61,7 +61,7 @@ def main(
     target = prompts.load(prompt)
     sources = _distinct({path: prompts.load(path) for path in source_files(patterns, prompt)})
     sources = {
-        path: source for path, source in sources.items() if not np.array_equal(source, target)
+        path: source for path, source in sources.items() if not prompts.are_same(source, target)
     }
     if not sources:
         raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
@@ -92,7 +92,9 @@ def _distinct(sources: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keeps one file of each prompt, since a run writes two, which an average would count twice."""
     kept: dict[str, np.ndarray] = {}
     for path, source in sources.items():
-        same = next((other for other, known in kept.items() if np.array_equal(source, known)), None)
+        same = next(
+            (other for other, known in kept.items() if prompts.are_same(source, known)), None
+        )
         if same is None:
             kept[path] = source
         else:

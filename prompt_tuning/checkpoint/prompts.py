@@ -21,6 +21,15 @@ TENSOR = "prompt"
 PROMPT_PATH = "encoder/prompt/prompt/prompt"  # of the leaf in a model, and in a T5X checkpoint
 
 
+def are_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two prompts are one, of which one file may be rounded to float16 or bfloat16."""
+    a, b = (np.asarray(prompt, np.float32) for prompt in (one, other))
+    if a.shape != b.shape:
+        return False
+    error = np.abs(a - b)
+    return bool((error <= 2.0**-8 * np.maximum(np.abs(a), np.abs(b)) + 2.0**-24).all())
+
+
 def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Reads a prompt [P, D] as float32; never unpickles.
 

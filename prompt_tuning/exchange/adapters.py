@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from etils import epath
 
+from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card, prompts
-from prompt_tuning.checkpoint.card import Card
+from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.checkpoint.formats import peft, safetensors_file
 from prompt_tuning.checkpoint.trained import save as save_trained
 from prompt_tuning.errors import UserError
@@ -142,4 +143,28 @@ def write(path: str, form: str, adaptation: Adaptation) -> None:
         name = type(adaptation.method).__name__
         raise UserError(f"--format={form}: {name} has no prompt; use --format=trained or peft")
     is_prompt = adaptation.method is None and form != "trained"
-    card.save(location, adaptation.card, adaptation.prompt if is_prompt else adaptation.leaves)
+    saved = adaptation.card
+    if saved is None and form == "trained" and isinstance(adaptation.method, LoRA):
+        saved = _card_of_lora(adaptation.method)
+    card.save(location, saved, adaptation.prompt if is_prompt else adaptation.leaves)
+
+
+def _card_of_lora(lora: LoRA) -> Card:
+    """A card with the one setting that leaves of unknown origin need besides their shapes."""
+    return Card(
+        backbone="",
+        fingerprint="",
+        d_model=0,
+        task="",
+        method=type(lora).__name__,
+        length=0,
+        placement="",
+        initialisation="",
+        optimizer="",
+        learning_rate=0.0,
+        steps=0,
+        metric={},
+        version=__version__,
+        config="",
+        trained_with=TrainedWith(settings={"LoRA.alpha": lora.alpha}),
+    )

@@ -1,5 +1,6 @@
 """Converts a backbone from one checkpoint format to another, leaf by leaf."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -40,6 +41,13 @@ def convert(
     if path.exists():
         raise UserError(f"--to={target}: already exists; choose another path, or remove it first")
     config = _config(source, model)
+    known = (of_preset.of_model for of_preset in families.PRESETS.values())
+    if form != "huggingface" and config.of_model not in known:
+        warnings.warn(
+            f"--format={form}: has no {families.CONFIG}, and that of {source} is no preset's; read "
+            f"{target} with MODEL_PRESET = the folder of that {families.CONFIG}",
+            stacklevel=2,
+        )
     leaves = backbone.open_leaves(source, huggingface.shapes_of(config))
     written_dtype = np.dtype(dtype or safetensors_file.common_dtype(leaves))
     try:

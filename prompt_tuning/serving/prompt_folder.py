@@ -105,7 +105,7 @@ def _check_distinct(given: Sequence[Any], setting: str) -> None:
     ]
     for i, array in enumerate(arrays):
         for other, name in zip(arrays[:i], names, strict=False):
-            if np.array_equal(np.asarray(array), np.asarray(other)):
+            if prompts.are_same(array, other):
                 raise UserError(
                     f"{setting}: {name} and {names[i]} are the same prompt, whose vote would count "
                     "twice; leave one out"

@@ -422,7 +422,8 @@ def test_t5x_to_theirs_and_back(dtype, tmp_path, monkeypatch):
 
 
 def test_tied_t5x_to_theirs_and_back(saved_tied, tmp_path):
-    convert(saved_tied, tmp_path / "checkpoint_0", "t5x")
+    with pytest.warns(UserWarning, match=r"has no config.json, and that of .* is no preset's"):
+        convert(saved_tied, tmp_path / "checkpoint_0", "t5x")
     checkpoint = t5x.open_checkpoint(tmp_path / "checkpoint_0")
     assert_same(t5x.read_leaves(checkpoint, structs(TIED)), random_leaves(TIED))
     # No preset has this shape, so the config is passed explicitly.

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from prompt_tuning.analysis import sources
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.checkpoint.formats import huggingface, peft
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.exchange import adapters, peft_layers
@@ -387,6 +387,12 @@ def test_trained_leaves_round_trip(tmp_path):
     adaptation = adapters.read(str(theirs))
     adapters.write(str(trained), "trained", adaptation)
     assert str(adaptation).startswith("LORA_RANK = 2, LORA_ALPHA = 3")
+    # The leaves do not say alpha, without which `eval` would answer in another way.
+    card.check_method(trained, "LoRA", {"LoRA.alpha": 3.0, "LoRA.rank": 2})
+    with pytest.raises(CheckpointError, match=r"LoRA.alpha = 3.0, not 16.0"):
+        card.check_method(trained, "LoRA", {"LoRA.alpha": 16.0})
+    with pytest.raises(UserError, match=r"--lora_alpha=2.0: .* was trained with 3.0; give that"):
+        adapters.read(str(trained), lora_alpha=2.0)
     again = adapters.read(str(trained), lora_alpha=3.0)
     assert again.method == adaptation.method
     adapters.write(str(ours), "peft", again)

@@ -1,5 +1,6 @@
 """Prompts from the bytes of one file, as they come over a network."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save
@@ -36,3 +37,19 @@ def test_a_prompt_an_ensemble_and_their_metadata_are_read_as_written():
 def test_what_is_not_a_prompt_is_refused(content, message):
     with pytest.raises(CheckpointError, match=message):
         prompts.from_bytes(content, "reviews")
+
+
+@pytest.mark.parametrize(
+    ("copy", "are_same"),
+    [
+        (lambda prompt: prompt, True),
+        (lambda prompt: prompt.astype(np.float16), True),
+        (lambda prompt: prompt.astype(ml_dtypes.bfloat16), True),
+        (lambda prompt: prompt * 1.01, False),
+        (lambda prompt: prompt[:-1], False),
+        (lambda prompt: -prompt, False),
+    ],
+)
+def test_a_rounded_copy_is_the_same_prompt(copy, are_same):
+    prompt = np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32)
+    assert prompts.are_same(prompt, copy(prompt)) == are_same
