@@ -398,6 +398,9 @@ async def poisson(arguments: argparse.Namespace) -> dict[str, float]:
         await fixed.settled()
         capacity = await closed(ours, arguments, clients, clients, 6 * clients)
         rate = 0.7 * capacity
+        for served in (ours, fixed):  # until every shape is compiled
+            await open_loop(served, arguments, rate, arguments.seconds / 6)
+            await served.settled()
         mine, _ = await open_loop(ours, arguments, rate, arguments.seconds / 2)
         theirs, _ = await open_loop(fixed, arguments, rate, arguments.seconds / 2)
         full_batch = clients / ours.ask("direct")
