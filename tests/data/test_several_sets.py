@@ -67,13 +67,13 @@ def seen(data):
 KINDS = [
     "files",
     "few-shot",
-    "sentinel",
+    pytest.param("sentinel", marks=pytest.mark.slow),
     "bucketed",
     "file task",
-    "mixture",
+    pytest.param("mixture", marks=pytest.mark.slow),
     pytest.param("few-shot mixture", marks=pytest.mark.slow),
     "text task",
-    "few-shot text task",
+    pytest.param("few-shot text task", marks=pytest.mark.slow),
 ]
 
 

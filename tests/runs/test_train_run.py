@@ -397,6 +397,7 @@ def measured(
     )
 
 
+@pytest.mark.slow
 def test_model_tuning(data, backbone_file, tmp_path):
     result = run(
         data,
