@@ -319,8 +319,9 @@ async def closed(
 
 async def warm(served: Served, arguments: argparse.Namespace) -> None:
     """Asks with every number of clients, until every shape is compiled."""
+    parts = [n * arguments.tasks // 16 for n in (2, 4, 6, 8, 12, 16)]
     for _ in range(3):
-        for clients in sorted({1, 2, 3, *(arguments.tasks // n for n in (1, 2, 3, 4, 8))} - {0}):
+        for clients in sorted({1, 2, 3, 4, *parts} - {0}):
             await closed(served, arguments, clients, arguments.tasks, 2 * clients)
         await served.settled()
 
