@@ -346,7 +346,7 @@ def check_model(
         )
     differing = [
         f"{name} = {trained.model[name]!r}, not {value!r}"
-        for name, value in json.loads(json.dumps(dict(model))).items()
+        for name, value in model.items()
         if name in trained.model and trained.model[name] != value
     ]
     if differing:
