@@ -68,34 +68,56 @@ class Draws(flax.struct.PyTreeNode):
 
         def draw() -> Array:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, index)
-            drawn = jax.vmap(jax.random.categorical)(step_keys, self._filtered(logits))
+            drawn = jax.vmap(jax.random.categorical)(step_keys, self.filtered(logits))
             return jnp.where(samples, drawn.astype(jnp.int32), likeliest)
 
         return jax.lax.cond(jnp.any(samples), draw, lambda: likeliest)
 
-    def _filtered(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
+    def filtered(self, logits: Float[Array, "batch vocab"]) -> Float[Array, "batch vocab"]:
         """The logits [B, V] to draw from; -inf for tokens that are left out."""
         logits = logits / jnp.where(self.temperature > 0.0, self.temperature, 1.0)[:, None]
-        filters = ((self.top_k > 0) & (self.top_k < logits.shape[-1])) | (self.top_p < 1.0)
-        least = jax.lax.cond(
-            jnp.any(filters),
-            lambda: self._least_kept(logits),
-            lambda: jnp.full(len(logits), NOTHING),  # saves the sort
-        )
-        return jnp.where(logits < least[:, None], NOTHING, logits)
+        nucleus = self.top_p < 1.0
 
-    def _least_kept(self, logits: Float[Array, "batch vocab"]) -> Float[Array, " batch"]:
-        """The smallest logit [B] that `top_k` and then `top_p` keep."""
-        vocabulary = logits.shape[-1]
-        count = jnp.where(self.top_k > 0, jnp.minimum(self.top_k, vocabulary), vocabulary)
-        falling = jnp.sort(logits, axis=-1, descending=True)
-        last = jnp.take_along_axis(falling, count[:, None] - 1, axis=-1)
-        falling = jnp.where(falling < last, NOTHING, falling)
-        probability = jax.nn.softmax(falling, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        top_p = self.top_p[:, None]
-        kept = ((before < top_p) | (top_p >= 1.0)) & (falling > NOTHING)
-        return jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1)
+        def most_likely_of() -> Array:
+            count = jnp.where(self.top_k > 0, self.top_k.astype(jnp.float32), jnp.inf)
+            return _top(logits, jnp.ones_like(logits), count)
+
+        logits = jax.lax.cond(jnp.any(self.top_k > 0), most_likely_of, lambda: logits)
+        return jax.lax.cond(
+            jnp.any(nucleus),
+            lambda: _top(logits, jax.nn.softmax(logits), jnp.where(nucleus, self.top_p, jnp.inf)),
+            lambda: logits,
+        )
+
+
+def _top(
+    logits: Float[Array, "batch vocab"],
+    weights: Float[Array, "batch vocab"],
+    bound: Float[Array, " batch"],
+) -> Float[Array, "batch vocab"]:
+    """The logits [B, V] above which larger ones weigh less than a bound; -inf for the others.
+
+    The smallest of them is found by halving the range of float32, whose bits are in the order of
+    the numbers; on CPUs that takes a twentieth of the time of sorting the vocabulary.
+    """
+
+    def number(bits: Int[Array, " batch"]) -> Float[Array, " batch"]:
+        magnitude = jnp.int32(0x7FFFFFFF)
+        return jax.lax.bitcast_convert_type(
+            jnp.where(bits < 0, bits ^ magnitude, bits), jnp.float32
+        )
+
+    def halve(_: Int[Array, ""], ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, which does not overflow
+        larger = jnp.sum(weights, axis=-1, where=logits > number(middle)[:, None])
+        is_enough = larger < bound
+        return jnp.where(is_enough, low, middle + 1), jnp.where(is_enough, middle, high)
+
+    infinity = 0x7F800000  # the bits of inf; those of -inf are in the order's place of it
+    ends = jnp.full_like(bound, -infinity - 1, jnp.int32), jnp.full_like(bound, infinity, jnp.int32)
+    least, _ = jax.lax.fori_loop(0, 32, halve, ends)
+    return jnp.where(logits < number(least)[:, None], NOTHING, logits)
 
 
 def keys_of(

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +47,7 @@ _POLICY = {
     "Cache-Control": "no-cache",
 }
 WITHOUT_KEY = frozenset({"/", "/page.js", "/page.css", "/health", "/ready", "/openapi.json"})
+_QUEUED = frozenset({"/v1/classify", "/v1/embeddings", "/v1/completions"})
 _NOT_OFFERED = {
     "/v1/chat/completions": "a T5 has no template for chats; use /v1/completions or /v1/classify",
     "/v1/load_lora_adapter": "no path of the server is taken; PUT the file to /v1/models/NAME",
@@ -70,6 +71,13 @@ def make_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI:
             return service.most_file_bytes
         return service.limits.rows_bytes if path == "/v1/rows" else service.limits.body_bytes
 
+    def admit(headers: Mapping[str, str]) -> None:
+        service.keys.check(headers, "use")
+        try:
+            service.engine.check()
+        except Full as full:
+            raise errors.refusal(full) from None
+
     app = FastAPI(
         title="prompt-tuning",
         version=__version__,
@@ -80,6 +88,8 @@ def make_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI:
                 limits.Limits,
                 most_bytes=most_bytes,
                 seconds=service.limits.body_seconds,
+                queued=_QUEUED,
+                admit=admit,
                 hosts=hosts,
                 on_answer=service.metrics.on_answer,
             )

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +22,8 @@ class Limits:
         *,
         most_bytes: Callable[[str, str], int],
         seconds: float,
+        queued: frozenset[str] = frozenset(),
+        admit: Callable[[Mapping[str, str]], object] = lambda headers: None,
         hosts: frozenset[str] | None = None,
         on_answer: Callable[[str, int], object] = lambda path, status: None,
     ) -> None:
@@ -31,25 +33,33 @@ class Limits:
           app: The app.
           most_bytes: The largest body of a method and a path.
           seconds: Time for a body to arrive.
+          queued: Paths whose POSTs wait in the queue.
+          admit: Called with the headers of each of those before its body is read, by lower-case
+            names; raises `Refused` if it would be refused whatever its body says. Under overload
+            most requests end here, on the cores that compute the others.
           hosts: Names that a request may use for the server, so that no web page reaches it by a
             name of its own; None for any.
           on_answer: Called with the path of the route and the status of each answer.
         """
         self._app, self._most_bytes = app, most_bytes
         self._seconds, self._hosts, self._on_answer = seconds, hosts, on_answer
+        self._queued, self._admit = queued, admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get(b"x-request-id", "")
+        headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in scope["headers"]}
+        is_queued = scope["method"] == "POST" and scope["path"] in self._queued
+        given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "none")
+                route = scope.get("route")
+                unrouted = scope["path"] if is_queued else "none"
+                path = route.path if route is not None else unrouted
                 self._on_answer(path, message["status"])
                 extra = [
                     (b"x-request-id", request_id.encode()),
@@ -59,8 +69,10 @@ class Limits:
             await send(message)
 
         try:
-            self._check_host(headers.get(b"host", ""))
-            body = await self._body(scope, headers.get(b"content-length", ""), receive)
+            self._check_host(headers.get("host", ""))
+            if is_queued:
+                self._admit(headers)
+            body = await self._body(scope, headers.get("content-length", ""), receive)
         except Refused as refused:
             await refused.response()(scope, receive, send_with_id)
             return

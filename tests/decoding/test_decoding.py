@@ -241,6 +241,31 @@ def test_a_batch_samples_some_rows_and_takes_the_most_likely_token_in_others():
     assert (np.asarray(drawn.tokens)[[0, 2]] != np.asarray(greedy.tokens)[[0, 2]]).any(axis=1).all()
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("shift", [-1e4, 0.0, 1e4])
+def test_the_tokens_that_are_kept_are_those_of_sorted_logits(scale, shift):
+    samplings = [Sampling(t, k, p) for t in (0.5, 3.0) for k in (0, 1, 40) for p in (0.2, 0.9, 1.0)]
+    rng = np.random.default_rng(0)
+    logits = (shift + scale * rng.normal(size=(len(samplings), 1000))).astype(np.float32)
+    logits[:, :3] = -np.inf
+    filtered = np.asarray(draws(range(len(logits)), samplings).filtered(jnp.asarray(logits)))
+    for kept, row, sampling in zip(filtered, logits, samplings, strict=True):
+        shifted = row.astype(np.float64) - row.max()
+        expected = distribution(shifted, sampling)
+        least = row[expected > 0].min()  # ties with the last one are kept
+        differs = (kept > -np.inf) ^ (row >= least)
+        # Rounding may move the end of the kept tokens by some of those that are as likely.
+        assert distribution(shifted, Sampling(sampling.temperature))[differs].sum() < 1e-4
+        expected_logits = (row / sampling.temperature)[kept > -np.inf]
+        np.testing.assert_allclose(kept[kept > -np.inf], expected_logits, rtol=1e-6)
+
+
+def test_ties_with_the_last_token_that_is_kept_are_kept():
+    logits = jnp.array([[0.0, 1.0, 1.0, -0.0, 1.0, -1.0], [0.0, -0.0, -1.0, -2.0, -3.0, -4.0]])
+    kept = draws([0, 1], [Sampling(top_k=2), Sampling(top_k=1)]).filtered(logits) > -jnp.inf
+    assert np.asarray(kept).tolist() == [[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]]
+
+
 def check_counts(drawn: np.ndarray, expected: np.ndarray) -> None:
     counts = np.bincount(drawn, minlength=V)
     possible = expected > 0

@@ -321,10 +321,16 @@ def test_a_full_queue_refuses_and_says_when_to_return():
                     asyncio.create_task(http.post("/v1/classify", json=body)) for _ in range(6)
                 ]
                 await asyncio.sleep(0.3)
+                asking.append(asyncio.create_task(http.post("/v1/classify", json=body)))
+                await asyncio.sleep(0.1)  # it waits: one before it runs, the others are refused
+                unread = await http.post("/v1/completions", content=b"not JSON")
+                metrics = (await http.get("/metrics")).text
                 device.gate.set()
-                return await asyncio.gather(*asking)
+                return await asyncio.gather(*asking), unread, metrics
 
-        answers = run(flood())
+        answers, unread, metrics = run(flood())
+        assert unread.status_code == 429  # whatever the body says
+        assert '{code="429",endpoint="/v1/completions"}' in metrics
         statuses = [answer.status_code for answer in answers]
         assert set(statuses) == {200, 429}, statuses
         refused = next(answer for answer in answers if answer.status_code == 429)
