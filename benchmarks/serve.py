@@ -26,6 +26,7 @@ from typing import Any
 import httpx
 import numpy as np
 import steps
+import uvloop
 
 from prompt_tuning import Model, sharding
 from prompt_tuning.checkpoint import prompts
@@ -64,7 +65,8 @@ def main() -> None:
     if arguments.smoke:
         arguments.tasks, arguments.turns, arguments.seconds, arguments.requests = 4, 1, 1.0, 40
         arguments.prompt, arguments.input = 4, 8
-    steps.report(arguments, lambda arguments: asyncio.run(measure(arguments)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        steps.report(arguments, lambda arguments: runner.run(measure(arguments)))
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, float]:
@@ -302,14 +304,19 @@ async def complete(
 
 
 async def closed(
-    served: Served, arguments: argparse.Namespace, clients: int, tasks: int, count: int
+    served: Served,
+    arguments: argparse.Namespace,
+    clients: int,
+    tasks: int,
+    count: int,
+    **more: Any,
 ) -> float:
     """Requests per second of clients that each ask one after another."""
 
     async def client(number: int) -> None:
         for i in range(count // clients):
             asked = (number + i * clients) % tasks
-            response = await complete(served, arguments, number, asked)
+            response = await complete(served, arguments, number, asked, **more)
             assert response.status_code == 200, response.text
 
     start = time.perf_counter()
@@ -317,12 +324,12 @@ async def closed(
     return count // clients * clients / (time.perf_counter() - start)
 
 
-async def warm(served: Served, arguments: argparse.Namespace) -> None:
+async def warm(served: Served, arguments: argparse.Namespace, **more: Any) -> None:
     """Asks with every number of clients, until every shape is compiled."""
     parts = [n * arguments.tasks // 16 for n in (2, 4, 6, 8, 12, 16)]
     for _ in range(3):
         for clients in sorted({1, 2, 3, 4, *parts} - {0}):
-            await closed(served, arguments, clients, arguments.tasks, 2 * clients)
+            await closed(served, arguments, clients, arguments.tasks, 2 * clients, **more)
         await served.settled()
 
 
@@ -489,16 +496,21 @@ async def overload(arguments: argparse.Namespace) -> dict[str, float]:
     clients = arguments.tasks
     async with Served(arguments) as served:
         await warm(served, arguments)
-        capacity = await closed(served, arguments, clients, clients, 6 * clients)
-        await open_loop(served, arguments, 4 * capacity, arguments.seconds / 3)  # fills the queue
+        full = TURNS * clients
+        capacity = [await closed(served, arguments, clients, clients, full)]
+        offered = 4 * capacity[0]
+        await open_loop(served, arguments, offered, arguments.seconds / 3)  # fills the queue
         before, start = served.resident, time.perf_counter()
-        latencies, statuses = await open_loop(served, arguments, 4 * capacity, arguments.seconds)
+        latencies, statuses = await open_loop(served, arguments, offered, arguments.seconds)
         good = len(latencies) / (time.perf_counter() - start)
+        grown = served.resident / before
+        capacity.append(await closed(served, arguments, clients, clients, full))
         return {
-            "overload_goodput": good / capacity,
+            "overload_requests_per_second": good,
+            "overload_goodput": good / statistics.mean(capacity),
             "overload_other_statuses": sum(statuses.values()) - statuses[200] - statuses[429],
             "overload_refused": statuses[429] / sum(statuses.values()),
-            "overload_memory": served.resident / before,
+            "overload_memory": grown,
             "overload_p99_seconds": quantile(latencies, 0.99),
         }
 
@@ -507,6 +519,7 @@ async def random_settings(arguments: argparse.Namespace) -> dict[str, float]:
     rng, clients = np.random.default_rng(3), arguments.tasks
     async with Served(arguments) as served:
         await warm(served, arguments)
+        await warm(served, arguments, max_tokens=16)
         left = deque(range(arguments.requests))
         mark = arguments.requests // 10
         state: dict[str, float] = {}
