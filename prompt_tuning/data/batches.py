@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.data import label_words, tasks
+from prompt_tuning.data import label_words
 from prompt_tuning.data.batching.bucketing import pad_ids
 from prompt_tuning.data.batching.packing import Example
 from prompt_tuning.data.batching.settings import FEATURES, Batching, check_lengths
@@ -38,6 +38,7 @@ from prompt_tuning.data.tasks import (
     Provider,
     RowSource,
     decode,
+    fingerprint,
     hidden_splits,
     labels_of,
     parts,
@@ -160,14 +161,13 @@ class TaskData:
         return {
             task.name: words_of(task)
             for task in parts(self.provider)
-            if isinstance(task.source, RowSource)
-            and any(row.by_number for split in task.splits for row in task.source.rows(split))
+            if _is_by_number(task, task.splits)
         }
 
     @functools.cached_property
     def vocabulary_fingerprint(self) -> str:
         """What cards record of the vocabulary; "" if it is neither SentencePiece's nor bytes."""
-        return tasks.fingerprint(self.provider.output_features["inputs"].vocabulary)
+        return fingerprint(self.provider.output_features["inputs"].vocabulary)
 
     def as_trained(self, lengths: Mapping[str, int], target_prefix: str) -> "TaskData":
         """The data to evaluate on, with the lengths and the target prefix of a training."""
@@ -432,6 +432,9 @@ class TaskData:
             ),
             rank_memory_gib=self.rank_memory_gib,
             columns=[json.loads(e[COLUMNS]) for e in examples if COLUMNS in e],
+            labels_by_number=functools.partial(_is_by_number, task, (split,)),
+            text_fields=text_fields(task),
+            vocabulary=fingerprint(feature.vocabulary),
         )
         return self.transform(self, eval_set) if self.transform else eval_set
 
@@ -497,6 +500,13 @@ class TaskData:
     def _whole(self, target: str) -> str:
         """A target as the model is trained to write it."""
         return label_words.with_prefix(self.target_prefix, target)
+
+
+def _is_by_number(task: seqio.Task, splits: Iterable[str]) -> bool:
+    """Whether files of these splits give labels as numbers; reads them."""
+    return isinstance(task.source, RowSource) and any(
+        row.by_number for split in splits for row in task.source.rows(split)
+    )
 
 
 def _sample_notes(where: str, taken: int, count: int) -> list[str]:

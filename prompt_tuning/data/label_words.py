@@ -100,26 +100,6 @@ def check_ids(
         )
 
 
-def warn_of_untrained(words: Sequence[str], trained: Sequence[str], where: str) -> None:
-    """Warns of label words that a prompt was not trained on.
-
-    Words of a subset, another language or a larger task may be meant, so they are not refused.
-
-    Args:
-      words: Label words to answer with.
-      trained: Label words of the training; empty if no card says them.
-      where: What the warning begins with.
-    """
-    known = {_normal(word) for word in trained}
-    others = [word for word in words if _normal(word) not in known]
-    if trained and others:
-        warnings.warn(
-            f"{where}: was trained on the label words {', '.join(map(repr, trained))}, not on "
-            f"{', '.join(map(repr, others))}, which it is asked for",
-            stacklevel=3,
-        )
-
-
 def word_of(value: Any, words: Sequence[str], *, numbered: bool = False) -> str | None:
     """The label word that the value of a file's field stands for; None if it stands for none.
 

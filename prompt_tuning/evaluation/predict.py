@@ -1,7 +1,7 @@
 """Predictions of a tuned model: by rank classification over the labels, or by generation."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from prompt_tuning import decoding, sharding
+from prompt_tuning.checkpoint import card, trained_data
 from prompt_tuning.decoding import batches
 from prompt_tuning.decoding.step import Decoded
 from prompt_tuning.errors import UserError
@@ -64,6 +65,42 @@ def predictors_for(data: EvalSet, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(default if name == AUTO else name for name in names))
 
 
+def check_as_trained(tuned: TunedModel, data: EvalSet) -> None:
+    """Checks that data agree with what is known of a model's training.
+
+    Raises:
+      UserError: If the training had another target prefix, the same text fields in another order,
+        or the labels in another order and the data's files number them.
+      CheckpointError: If it had another vocabulary.
+    """
+    training, where = tuned.trained_with, "the model"
+    prefix = training.target_prefix if training else _prefix(tuned.first_tokens, data)
+    if prefix not in (None, data.target_prefix):
+        raise UserError(
+            f"{data.task}: {where} was trained with the target prefix {prefix!r}, and these data "
+            f"have {data.target_prefix!r}; open them with sentinel_targets={prefix == SENTINEL}"
+        )
+    if training is None:
+        return
+    card.check_model(training, where, vocabulary=data.vocabulary)
+    numbered = {data.task: data.labels}
+    trained_data.check_labels(
+        data.labels, training.labels, where, lambda: numbered if data.labels_by_number() else {}
+    )
+    fields = {data.task: data.text_fields} if data.text_fields else {}
+    trained_data.check_text_fields(fields, training.text_fields, where)
+
+
+def _prefix(first_tokens: Collection[int], data: EvalSet) -> str | None:
+    """The prefix of targets that begin with these tokens; None if there are none."""
+    if not first_tokens:
+        return None
+    texts = {data.decode([token]).strip() for token in first_tokens}
+    if data.target_prefix:  # which `decode` leaves out
+        return data.target_prefix if texts == {""} else ""
+    return SENTINEL if texts == {SENTINEL} else ""
+
+
 @functools.partial(jax.jit, static_argnames=("model", "most_bytes"))
 def _rank(
     model: EncoderDecoder,
@@ -100,16 +137,9 @@ def _map(
     """Applies a jitted function to all inputs, in batches of `batch_size` rows.
 
     Raises:
-      UserError: If its results are not finite numbers, or the model was trained with another target
-        prefix than the data have.
+      UserError: If its results are not finite numbers, or as `check_as_trained`.
     """
-    if tuned.target_prefix not in (None, data.target_prefix):
-        with_sentinel = tuned.target_prefix == SENTINEL
-        raise UserError(
-            f"{data.task}: the model was trained with the target prefix {tuned.target_prefix!r}, "
-            f"and these data have {data.target_prefix!r}; open them with "
-            f"sentinel_targets={with_sentinel}"
-        )
+    check_as_trained(tuned, data)
     sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
     for ids in (data.encoder_input_tokens, data.label_tokens):
         check_ids(ids, tuned.model.config.vocab_size)

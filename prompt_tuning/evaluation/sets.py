@@ -32,6 +32,10 @@ class EvalSet:
       notes: Lines that a run shows before it starts, such as the share of inputs that are cut.
       rank_memory_gib: Memory in which labels are scored together, on each device that rows are on.
       columns: Further columns of the N rows, by name; empty if none are kept.
+      labels_by_number: Whether files give the labels as numbers, so that the order of the words
+        counts; a function, since it may read them.
+      text_fields: Fields of a file that the inputs are joined from; empty for other tasks.
+      vocabulary: `transformer.vocabulary.fingerprint_of` its pieces; "" if unknown.
       first_metric: Name of the first metric, by which steps are compared, once it was measured.
 
     Raises:
@@ -52,6 +56,9 @@ class EvalSet:
     notes: Sequence[str] = ()
     rank_memory_gib: float = RANK_MEMORY_GIB
     columns: Sequence[Mapping[str, Any]] = ()
+    labels_by_number: Callable[[], bool] = lambda: False
+    text_fields: Sequence[str] = ()
+    vocabulary: str = ""
     first_metric: list[str] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -54,3 +54,10 @@ def with_prompt(
         ]
         return dataclasses.replace(method, methods=parts)
     return method
+
+
+def prompt_start(method: Method) -> FromFile | None:
+    """The initialiser of a method, or of a part of it, that reads a prompt file; None for none."""
+    parts = getattr(method, "methods", (method,))
+    starts = [getattr(part, "initializer", None) for part in parts]
+    return next((start for start in starts if isinstance(start, FromFile)), None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,10 +14,12 @@ from etils import epath
 
 from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
+from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.errors import CheckpointError, whole_number
 from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
+from prompt_tuning.methods.prompt_file import prompt_start
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime import distributed
 from prompt_tuning.sharding import Layout
@@ -40,7 +43,10 @@ class TunedModel:
       source: Path of the backbone's weights; "" for random weights.
       sums: Fingerprint sums, by path, of leaves that were converted to int8 or float16 when they
         were read.
-      target_prefix: Text before every target of the training, such as a sentinel; None if unknown.
+      trained_with: What the leaves were trained with, as a card or the data of `fit` say; data to
+        answer on are compared with it. None if unknown, or not to be compared.
+      first_tokens: First tokens of the targets that the leaves were trained on, where no more is
+        known of them.
     """
 
     model: EncoderDecoder
@@ -50,7 +56,8 @@ class TunedModel:
     layout: Layout
     source: str = ""
     sums: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    target_prefix: str | None = None
+    trained_with: TrainedWith | None = None
+    first_tokens: frozenset[int] = frozenset()
 
     @property
     def params(self) -> dict:
@@ -128,7 +135,31 @@ def initialize(
     for path, value in values.items():
         leaves[path] = sharding.place(np.asarray(value, np.float32), shardings[path])
     trained, frozen = split.split(unflatten(leaves))
-    return TunedModel(model, split, trained, frozen, layout, str(checkpoint or ""), sums)
+    return TunedModel(
+        model, split, trained, frozen, layout, str(checkpoint or ""), sums, _start_of(method)
+    )
+
+
+def _start_of(method: Method) -> TrainedWith | None:
+    """What the prompt that a method starts from was trained with; warns if it stood elsewhere."""
+    start = prompt_start(method)
+    saved = card.read(start.path) if start else None
+    if start is None or saved is None:
+        return None
+    placement = method.said("placement") or "prefix"
+    if saved.placement not in ("", placement):
+        warnings.warn(
+            f"{start.path}: was trained as {saved.placement!r}, and stands as {placement!r} here",
+            stacklevel=3,
+        )
+    return _compared(saved, start.allow_other_backbone)
+
+
+def _compared(saved: Card | None, allow_other_backbone: bool) -> TrainedWith | None:
+    """What data are compared with, of what a card says."""
+    if saved is None or saved.trained_with is None or not allow_other_backbone:
+        return saved.trained_with if saved else None
+    return dataclasses.replace(saved.trained_with, vocabulary="", model={})
 
 
 def _read(
@@ -203,6 +234,8 @@ def with_trained(
 ) -> TunedModel:
     """Returns `tuned` with trained leaves from a file of `checkpoint.trained`, onto their shards.
 
+    The model answers only on data that agree with the file's card, unless `allow_other_settings`.
+
     Raises:
       CheckpointError: If the file's leaves are not the trained leaves of this model, or its card
         names another backbone, or other settings of the method, that are not allowed.
@@ -223,9 +256,9 @@ def with_trained(
     saved = card.read(path)
     if saved is not None and saved.checksum:
         card.check_values(saved, path, {name: distributed.to_host(leaves[name]) for name in leaves})
-    known = None if allow_other_settings or saved is None else saved.trained_with
     return dataclasses.replace(
         tuned,
         trained=unflatten(stack(leaves, wanted)),
-        target_prefix=known.target_prefix if known else None,
+        trained_with=None if allow_other_settings else _compared(saved, allow_other_backbone),
+        first_tokens=frozenset(),
     )

@@ -1,17 +1,13 @@
 """What the card of a trained file decides: labels, tasks, lengths and sentinel of the training."""
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-
 from prompt_tuning.checkpoint import card as cards
+from prompt_tuning.checkpoint import trained_data
 from prompt_tuning.checkpoint.card import TrainedWith
-from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.methods.base import Method
+from prompt_tuning.methods.prompt_file import prompt_start
 from prompt_tuning.runs.data_protocol import Data
-from prompt_tuning.runs.loading import prompt_start
-from prompt_tuning.serving.prompt_folder import plain_name
 
 
 def as_trained(
@@ -31,7 +27,7 @@ def as_trained(
     Raises:
       UserError: If the placement of a prompt is another one, targets have a sentinel that the
         training did not have, a method with parameters for each label word has none for one, or as
-        `check_text_fields`.
+        `check_data`.
       CheckpointError: As `card.read`.
     """
     true_or_false("ALLOW_OTHER_SETTINGS", allow_other_settings)
@@ -70,62 +66,10 @@ def check_data(data: Data, training: TrainedWith, path: str) -> None:
     """Checks labels and inputs against those of a training, from the card of `path`.
 
     Raises:
-      UserError: As `check_text_fields`; also if files give labels as numbers, and CLASS_LABELS has
-        the words of the training in another order.
+      UserError: As `trained_data.check_labels` and `trained_data.check_text_fields`.
     """
-    label_words.warn_of_untrained(data.labels, training.labels, path)
-    check_text_fields(data.text_fields, training.text_fields, path)
-    trained = list(map(composed, training.labels))
-    if _in_order(map(composed, data.labels), trained):
-        return  # words in the order of the training, before files are read again
-    for task, words in data.labels_by_number.items():
-        if not _in_order(map(composed, words), trained):
-            raise UserError(
-                f"CLASS_LABELS = {list(words)!r}: {path} was trained on {list(training.labels)!r}, "
-                f"and the files of {task!r} give labels as numbers, which are indices into them; "
-                "give the words in the order of the training, or set ALLOW_OTHER_SETTINGS = True "
-                "if the numbers of these files mean other words"
-            )
-
-
-def _in_order(words: Iterable[str], trained: Sequence[str]) -> bool:
-    """Whether those words that were trained are in the order of the training."""
-    places = [trained.index(word) for word in words if word in trained]
-    return places == sorted(places)
-
-
-def check_text_fields(
-    fields: Mapping[str, Sequence[str]], trained: Mapping[str, Sequence[str]], path: str
-) -> None:
-    """Checks that inputs are joined from the fields of the training; warns of other ones.
-
-    Another data set may name its fields differently, so other names are not refused.
-
-    Args:
-      fields: Fields of each task of files that is answered on.
-      trained: Those of the training, from the card of `path`.
-      path: Path of the trained leaves.
-
-    Raises:
-      UserError: If they are the same fields in another order.
-    """
-    trained = {plain_name(task): names for task, names in trained.items()}
-    only = next(iter(trained.values())) if len(trained) == 1 else ()
-    for task, now in fields.items():
-        before = trained.get(plain_name(task), only)
-        now, before = (tuple(map(composed, names)) for names in (now, before))
-        if not before or now == before or len(now) == len(before) == 1:
-            continue
-        if sorted(now) == sorted(before):
-            raise UserError(
-                f"TEXT_FIELD = {list(now)!r}: {path} was trained on {list(before)!r}, in this "
-                "order; give them so, or set ALLOW_OTHER_SETTINGS = True"
-            )
-        warnings.warn(
-            f"{path}: was trained on inputs of the fields {list(before)!r}, not of {list(now)!r}, "
-            "whose names are part of the text",
-            stacklevel=3,
-        )
+    trained_data.check_labels(data.labels, training.labels, path, lambda: data.labels_by_number)
+    trained_data.check_text_fields(data.text_fields, training.text_fields, path)
 
 
 def _of_training(method: Method, data: Data, training: TrainedWith, path: str) -> Method:

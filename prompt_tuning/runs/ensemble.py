@@ -87,7 +87,7 @@ def _as_trained(data: Data, prompt_files: Sequence[str]) -> Data:
     """The data with the input length of the prompts' cards if that is not the longer one.
 
     Raises:
-      UserError: As `prompt_folder.trained_with` and `check_text_fields`.
+      UserError: As `prompt_folder.trained_with` and `check_data`.
     """
     training = prompt_folder.trained_with(prompt_files, "PROMPT_FILES")
     if training is None:

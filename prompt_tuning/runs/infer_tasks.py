@@ -6,11 +6,11 @@ from typing import Any
 from etils import epath
 
 from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint.trained_data import check_text_fields
 from prompt_tuning.data.files import TEXT_NAME
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
 from prompt_tuning.runs import checks
-from prompt_tuning.runs.as_trained import check_text_fields
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.answers import Classification

@@ -1,10 +1,12 @@
 """Loading of the model that a command works on."""
 
+import dataclasses
+
 from prompt_tuning.checkpoint import card
 from prompt_tuning.errors import true_or_false
 from prompt_tuning.families import check_target_prefix
-from prompt_tuning.methods import FromFile
 from prompt_tuning.methods.base import Method
+from prompt_tuning.methods.prompt_file import prompt_start
 from prompt_tuning.model.tuned import TunedModel, initialize, with_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.sharding import Layout
@@ -56,13 +58,7 @@ def load(
         labels=data.labels,
     )
     check_size(data.vocabulary_size, config.vocab_size)
-    if not trained_file:
-        return tuned
-    return with_trained(tuned, trained_file, allow_other_backbone, allow_other_settings)
-
-
-def prompt_start(method: Method) -> FromFile | None:
-    """The initialiser of a method, or of a part of it, that reads a prompt file; None for none."""
-    parts = getattr(method, "methods", (method,))
-    starts = [getattr(part, "initializer", None) for part in parts]
-    return next((start for start in starts if isinstance(start, FromFile)), None)
+    if trained_file:
+        tuned = with_trained(tuned, trained_file, allow_other_backbone, allow_other_settings)
+    # Commands that answer have followed the card (`as_trained`), or were told not to.
+    return dataclasses.replace(tuned, trained_with=None)

@@ -11,7 +11,7 @@ from etils import epath
 from jax import Array
 
 from prompt_tuning import embedded, sharding
-from prompt_tuning.checkpoint import card, fingerprint
+from prompt_tuning.checkpoint import card, fingerprint, trained_data
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed
@@ -187,7 +187,7 @@ class Model:
         arrays = {name: [self._prompt_array(part) for part in parts]}
         words = {name: checked_labels(name, labels, self.vocabulary)}
         trained_with = self._trained_with(name, parts, target_prefix, trained_with)
-        label_words.warn_of_untrained(words[name], trained_with.labels, f"task {name!r}")
+        trained_data.warn_of_untrained(words[name], trained_with.labels, f"task {name!r}")
         self._add(arrays, words, {name: trained_with}, replace=replace)
 
     def add_tasks(self, folder: epath.PathLike) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ class Model:
         }
         trained_with = {task: self._trained_with(task, paths) for task, paths in files.items()}
         for task, training in trained_with.items():
-            label_words.warn_of_untrained(words[task], training.labels, f"task {task!r}")
+            trained_data.warn_of_untrained(words[task], training.labels, f"task {task!r}")
         self._add(arrays, words, trained_with)
         return tuple(files)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from etils import epath
 from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.checkpoint.formats import peft
+from prompt_tuning.checkpoint.trained_data import plain_name
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError
 
@@ -110,11 +110,6 @@ def _check_distinct(given: Sequence[Any], setting: str) -> None:
                     f"{setting}: {name} and {names[i]} are the same prompt, whose vote would count "
                     "twice; leave one out"
                 )
-
-
-def plain_name(task: str) -> str:
-    """The name of a task without those of its variants: few examples, a sentinel."""
-    return re.sub(r"(_sentinel)?(_\d+shot_seed\d+)?$", "", task)
 
 
 def _kind(prompt: Any) -> str:

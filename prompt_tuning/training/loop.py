@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
 from prompt_tuning.errors import (
@@ -27,6 +28,7 @@ from prompt_tuning.errors import (
     whole_number,
 )
 from prompt_tuning.families import check_target_prefix
+from prompt_tuning.methods.base import Method
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runtime.lock import only_run
@@ -149,7 +151,9 @@ class Fit:
             `TaskData.train_batches`.
 
         Returns:
-          The model with its trained leaves, which knows the target prefix of such data.
+          The model with its trained leaves, which knows what it was trained with, so that it does
+          not answer on data that disagree: all of it if `batches` is such a method, else whether
+          targets begin with a sentinel.
 
         Raises:
           UserError: If another run uses `model_dir`, the batches end, or a batch lacks an array or
@@ -296,6 +300,23 @@ def _data_of(batches: Batches) -> Any:
     return getattr(batches, "__self__", None)
 
 
+def _trained_with(data: Any, tuned: TunedModel) -> TrainedWith | None:
+    """What a card would say of a training on these data, as `runs.data_protocol.Data` has it."""
+    if not hasattr(data, "target_prefix"):
+        return None
+    return TrainedWith(
+        settings=cast(Method, tuned.model.sites).settings,
+        # Those of a mixture do not say the order of each task's.
+        labels=data.labels if len(data.tasks) == 1 else (),
+        tasks=tuple(data.tasks),
+        lengths=dict(data.lengths),
+        target_prefix=data.target_prefix,
+        text_fields=dict(data.text_fields),
+        vocabulary=data.vocabulary_fingerprint,
+        model=tuned.model.config.of_model,
+    )
+
+
 class _Loop:
     """One run of `Fit`: its state, and what happens before, in and after each step."""
 
@@ -317,8 +338,8 @@ class _Loop:
         about = self._checkpoints.about
         self._examples, self._rows = about.get("examples", 0), {*about.get("rows", ())}
         data, batches = _data_of(batches), functools.partial(batches_from, batches)
-        self._target_prefix = getattr(data, "target_prefix", None)
-        check_target_prefix(tuned.model.config, self._target_prefix or "")
+        self._trained_with, self._first_tokens = _trained_with(data, tuned), frozenset[int]()
+        check_target_prefix(tuned.model.config, getattr(data, "target_prefix", ""))
         further = {**getattr(data, "settings", {}), **further}
         self._described = {**settings.described(tuned), **further}
         # A model that the folder's run returned continues it.
@@ -376,6 +397,12 @@ class _Loop:
             if first is not None:
                 host_batches = itertools.chain([first], host_batches)
                 current["BATCH_SIZE"] = len(first["encoder_input_tokens"])
+        if self._trained_with is None:
+            first = next(host_batches, None)
+            if first is not None:
+                host_batches = itertools.chain([first], host_batches)
+                tokens = np.asarray(first["decoder_target_tokens"])[:, 0]
+                self._first_tokens = frozenset(tokens[tokens != 0].tolist())
         self._changes = self._settings.history(self._checkpoints, current)
         # After a change of the data a step is another number of examples, so these are counted.
         names = current.keys() & {*of_data, "BATCH_SIZE", run_settings.FIRST_BATCH}
@@ -518,5 +545,8 @@ class _Loop:
 
     def _model(self) -> TunedModel:
         return dataclasses.replace(
-            self._initial, trained=self._state.trained, target_prefix=self._target_prefix
+            self._initial,
+            trained=self._state.trained,
+            trained_with=self._trained_with,
+            first_tokens=self._first_tokens,
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import embedded, serving
+from prompt_tuning.checkpoint import trained_data
 from prompt_tuning.data import label_words, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import Row, TextFiles, of_folder
@@ -347,7 +348,7 @@ def test_label_words_of_a_registered_task(labels, vocabulary):
 def test_a_warning_of_label_words_of_no_training(words, trained, told):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        label_words.warn_of_untrained(words, trained, "p.npy")
+        trained_data.warn_of_untrained(words, trained, "p.npy")
     assert len(caught) == bool(told) and all(told in str(each.message) for each in caught)
 
 

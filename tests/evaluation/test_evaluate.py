@@ -8,8 +8,9 @@ import pytest
 from numpy_prompts import EOS, Alone
 
 from prompt_tuning import decoding
+from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.decoding.batches import check_finite
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.evaluation import predict
 from prompt_tuning.evaluation.scores import majority, mean_score, most_frequent
 from prompt_tuning.evaluation.sets import EvalSet
@@ -147,9 +148,77 @@ def test_several_tasks_are_compared_by_the_first_metric_of_each():
 def test_data_without_the_sentinel_of_the_training_are_refused(
     function, of_training, of_data, advice
 ):
-    tuned = dataclasses.replace(model("prefix"), target_prefix=of_training)
+    tuned = dataclasses.replace(
+        model("prefix"), trained_with=TrainedWith(target_prefix=of_training)
+    )
     with pytest.raises(UserError, match=f"with the target prefix .* {advice}"):
         function(tuned, eval_set(target_prefix=of_data), 4)
+
+
+ABC = ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("trained", "data", "message"),
+    [
+        ({"labels": ("b", "a", "c")}, {}, "was trained on .*, and the files of 'a_task'"),
+        ({"labels": ("c", "a", "b")}, {"labels": ("a", "c")}, "was trained on .*, and the files"),
+        ({"labels": ABC}, {"labels": ("c", "b", "a")}, "was trained on .* give labels as numbers"),
+        ({"labels": ("b", "a", "c")}, {"labels_by_number": lambda: False}, ""),
+        ({"labels": ABC}, {"labels": ("a", "c")}, ""),
+        ({"labels": (*ABC, "d")}, {}, ""),
+        ({"labels": ()}, {}, ""),
+        ({"text_fields": {"a_task": ("x", "y")}}, {"text_fields": ("y", "x")}, "^TEXT_FIELD = "),
+        ({"text_fields": {"other": ("x", "y")}}, {"text_fields": ("y", "x")}, "^TEXT_FIELD = "),
+        ({"text_fields": {"a_task": ("x", "y")}}, {"text_fields": ("x", "y")}, ""),
+        ({"vocabulary": "0f"}, {"vocabulary": "f0"}, "with the vocabulary 0f, but this one is f0"),
+        ({"vocabulary": "0f"}, {"vocabulary": "0f"}, ""),
+        ({"vocabulary": "0f"}, {"vocabulary": ""}, ""),
+    ],
+)
+def test_a_model_answers_as_it_was_trained(trained, data, message):
+    tuned = dataclasses.replace(model("prefix"), trained_with=TrainedWith(**trained))
+    data = eval_set(**{"labels_by_number": lambda: True, **data})
+    if not message:
+        predict.check_as_trained(tuned, data)
+        return
+    with pytest.raises((UserError, CheckpointError), match=message) as error:
+        predict.rank_labels(tuned, data, 4)
+    assert "\n" not in str(error.value)
+
+
+def test_a_warning_of_labels_that_a_model_was_not_trained_on():
+    tuned = dataclasses.replace(model("prefix"), trained_with=TrainedWith(labels=("a", "b")))
+    with pytest.warns(UserWarning, match="^the model: was trained .*, not on 'c'"):
+        predict.check_as_trained(tuned, eval_set())
+
+
+PIECES = {5: "fine", 6: "bad", 9: "<extra_id_0>"}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "of_data", "told"),
+    [
+        ({9}, "", "with the target prefix '<extra_id_0>', and these data have ''"),
+        ({5, 6}, "<extra_id_0>", "with the target prefix '', and these data have '<extra_id_0>'"),
+        ({5, 9}, "<extra_id_0>", "with the target prefix ''"),
+        ({9}, "<extra_id_0>", ""),
+        ({5, 6}, "", ""),
+        ({5}, "", ""),
+        ((), "<extra_id_0>", ""),
+    ],
+)
+def test_the_targets_of_a_training_say_whether_it_had_a_sentinel(tokens, of_data, told):
+    def decode(ids) -> str:
+        return "".join(PIECES[i] for i in ids).removeprefix(of_data or "no")
+
+    tuned = dataclasses.replace(model("prefix"), first_tokens=frozenset(tokens))
+    data = eval_set(target_prefix=of_data, decode=decode)
+    if not told:
+        predict.check_as_trained(tuned, data)
+        return
+    with pytest.raises(UserError, match=told):
+        predict.generate(tuned, data, 4)
 
 
 def test_a_training_that_diverged_is_named():

@@ -21,6 +21,7 @@ from prompt_tuning.analysis import similarity
 from prompt_tuning.checkpoint import backbone, card, prompts, trained
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.formats import safetensors_file
+from prompt_tuning.checkpoint.trained_data import check_text_fields
 from prompt_tuning.data import source, tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.files import TextFiles
@@ -29,9 +30,9 @@ from prompt_tuning.exchange import adapters, recycling
 from prompt_tuning.methods import Method
 from prompt_tuning.methods.prompt_file import with_prompt
 from prompt_tuning.model.params import ParamSplit
-from prompt_tuning.model.tuned import with_trained
+from prompt_tuning.model.tuned import _start_of, initialize, with_trained
 from prompt_tuning.runs import ensemble, loading, saving
-from prompt_tuning.runs.as_trained import as_trained, check_text_fields
+from prompt_tuning.runs.as_trained import as_trained
 from prompt_tuning.runs.eval import evaluate
 from prompt_tuning.runs.infer import infer
 from prompt_tuning.serving import model as serving
@@ -220,6 +221,46 @@ def test_other_settings_can_be_allowed(allowed, tmp_path):
         return
     with pytest.raises(CheckpointError, match="ALLOW_OTHER_SETTINGS"):
         with_trained(tuned, path, **options)
+
+
+@pytest.mark.parametrize("kind", ["trained_best.safetensors", "prompt_best.npy"])
+@pytest.mark.parametrize("changed", [{}, {"labels": ("9", "8", "7")}, {"target_prefix": SENTINEL}])
+def test_a_model_in_python_knows_what_its_file_was_trained_with(kind, changed, tmp_path):
+    """Data of another order of labels or another sentinel are then refused, see `EvalSet`."""
+    data = dataclasses.replace(Numbers(), **changed)
+    path = save(tmp_path, prompt_tuning(), data) / kind
+
+    def read(**options: bool) -> Any:
+        if kind == "trained_best.safetensors":
+            return with_trained(tiny_model(prompt_tuning()), path, True, **options).trained_with
+        start = methods.FromFile(str(path), True)
+        return _start_of(methods.Combined([methods.PromptTuning(P, "prefix", start), LORA]))
+
+    said = dataclasses.replace(card.read(path).trained_with, vocabulary="", model={})
+    assert read() == said and said.labels == data.labels
+    if kind == "trained_best.safetensors":
+        assert read(allow_other_settings=True) is None
+
+
+LORA = methods.LoRA(2)
+
+
+@pytest.mark.parametrize("placement", ["suffix", 2, "prefix"])
+def test_a_prompt_that_stands_elsewhere_than_in_training(placement, tmp_path):
+    path = str(save(tmp_path, prompt_tuning(placement=placement)) / "prompt_best.npy")
+    start = methods.PromptTuning(P, "prefix", methods.FromFile(path, True))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tuned = initialize(tiny_config(), start, layout=ONE)
+    assert tuned.trained_with == _start_of_quietly(start)
+    text = f"{path}: was trained as '{placement}', and stands as 'prefix' here"
+    assert [str(each.message) for each in told] == ([] if placement == "prefix" else [text])
+
+
+def _start_of_quietly(method: Method) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _start_of(method)
 
 
 PAIR = ("premise", "hypothesis")

@@ -11,6 +11,7 @@ from prompt_tuning.data import tasks
 from prompt_tuning.data.batches import TaskData
 from prompt_tuning.data.variants import sentinel
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluation.predict import check_as_trained
 from prompt_tuning.gemma import PRESETS
 from prompt_tuning.methods import PromptTuning, Uniform
 from prompt_tuning.runs import loading
@@ -41,6 +42,27 @@ def test_a_command(tmp_path):
                 learning_rate=0.3,
                 total_steps=1,
             )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("answers", [False, True])
+def test_first_tokens_of_targets_say_that_they_have_a_sentinel(trained, answers):
+    """As `fit` keeps them where a function around `train_batches` hides the data."""
+    with clean_registries():
+        tasks.register_demo_tasks(tasks.vocabulary(embedded.vocabulary()))
+        name, other = (
+            sentinel.register("demo_reviews") if has_sentinel else "demo_reviews"
+            for has_sentinel in (trained, answers)
+        )
+        data = TaskData(name, {"inputs": 16, "targets": 8}, 32)
+        tokens = frozenset(next(data.train_batches(0))["decoder_target_tokens"][:, 0].tolist())
+        tuned = dataclasses.replace(tiny_model(METHOD), first_tokens=tokens)
+        eval_set = TaskData(other, {"inputs": 16, "targets": 8}, 32).eval_set("validation")
+        if trained == answers:
+            check_as_trained(tuned, eval_set)
+            return
+        with pytest.raises(UserError, match=f"open them with sentinel_targets={trained}"):
+            check_as_trained(tuned, eval_set)
 
 
 def test_serving():

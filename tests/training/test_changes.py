@@ -476,6 +476,17 @@ def test_a_stream_that_begins_with_other_examples(tmp_path):
             fit(tmp_path, 1, batches=stream.train_batches)
 
 
+def test_a_function_around_the_batches_does_not_hide_a_sentinel(tmp_path):
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches_of(4)(start):
+            batch["decoder_target_tokens"][:, 0] = 63
+            yield batch
+
+    for _ in ("from the start", "resumed"):
+        tuned = fit(tmp_path, 1, batches=lambda start: batches(start))
+        assert tuned.trained_with is None and tuned.first_tokens == {63}
+
+
 def test_a_lambda_around_the_batches(tmp_path):
     data = Data(**{"RANDOM_SEED (data)": 0})
     fit(tmp_path, 1, batches=lambda start: data.train_batches(start))
