@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.experiments import records
+from prompt_tuning.experiments import inputs, records
 from prompt_tuning.experiments.devices import Share
 from prompt_tuning.experiments.grid import Step
 from prompt_tuning.runtime import exit_status
@@ -36,6 +36,7 @@ def run(
     cache: Path,
     keep_weights: bool,
     retry_failed: bool,
+    digests: Mapping[str, str],
 ) -> None:
     """Runs the steps of a cell that are not done, and records the cell.
 
@@ -53,6 +54,7 @@ def run(
       cache: Folder of XLA's compilation cache, shared by all cells.
       keep_weights: See `Experiment`.
       retry_failed: Whether to run the cell again if it has failed.
+      digests: What the cell reads, see `inputs.of_cell`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
@@ -68,10 +70,13 @@ def run(
         if record and not (retry_failed and record["status"] == "failed"):
             sys.exit(DONE if record["status"] == "done" else FAILED)
         (folder / records.RECORD).unlink(missing_ok=True)
+        begun = any(records.step_is_done(folder, step) for step in steps)
+        inputs.record(folder, digests, has_begun=begun)
         _output_to(folder / LOG)
         for step in steps:
             if status := _run_step(folder, step, flags):
                 sys.exit(status)
+        inputs.record_backbones(folder, steps, cache.parent)
         records.finish(folder, steps, keep_weights)
 
 

@@ -81,6 +81,7 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
         _passed_on(),
         values.retry_failed,
         experiment.modules(gin_parsing.gin_folders()),
+        gin_parsing.gin_folders(),
     )
     before = signal.signal(signal.SIGTERM, preemption.stop)
     try:
@@ -110,6 +111,7 @@ def table(experiment: Experiment, cells: list[Cell]) -> None:
     from prompt_tuning.experiments import records
     from prompt_tuning.experiments.results import export, tables
 
+    _warn_of_changes(experiment, cells)
     lines = records.write_table(experiment, cells)
     made = tables.of(lines, experiment.row)
     print(tables.markdown(made, experiment.paper) if made.rows else "no cell is done yet")
@@ -128,9 +130,17 @@ def plot(experiment: Experiment, cells: list[Cell]) -> None:
     from prompt_tuning.experiments import records
     from prompt_tuning.experiments.results import plot
 
+    _warn_of_changes(experiment, cells)
     lines, _ = records.collect(experiment, cells)
     for path in plot.write(lines, experiment.folder):
         print(path)
+
+
+def _warn_of_changes(experiment: Experiment, cells: list[Cell]) -> None:
+    from prompt_tuning.experiments import inputs
+
+    if changed := inputs.changes(experiment, cells):
+        print(f"warning: {changed}", file=sys.stderr)
 
 
 COMMANDS = {"run": run, "table": table, "plot": plot}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 
-from prompt_tuning.experiments import cell_process, records
+from prompt_tuning.errors import UserError
+from prompt_tuning.experiments import cell_process, inputs, records
 from prompt_tuning.experiments.devices import Share
 from prompt_tuning.experiments.grid import Cell, Experiment
 from prompt_tuning.experiments.wording import counted
@@ -27,6 +28,10 @@ class Runner:
       flags: Flags that every command gets in addition to its own.
       retry_failed: Whether to run failed cells again.
       modules: Names of modules to import once, before the cells' processes are forked.
+      gin_folders: Folders that are searched for gin files.
+
+    Raises:
+      UserError: If a cell that is done, wholly or in part, has read files that have changed since.
     """
 
     def __init__(
@@ -37,9 +42,12 @@ class Runner:
         flags: Sequence[str],
         retry_failed: bool,
         modules: Sequence[str],
+        gin_folders: Sequence[str],
     ) -> None:
         self._experiment, self._cells, self._flags = experiment, cells, flags
-        self._retry, self._modules = retry_failed, modules
+        self._retry, self._modules, self._gin_folders = retry_failed, modules, gin_folders
+        if changed := inputs.changes(experiment, [cell for cell in cells if self._has_begun(cell)]):
+            raise UserError(changed)
         self._free = list(shares)
         self._workers = len(shares)
         self._queue = deque(cell for cell in cells if self._is_missing(cell))
@@ -77,6 +85,12 @@ class Runner:
         record = records.read(self._experiment.cell_folder(cell))
         return record is None or (self._retry and record["status"] == "failed")
 
+    def _has_begun(self, cell: Cell) -> bool:
+        folder = self._experiment.cell_folder(cell)
+        if not self._is_missing(cell):
+            return (records.read(folder) or {}).get("status") == "done"
+        return any(records.step_is_done(folder, step) for step in cell.steps)
+
     def _start(self) -> None:
         for _ in range(len(self._queue)):
             if not self._free:
@@ -95,6 +109,7 @@ class Runner:
                 "cache": self._experiment.root / "compiled",
                 "keep_weights": self._experiment.keep_weights,
                 "retry_failed": self._retry,
+                "digests": inputs.of_cell(cell, self._gin_folders, self._experiment.root),
             },
         )
         process.start()

@@ -177,7 +177,7 @@ def test_killed_at_every_moment(whole, folder, start):
     while (result := start(*arguments, hook=stub_cells.kill_once).result())[0]:
         assert result[0] == -9, result
         kills += 1
-    assert kills == 2 * (2 + 2 * 2)  # two cells of two steps and two files
+    assert kills == 2 * (2 + 2 * 3)  # two cells of two steps and three files
     assert start("run", "killed").result()[0] == 0
     assert start("table", "killed").result()[0] == 0
     assert (output / "toy/table.jsonl").read_bytes() == whole
@@ -232,6 +232,39 @@ def test_a_cell_that_fails(folder, start):
     status, out, err = start("run", "failed", *later, "--retry_failed").result()
     assert (status, err) == (0, "")
     assert out.splitlines()[-1].endswith("2 of 2 done")
+
+
+def test_a_file_that_has_changed_since_a_cell_read_it(folder, start, call):
+    weights = folder / "replaced.safetensors"
+    of_file = (f"--gin.BACKBONE={weights}", "--gin.SEEDS=(0,)")
+    before = (folder / "tiny.safetensors").read_bytes()
+    weights.write_bytes(before)
+    assert start("run", "changed", *of_file).result()[::2] == (0, "")
+    wrote = logs(folder / "changed")
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    more = ("--gin.SEEDS=(0, 1)", "--retry_failed")  # further cells, which do not start
+    result = call("run", "changed", of_file[0], *more)
+    assert_mistake(result, f"{weights}: has changed since 2 cells of toy read it; put it back, ")
+    assert "such as changed/cells/" in result.err and logs(folder / "changed") == wrote
+    record = next((folder / "changed").glob("cells/*/record.json"))
+    content = record.read_bytes()
+    record.unlink()  # as if a step were left to do
+    assert_mistake(call("run", "changed", of_file[0], *more), "has changed since 2 cells of toy")
+    record.write_bytes(content)
+    status, out, err = start("table", "changed", *of_file).result()
+    assert (status, err.count("\n")) == (0, 1) and "2 cells: 2 done" in out
+    assert err.startswith(f"warning: {weights}: has changed since 2 cells")
+    for put in (
+        lambda: weights.write_bytes(before),
+        weights.unlink,
+    ):  # what is gone is not compared
+        put()
+        assert start("run", "changed", *of_file).result()[::2] == (0, "")
+    # An earlier version did not record what a cell read.
+    weights.write_bytes(b"")
+    for path in (folder / "changed").glob("cells/*/inputs.json"):
+        path.unlink()
+    assert start("run", "changed", *of_file).result()[::2] == (0, "")
 
 
 @pytest.mark.parametrize(
