@@ -153,7 +153,11 @@ class Scheduler:
         return waiting
 
     def seconds(self, more: int = 0) -> float:
-        """The time that running and waiting rows, and others of a cost, are estimated to take."""
+        """The time that running and waiting rows, and others of a cost, are estimated to take.
+
+        It is by the speed of batches that are at least half full, and 0 before the first one: small
+        batches are slower than the queue will be.
+        """
         if not self._cost_done:
             return 0.0
         cost = self._running + self._cost + more
@@ -183,10 +187,11 @@ class Scheduler:
 
     def finished(self, batch: Batch, seconds: float, now: float) -> None:
         """Notes that a batch is done, and how long it took."""
-        cost = sum(row.cost for row in batch.rows)
-        self._cost_done = _MEMORY * self._cost_done + cost
-        self._seconds_done = _MEMORY * self._seconds_done + seconds
         self._running = 0
+        if 2 * len(batch.rows) >= self._row_shapes[-1]:  # as those of a long queue are
+            self._cost_done *= _MEMORY
+            self._cost_done += sum(row.cost for row in batch.rows)
+            self._seconds_done = _MEMORY * self._seconds_done + seconds
         rows, tokens, _ = batch.shape
         times = self._times.setdefault((batch.kind, tokens), {})
         times[rows] = _mean(times.get(rows), seconds)

@@ -311,7 +311,8 @@ def test_states_of_a_service():
 def test_a_full_queue_refuses_and_says_when_to_return():
     with started(limits=Limits(queue_seconds=0.0)) as service:
         body = {"model": "a", "input": "3"}
-        ask(service, "POST", "/v1/classify", json=body)  # from here on the speed is known
+        full = {"model": "a", "input": ["3"] * 8}
+        ask(service, "POST", "/v1/classify", json=full)  # from here on the speed is known
         device = service.device
         device.gate.clear()
 

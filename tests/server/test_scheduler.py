@@ -128,8 +128,12 @@ def test_a_single_caller_never_waits():
 def test_a_queue_that_takes_too_long_refuses_rows_and_says_when_to_return():
     queue = scheduler(most_seconds=2.0)
     queue.add([row(tokens=10)], 0.0)
+    [small] = batches(queue)
+    queue.finished(small, 1.0, 1.0)  # says nothing of the batches of a long queue
+    queue.add([row(tokens=10) for _ in range(4)], 0.0)
+    assert queue.seconds() == 0.0
     batch, _ = queue.next(0.0)
-    queue.finished(batch, 1.0, 1.0)  # ten positions a second
+    queue.finished(batch, 4.0, 4.0)  # ten positions a second
     queue.add([row(tokens=10), row(tokens=10)], 0.0)
     with pytest.raises(Full) as error:
         queue.add([row(tokens=15)], 0.0)

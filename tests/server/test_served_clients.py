@@ -65,7 +65,7 @@ def test_a_full_queue_is_the_client_s_rate_limit_error():
     openai = pytest.importorskip("openai")
     with started(limits=Limits(queue_seconds=0.0)) as service, listening(service) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
-        client.embeddings.create(model="a", input="3")
+        client.embeddings.create(model="a", input=["3"] * 8)
         service.device.gate.clear()
         body = {"model": "a", "input": "3"}
         others = [
