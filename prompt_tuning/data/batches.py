@@ -27,7 +27,7 @@ from prompt_tuning.data.batching.tokens import (
     readable,
 )
 from prompt_tuning.data.comparison import Comparison
-from prompt_tuning.data.notes import shared_notes, unknown_notes
+from prompt_tuning.data.notes import shared_notes
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers import seqio_cache
 from prompt_tuning.data.readers.memory_source import MemorySource
@@ -49,7 +49,7 @@ from prompt_tuning.data.tasks import (
 )
 from prompt_tuning.data.unicode_form import composed, shown_beside
 from prompt_tuning.errors import UserError, true_or_false, whole_number
-from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
+from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note, unknown_notes
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB, EvalSet
 
 BYTES_SIZE = 3 + 0xF5  # ids of bytes begin at 3, and larger bytes do not occur in UTF-8
@@ -235,7 +235,7 @@ class TaskData:
                 read = "" if self._training_tokens else f", first {len(sample):,} examples"
                 where = f"{task.name}, train split{read}"
                 notes.append(cut_note(where, "TASK_FEATURE_LENGTHS", counts))
-                notes += unknown_notes(where, sample.inputs, task.output_features["inputs"])
+                notes += _unknown(where, sample.inputs, task.output_features["inputs"])
         return [*notes, *(note for task in tasks for note in shared_notes(task))]
 
     def remarks(self) -> list[str]:
@@ -483,7 +483,7 @@ class TaskData:
         counts = {"inputs": (sum(cut), len(cut), length)}
         setting = OF_TRAINING if self.lengths_of_training else "TASK_FEATURE_LENGTHS"
         note = cut_note(where, setting, counts)
-        return (note, *unknown_notes(where, ids, feature))
+        return (note, *_unknown(where, ids, feature))
 
     def _check_targets(self, task: seqio.Task, texts: Iterable[str]) -> None:
         feature, most = task.output_features["targets"], self.lengths["targets"]
@@ -500,6 +500,10 @@ class TaskData:
     def _whole(self, target: str) -> str:
         """A target as the model is trained to write it."""
         return label_words.with_prefix(self.target_prefix, target)
+
+
+def _unknown(where: str, ids: np.ndarray, feature: seqio.Feature) -> list[str]:
+    return unknown_notes(where, int(np.sum(ids == feature.vocabulary.unk_id)), len(ids))
 
 
 def _is_by_number(task: seqio.Task, splits: Iterable[str]) -> bool:

@@ -1,8 +1,9 @@
-"""The line that every command shows on the texts that it cuts."""
+"""The lines that every command shows on the texts that it cuts, or that no model can read."""
 
 from collections.abc import Mapping
 
 MOST_CUT = 0.01  # share of texts that are cut, above which a run warns
+MOST_UNKNOWN = 0.01  # share of pieces of the inputs that are unknown, above which a run warns
 OF_TRAINING = "the length of the training"  # for `cut_note`, where no setting can raise it
 
 
@@ -24,3 +25,20 @@ def cut_note(where: str, setting: str, counts: Mapping[str, tuple[int, int, int]
         return line
     hint = "train with longer inputs" if setting == OF_TRAINING else "raise the length"
     return f"warning: {line}; {hint} to keep whole texts"
+
+
+def unknown_notes(where: str, unknown: int, pieces: int) -> list[str]:
+    """A line on the share of pieces that the vocabulary does not know, if it is more than a few.
+
+    Args:
+      where: Name of the texts.
+      unknown: Number of their pieces that are unknown.
+      pieces: Number of all pieces.
+    """
+    if unknown <= MOST_UNKNOWN * pieces:
+        return []
+    return [
+        f"warning: {where}: {100 * unknown / pieces:.3g} % of the pieces of the inputs are unknown "
+        "to the vocabulary, so the model cannot tell them apart; use a backbone of the texts' "
+        "language"
+    ]

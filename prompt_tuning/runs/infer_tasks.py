@@ -9,15 +9,15 @@ from prompt_tuning.checkpoint import fingerprint
 from prompt_tuning.checkpoint.trained_data import check_text_fields
 from prompt_tuning.data.files import TEXT_NAME
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note
+from prompt_tuning.evaluation.notes import OF_TRAINING, cut_note, unknown_notes
 from prompt_tuning.runs import checks
 from prompt_tuning.runtime import resumable_lines
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.answers import Classification
 from prompt_tuning.serving.task_rows import TaskRow, TaskRows
+from prompt_tuning.serving.texts import Encoded, encoded
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
-from prompt_tuning.transformer.vocabulary import begin_of
 
 BATCHES_PER_WRITE = 16
 
@@ -73,14 +73,19 @@ def infer(
         raise UserError(f"MODE = 'rank', but the task {unlabelled[0]} has no labels in labels.json")
     on_start(folder)
     path = folder / f"tasks-{mode}.jsonl"
-    begin = begin_of(data.vocabulary)
-    tokens = [[*begin, *data.vocabulary.encode(row.text)] for row in rows]
-    for line in _cut_notes(model, rows, tokens):
+    inputs = [
+        encoded(
+            model.vocabulary, row.text, model.task_set.input_length(row.task, model.input_length)
+        )
+        for row in rows
+    ]
+    unknown, pieces = sum(x.unknown for x in inputs), sum(len(x.ids) for x in inputs)
+    for line in (*_cut_notes(model, rows, inputs), *unknown_notes("rows", unknown, pieces)):
         print(line, flush=True)
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
     key = resumable_lines.digest(
         rows,
-        tokens,
+        [each.ids for each in inputs],
         (data.batch_size, data.input_length, data.target_length),
         {task: model.labels(task) for task in tasks},
         {task: repr(model.task_set.trained_with[task]) for task in tasks},
@@ -104,15 +109,15 @@ def infer(
 
 
 def _cut_notes(
-    model: serving.Model, rows: Sequence[TaskRow], tokens: Sequence[Sequence[int]]
+    model: serving.Model, rows: Sequence[TaskRow], inputs: Sequence[Encoded]
 ) -> Iterator[str]:
     """A line for each length to which inputs are cut; a task's card may have one of its own."""
     task_set = model.task_set
     by_length: dict[tuple[str, int], list[bool]] = {}
-    for row, ids in zip(rows, tokens, strict=True):
+    for row, each in zip(rows, inputs, strict=True):
         length = task_set.input_length(row.task, model.input_length)
         setting = OF_TRAINING if "inputs" in task_set.lengths(row.task) else "INPUT_LENGTH"
-        by_length.setdefault((setting, length), []).append(len(ids) >= length)
+        by_length.setdefault((setting, length), []).append(each.is_cut)
     for (setting, length), cut in by_length.items():
         yield cut_note("rows", setting, {"inputs": (sum(cut), len(cut), length)})
 

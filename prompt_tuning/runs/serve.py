@@ -1,7 +1,6 @@
 """Answers requests over HTTP with one backbone and the prompts of many tasks."""
 
 import threading
-from pathlib import Path
 
 from prompt_tuning import embedded, sharding
 from prompt_tuning.errors import MOST_TOKENS, UserError, true_or_false, whole_number
@@ -9,7 +8,7 @@ from prompt_tuning.runtime import preemption
 from prompt_tuning.serving import model as serving
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
-from prompt_tuning.transformer.vocabulary import SentencePiece, Vocabulary
+from prompt_tuning.transformer.vocabulary import Vocabulary
 
 
 def serve(
@@ -93,7 +92,7 @@ def serve(
     model = serving.load(
         config,
         initial_checkpoint,
-        _with_words(vocabulary),
+        vocabulary,
         layout=layout,
         batch_size=batch_size,
         input_length=input_length,
@@ -114,10 +113,3 @@ def serve(
     assert threading.current_thread() is threading.main_thread()
     run.run(service, host, port)
     preemption.end(0)  # a thread may be compiling, and cannot be stopped
-
-
-def _with_words(vocabulary: Vocabulary) -> Vocabulary:
-    """A vocabulary that knows the text of each piece, if it is of a SentencePiece model."""
-    path = getattr(vocabulary, "sentencepiece_model_file", None)
-    is_local = isinstance(path, str) and Path(path).is_file()
-    return SentencePiece(path, vocabulary.extra_ids) if is_local else vocabulary  # type: ignore

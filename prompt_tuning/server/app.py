@@ -1,6 +1,7 @@
 """The HTTP API: OpenAI's routes, in which a task is a model name (docs/serving.md)."""
 
 import asyncio
+import dataclasses
 import functools
 import json
 import logging
@@ -146,7 +147,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         )
         data = [{"index": i, **_classified(*answer)} for i, answer in enumerate(answers)]
         content = {"object": "list", "model": served.name, "data": data, **_usage(question)}
-        return json_response(content, headers=_facts(served, job))
+        return json_response(content | _warnings(service, question), headers=_facts(served, job))
 
     @app.post("/v1/embeddings", dependencies=use, responses=_RESPONSES)
     async def embeddings(request: Request, body: Embeddings) -> Response:
@@ -165,7 +166,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             for i, vector in enumerate(vectors)
         ]
         content = {"object": "list", "model": served.name, "data": data, **_usage(question)}
-        return json_response(content, headers=_facts(served, job))
+        return json_response(content | _warnings(service, question), headers=_facts(served, job))
 
     @app.post(
         "/v1/completions",
@@ -201,6 +202,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             "object": "text_completion",
             "created": int(time.time()),
             "model": served.name,
+            **_warnings(service, question),
         }
         headers = _facts(served, job)
         if not body.stream:
@@ -259,7 +261,7 @@ async def _answer_of_line(service: Service, index: int, line: bytes) -> bytes:
             served = await service.find(row.model, accepted=True)
             try:
                 question = functools.partial(_question, service, served, row)
-                _, [answer], _ = await service.ask(served, [row.input], question)
+                asked, [answer], _ = await service.ask(served, [row.input], question)
                 break
             except Full as full:  # this caller's own rows may fill the queue
                 await asyncio.sleep(min(full.retry_after, 1.0))
@@ -270,6 +272,7 @@ async def _answer_of_line(service: Service, index: int, line: bytes) -> bytes:
         if refused.status == 500:
             logging.getLogger("uvicorn.error").exception("a row of %s", head.get("model"))
         return line_of(head | refused.content)
+    head |= _warnings(service, asked)
     if isinstance(answer, Completion):
         return line_of(head | {"text": answer.text, "logprob": answer.score})
     return line_of(head | _classified(*answer))
@@ -461,16 +464,12 @@ def _classified(answer: Classification, log_p: Any) -> dict[str, Any]:
 def _choice(index: int, answer: Completion, logprobs: int | None) -> dict[str, Any]:
     listed = None
     if logprobs is not None:
-        offsets, at = [], 0
-        for token in answer.tokens:
-            offsets.append(at)
-            at += len(token.text)
         tops = [dict(list(token.top.items())[:logprobs]) for token in answer.tokens]
         listed = {
             "tokens": [token.text for token in answer.tokens],
             "token_logprobs": [token.log_p for token in answer.tokens],
             "top_logprobs": tops if logprobs else None,
-            "text_offset": offsets,
+            "text_offset": [token.offset for token in answer.tokens],
         }
     return {
         "index": index,
@@ -485,6 +484,15 @@ def _usage(question: Question, made: int | None = None) -> dict[str, Any]:
     if made is not None:
         usage["completion_tokens"] = made
     return {"usage": usage | {"soft_prompt_tokens": question.soft_tokens}}
+
+
+def _warnings(service: Service, question: Question) -> dict[str, Any]:
+    """`warnings` of an answer, if there are any; counted by their codes."""
+    for each in question.warnings:
+        service.metrics.warnings.labels(each.code).inc()
+    return (
+        {"warnings": list(map(dataclasses.asdict, question.warnings))} if question.warnings else {}
+    )
 
 
 def _facts(served: Served, job: Job) -> dict[str, str]:

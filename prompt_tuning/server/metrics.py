@@ -25,6 +25,7 @@ class Metrics:
         self.requests = counter("requests_total", "Requests answered.", "endpoint", "code")
         self.cancelled = counter("cancelled_total", "Requests whose caller left.")
         self.not_finite = counter("not_finite_total", "Requests with a NaN from the device.")
+        self.warnings = counter("warnings_total", "Warnings in answers.", "code")
         self.loads = counter("prompt_loads_total", "Tasks put.", "result")
         self.load_seconds = histogram("prompt_load_seconds", "Time of a PUT.", _SECONDS)
         self.queue_seconds = histogram("queue_seconds", "Time in the queue.", _SECONDS)

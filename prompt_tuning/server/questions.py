@@ -2,7 +2,7 @@
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from prompt_tuning.serving import bank
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.model import MAX_TOKENS
 from prompt_tuning.serving.task_set import checked_labels, checked_texts
-from prompt_tuning.transformer.vocabulary import EOS, check_ids
+from prompt_tuning.serving.texts import Encoded, encoded
+from prompt_tuning.transformer.vocabulary import EOS, Vocabulary, byte_of, check_ids
 
 Arrays = Sequence[tuple[np.ndarray, ...]]
 
@@ -37,6 +38,21 @@ class BadField(UserError):
         self.field = field
 
 
+@dataclasses.dataclass(frozen=True)
+class Warned:
+    """What may make an answer another one than its caller expects.
+
+    Attributes:
+      code: "truncated", "unknown_characters" or "stop_not_written".
+      message: One line.
+      index: Number of the text; None if it is about all of them.
+    """
+
+    code: str
+    message: str
+    index: int | None = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
     """The rows of texts of one task, and how their results become answers.
@@ -46,12 +62,14 @@ class Question:
       answers: Function from the arrays of all rows to an answer for each text.
       tokens: Number of tokens of all texts, end tokens included.
       soft_tokens: Number of prompt vectors in front of them, over all prompts.
+      warnings: What the caller should know.
     """
 
     rows: list[tuple[Row, Input]]
     answers: Callable[[Arrays], list[Any]]
     tokens: int
     soft_tokens: int
+    warnings: tuple[Warned, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +97,20 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A generated token: its text, its log p, and the most likely tokens of its step."""
+    r"""A generated token.
+
+    Attributes:
+      text: What it adds to the text, or "bytes:\xe4" for a byte that is no character by itself.
+      log_p: Its log p.
+      top: Log p of the most likely tokens of its step, by their texts in their order. Of those with
+        one text the most likely counts, but under the token's own text its own log p.
+      offset: Number of characters of the answer in front of it.
+    """
 
     text: str
     log_p: float
     top: dict[str, float]
+    offset: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +219,16 @@ class Questions:
         def answers(by_text: list[Arrays]) -> list[Completion]:
             return [self._completion(served, rows, settings) for rows in by_text]
 
-        return self._question(served, texts, truncate, "generate", (size,), arrays, answers)
+        question = self._question(served, texts, truncate, "generate", (size,), arrays, answers)
+        unwritten = tuple(
+            Warned(
+                "stop_not_written",
+                f"stop = {stop!r}: the vocabulary does not write it, so no text ends there",
+            )
+            for stop in settings.stop
+            if not _writes(self._model.vocabulary, stop)
+        )
+        return dataclasses.replace(question, warnings=(*question.warnings, *unwritten))
 
     def _completion(self, served: Served, rows: Arrays, settings: Settings) -> Completion:
         """The text that most prompts of a task generate."""
@@ -211,15 +247,26 @@ class Questions:
             while kept and len(text_of(ids[: kept - 1])) >= len(best.text):
                 kept -= 1
 
-        def piece(i: int, token: int) -> str:
-            """What a token adds to the text in front of it."""
-            return text_of([*ids[:i], token])[len(text_of(ids[:i])) :]
-
         listed = []
         for i in range(kept if settings.alternatives is not None else 0):
-            top = zip(top_tokens[chosen, i].tolist(), top_log_p[chosen, i].tolist(), strict=True)
-            alternatives = {piece(i, token): value for token, value in top if settings.alternatives}
-            listed.append(Token(piece(i, ids[i]), best.token_scores[i], alternatives))
+            before = text_of(ids[:i])
+
+            def text_of_token(token: int, i: int = i, before: str = before) -> str:
+                byte = byte_of(self._model.vocabulary, token)
+                if byte is not None and byte >= 0x80:
+                    return f"bytes:\\x{byte:02x}"
+                return text_of([*ids[:i], token])[len(before) :]
+
+            name = text_of_token(ids[i])
+            top: dict[str, float] = {}
+            if settings.alternatives:
+                tokens_of_step, values = top_tokens[chosen, i].tolist(), top_log_p[chosen, i]
+                for token, value in zip(tokens_of_step, values.tolist(), strict=True):
+                    text = text_of_token(token)
+                    if text != name or token == ids[i]:
+                        top.setdefault(text, value)
+            offset = len(before.rstrip("\ufffd"))  # the bytes of an unfinished character
+            listed.append(Token(name, best.token_scores[i], top, offset))
         stopped = ended or kept < len(ids)
         reason = "stop" if stopped else "length"
         return Completion(best.text, best.score, tuple(listed), len(ids), reason)
@@ -234,7 +281,7 @@ class Questions:
         arrays: Sequence[tuple[np.ndarray, ...]],
         answers: Callable[[list[Arrays]], list[Any]],
     ) -> Question:
-        ids = [self._ids(served, text, truncate) for text in checked_texts(texts, "input")]
+        inputs = [self._input(served, text, truncate) for text in checked_texts(texts, "input")]
         more = int(np.prod(sizes)) if operation == "classify" else sum(sizes)
         prompts = list(zip(served.slots, served.lengths, strict=True))
         rows = [
@@ -242,13 +289,13 @@ class Questions:
                 Row(
                     Kind(operation, bank.group(length), sizes),
                     served.key,
-                    len(text_ids),
+                    len(each.ids),
                     length,
                     more,
                 ),
-                Input(text_ids, slot, part),
+                Input(each.ids, slot, part),
             )
-            for text_ids, part in zip(ids, arrays, strict=True)
+            for each, part in zip(inputs, arrays, strict=True)
             for slot, length in prompts
         ]
         count = len(prompts)
@@ -257,19 +304,38 @@ class Questions:
             groups = [results[i : i + count] for i in range(0, len(results), count)]
             return answers(groups)
 
-        tokens = sum(map(len, ids))
-        return Question(rows, by_text, tokens, len(texts) * sum(served.lengths))
+        tokens = sum(len(each.ids) for each in inputs)
+        soft_tokens = len(texts) * sum(served.lengths)
+        return Question(rows, by_text, tokens, soft_tokens, tuple(_warned(inputs)))
 
-    def _ids(self, served: Served, text: str, truncate: bool) -> list[int]:
-        pieces, most = self._model.vocabulary.encode(text), served.input_length
-        if len(pieces) >= most and not truncate:
+    def _input(self, served: Served, text: str, truncate: bool) -> Encoded:
+        read = encoded(self._model.vocabulary, text, served.input_length)
+        if read.is_cut and not truncate:
             raise TooLong(
-                f"input of {len(pieces) + 1} tokens: model {served.name!r} takes {most}; shorten "
-                "it, or set truncate to true"
+                f"input of {read.whole} tokens: model {served.name!r} takes {served.input_length}; "
+                "shorten it, or set truncate to true"
             )
-        ids = [*pieces[: most - 1], EOS]
-        check_ids(np.array(ids), self._model.config.vocab_size)
-        return ids
+        check_ids(np.array(read.ids), self._model.config.vocab_size)
+        return read
+
+
+def _warned(inputs: Sequence[Encoded]) -> Iterator[Warned]:
+    for i, each in enumerate(inputs):
+        if each.is_cut:
+            yield Warned("truncated", f"{each.whole} tokens were cut to {len(each.ids)}", i)
+        if not each.is_readable:
+            yield Warned(
+                "unknown_characters",
+                "the vocabulary does not know most characters of the text, so the model cannot "
+                "tell it from others",
+                i,
+            )
+
+
+def _writes(vocabulary: Vocabulary, text: str) -> bool:
+    """Whether a text may be part of what a vocabulary decodes."""
+    contexts = (text, f"x{text}x")  # spaces at the ends of a text are lost
+    return any(text in vocabulary.decode(vocabulary.encode(each)) for each in contexts)
 
 
 def _log_means(scores: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Arguments of a call of `Model` as arrays, one value per text."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,31 +8,7 @@ import numpy as np
 from prompt_tuning.data import label_words
 from prompt_tuning.decoding.batches import power
 from prompt_tuning.errors import UserError, whole_number
-from prompt_tuning.transformer.vocabulary import EOS, UNKNOWN
-
-
-def warn_of_texts(
-    ids: Sequence[Sequence[int]], lengths: Sequence[int], unknown: int = UNKNOWN
-) -> None:
-    """Warns, once in a process, of texts that are cut, and of those that the model cannot read.
-
-    Args:
-      ids: Token ids of each text, without an end token.
-      lengths: Most ids of each text that are kept.
-      unknown: Id of the unknown piece.
-    """
-    if any(len(row) > length for row, length in zip(ids, lengths, strict=True)):
-        warnings.warn(
-            "texts of more tokens than the input length are cut; it is that of the training if the "
-            "prompt's card says so, else the model's input_length",
-            stacklevel=1,
-        )
-    if any(2 * list(row).count(unknown) > len(row) for row in ids):
-        warnings.warn(
-            "the vocabulary does not know most pieces of some texts, so the model cannot tell them "
-            "apart; use a backbone of the texts' language",
-            stacklevel=1,
-        )
+from prompt_tuning.transformer.vocabulary import EOS
 
 
 def is_sequence(setting: Any) -> bool:

@@ -31,17 +31,11 @@ from prompt_tuning.serving import arguments, bank, prompt_folder
 from prompt_tuning.serving.answers import Classification, Generation
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.serving.task_set import Tasks, TaskSet, checked_labels, checked_texts
+from prompt_tuning.serving.texts import encoded, warn
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.paths import Params, flatten
-from prompt_tuning.transformer.vocabulary import (
-    EOS,
-    UNKNOWN,
-    Vocabulary,
-    begin_of,
-    check_ids,
-    check_size,
-)
+from prompt_tuning.transformer.vocabulary import EOS, Vocabulary, check_ids, check_size, with_pieces
 from prompt_tuning.transformer.vocabulary import read as read_vocabulary
 
 MAX_TOKENS = 32
@@ -87,6 +81,7 @@ class Model:
           prompts: Bank to start with; None for an empty one.
           sums: Checksums of leaves whose stored values are not in memory, see `TunedModel`.
         """
+        vocabulary = with_pieces(vocabulary)
         check_size(getattr(vocabulary, "size", 0), config.vocab_size)
         self.config, self.input_length = config, INPUT_LENGTH
         self._width, self._longest_input = config.stack("encoder").width, None
@@ -420,14 +415,13 @@ class Model:
         slots = [task_set.bank.slots[name] for name in names]
         counts = [len(text_slots) for text_slots in slots]
         text_of_row = np.repeat(np.arange(len(texts)), counts)
-        encode, begin = self.vocabulary.encode, begin_of(self.vocabulary)
         lengths = {name: task_set.input_length(name, self.input_length) for name in {*names}}
-        whole = [[*begin, *encode(text)] for text in texts]
-        unknown = getattr(self.vocabulary, "unknown", UNKNOWN)
-        arguments.warn_of_texts(whole, [lengths[name] - 1 for name in names], unknown)
-        ids = [
-            [*pieces[: lengths[name] - 1], EOS] for pieces, name in zip(whole, names, strict=True)
+        inputs = [
+            encoded(self.vocabulary, text, lengths[name])
+            for text, name in zip(texts, names, strict=True)
         ]
+        warn(inputs)
+        ids = [each.ids for each in inputs]
         check_ids(np.concatenate(ids), self.config.vocab_size)
         all_slots = np.concatenate(slots).astype(np.int32)
         sizes = task_set.bank.sizes[all_slots]

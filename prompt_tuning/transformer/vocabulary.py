@@ -101,6 +101,11 @@ class SentencePiece:
         size = self._pieces.GetPieceSize()
         return self._pieces.DecodeIds([i if i < size else self.unknown for i in _to_end(ids)])
 
+    def byte(self, token: int) -> int | None:
+        """The byte that a token is; None for a piece of text."""
+        is_byte = token < self.size and self._pieces.IsByte(token)
+        return int(self._pieces.IdToPiece(token)[1:-1], 16) if is_byte else None
+
 
 class Bytes:
     """ByT5's vocabulary: the bytes of UTF-8, with ids from 3."""
@@ -118,6 +123,11 @@ class Bytes:
         """Decodes up to the first end token; leaves out what is not a byte or not UTF-8."""
         values = [i - _FIRST_BYTE for i in _to_end(ids)]
         return bytes(value for value in values if 0 <= value < 256).decode(errors="ignore")
+
+    def byte(self, token: int) -> int | None:
+        """The byte that a token is; None for a special token."""
+        value = token - _FIRST_BYTE
+        return value if 0 <= value < 256 else None
 
 
 def read(path: epath.PathLike, extra_ids: int | None = None) -> Vocabulary:
@@ -138,6 +148,25 @@ def fingerprint_of(pieces: sentencepiece.SentencePieceProcessor, count: int) -> 
 def begin_of(vocabulary: Any) -> tuple[int, ...]:
     """The ids in front of every input: none, unless the vocabulary has `begin`."""
     return tuple(getattr(vocabulary, "begin", ()))
+
+
+def byte_of(vocabulary: Any, token: int) -> int | None:
+    """The byte that a token is; None for any other token, and if the vocabulary does not say."""
+    byte = getattr(vocabulary, "byte", None)
+    return byte(token) if byte is not None else None
+
+
+def unknown_of(vocabulary: Any) -> int:
+    """The id of the unknown piece."""
+    return int(getattr(vocabulary, "unknown", UNKNOWN))
+
+
+def with_pieces(vocabulary: Vocabulary) -> Vocabulary:
+    """SeqIO's vocabularies as ours, which say more, such as `begin`; others as they are."""
+    path = getattr(vocabulary, "sentencepiece_model_file", None)
+    if type(vocabulary).__name__ == "ByteVocabulary":
+        return Bytes()
+    return SentencePiece(path, vocabulary.extra_ids) if path else vocabulary  # type: ignore
 
 
 def sentinels(begin: Sequence[int]) -> int:

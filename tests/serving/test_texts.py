@@ -64,8 +64,8 @@ def test_texts_are_taken_by_position(model, kind, call):
     ("texts", "message"),
     [
         (["4", "5 6 7 8"], "texts of more tokens than the input length are cut"),
-        (["2 2 4", "5"], "does not know most pieces of some texts"),
-        (["4", "2"], "does not know most pieces of some texts"),
+        (["2 2 4", "5"], "does not know most characters of some texts"),
+        (["4", "2"], "does not know most characters of some texts"),
         (["2 4", "5 6 7"], ""),
     ],
 )
