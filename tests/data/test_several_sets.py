@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning import embedded
 from prompt_tuning.data import tasks
@@ -12,6 +15,7 @@ from prompt_tuning.data.files import TextFiles, of_folder
 from prompt_tuning.data.source import task_data
 from prompt_tuning.errors import UserError
 from prompt_tuning.testing import clean_registries
+from prompt_tuning.training import run_settings
 
 LENGTHS = {"inputs": 16, "targets": 8}
 RTE = "taskless_super_glue_rte_v102_examples"
@@ -92,6 +96,24 @@ def test_each_keeps_its_own(kind, vocabulary, tmp_path):
     second_batch = {name: ids.tolist() for name, ids in next(running).items()}
     assert second_batch == {name: expected[0][1][name] for name in second_batch}
     assert seen(first) == expected
+
+
+def test_a_run_does_not_resume_with_another_vocabulary_of_the_same_size(vocabulary, tmp_path):
+    """Whose ids are other pieces, though the examples of the run have none of them."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(Path(embedded.vocabulary()).read_bytes())
+    one, other = model.pieces[7_001], model.pieces[7_002]
+    one.piece, other.piece = other.piece, one.piece
+    (tmp_path / "other.model").write_bytes(model.SerializeToString())
+    own = options("files", write(tmp_path / "one", "one"), "one")
+    with clean_registries():
+        saved, same, current = (
+            opened(words, **own).settings
+            for words in (vocabulary, vocabulary, tasks.vocabulary(tmp_path / "other.model"))
+        )
+    assert run_settings.changes(saved, same) == []
+    [listed] = run_settings.changes(saved, current)
+    assert re.fullmatch(r"VOCABULARY_FILE = \w{16}, now \w{16}", listed)
 
 
 def test_a_tasks_name_that_is_registered_again(vocabulary):

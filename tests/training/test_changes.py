@@ -21,7 +21,7 @@ from prompt_tuning.methods.base import Backbone
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
 from prompt_tuning.runtime.lock import only_run
-from prompt_tuning.testing import random_batch, tiny_config, tiny_model
+from prompt_tuning.testing import random_batch, tiny_config, tiny_gemma, tiny_model
 from prompt_tuning.training import loop, run_settings
 from prompt_tuning.training.loss import Loss
 from prompt_tuning.training.optim import adafactor
@@ -62,7 +62,8 @@ def fit(folder, steps: int = 2, size: int = 4, method=METHOD, config=None, **set
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    fit(folder, settings={"RANDOM_SEED (data)": 0, "CLASS_LABELS": ["a", "b"]})
+    of_data = {"RANDOM_SEED (data)": 0, "CLASS_LABELS": ["a", "b"], "VOCABULARY_FILE": "0f"}
+    fit(folder, settings=of_data)
     return folder
 
 
@@ -75,6 +76,15 @@ def folder(tmp_path_factory):
         ({"seed": 1}, "RANDOM_SEED (dropout) = 0, now 1"),
         ({"settings": {"RANDOM_SEED (data)": 3}}, "RANDOM_SEED (data) = 0, now 3"),
         ({"settings": {"CLASS_LABELS": ["b", "a"]}}, 'CLASS_LABELS = ["a", "b"], now ["b", "a"]'),
+        ({"settings": {"VOCABULARY_FILE": "f0"}}, "VOCABULARY_FILE = 0f, now f0; resume"),
+        (
+            {"config": tiny_config(relative_max_distance=64)},
+            "backbone, relative_max_distance = 128, now 64; resume",
+        ),
+        (
+            {"config": tiny_config(activations=("relu", "linear"))},
+            'backbone, activations = ["gelu", "linear"], now ["relu", "linear"]; resume',
+        ),
         ({"optimizer": optax.sgd}, "OPTIMIZER = adafactor, now sgd; resume"),
         (
             {"optimizer": functools.partial(adafactor, weight_decay_rate=0.1)},
@@ -106,6 +116,28 @@ def test_changed_settings_are_listed_and_refused(change, message, steps, folder)
     assert f"this run was trained with {message}" in str(error.value)
     assert "RESUME_WITH_CHANGES" in str(error.value) and "\n" not in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"logit_cap": None}, "logit_cap"),
+        ({"start_token": 0}, "start_token"),
+        ({"encoder": dataclasses.replace(tiny_gemma().encoder, window=8)}, "encoder.window"),
+        (
+            {"decoder": dataclasses.replace(tiny_gemma().decoder, rope_base=1e6)},
+            "decoder.rope_base",
+        ),
+    ],
+)
+def test_another_configuration_of_the_same_shapes_is_listed(change, field, monkeypatch):
+    monkeypatch.setattr(run_settings, "_response", lambda *_: [])  # which compiles
+    saved, current = (
+        run_settings.of_training(gemma, 0.3, optax.sgd, Loss(), 0)
+        for gemma in (tiny_model(METHOD, tiny_gemma(**each)) for each in ({}, change))
+    )
+    [listed] = run_settings.changes(saved, current)
+    assert re.fullmatch(f"backbone, {field} = .*, now .*", listed)
 
 
 def initialised(folder, kind: str, labels=("7", "8"), seed: int = 0):
