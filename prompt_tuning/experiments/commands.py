@@ -3,7 +3,8 @@
 import copy
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -109,18 +110,15 @@ def run(experiment: Experiment, cells: list[Cell]) -> None:
 def table(experiment: Experiment, cells: list[Cell]) -> None:
     """Writes the table of the cells that have a record, and prints it."""
     from prompt_tuning.experiments import records
-    from prompt_tuning.experiments.results import export, tables
+    from prompt_tuning.experiments.results import export, notes, tables
 
     _warn_of_changes(experiment, cells)
     lines = records.write_table(experiment, cells)
     made = tables.of(lines, experiment.row)
     print(tables.markdown(made, experiment.paper) if made.rows else "no cell is done yet")
-    failed = sum(line["status"] == "failed" for line in lines)
-    print(
-        f"\n{counted(len(cells), 'cell')}: {len(lines) - failed} done, "
-        f"{len(cells) - len(lines)} missing, {failed} failed; "
-        f"in {experiment.folder / records.TABLE}"
-    )
+    for note in notes.of(lines, made):
+        print(f"\n{note}")
+    print(f"\n{_counts(cells, lines)}; in {experiment.folder / records.TABLE}")
     if flags.FLAGS.json:
         export.write(flags.FLAGS.json, export.runs(lines, experiment.row))
 
@@ -128,12 +126,22 @@ def table(experiment: Experiment, cells: list[Cell]) -> None:
 def plot(experiment: Experiment, cells: list[Cell]) -> None:
     """Draws the cells that have a record, and prints the paths of the figures."""
     from prompt_tuning.experiments import records
-    from prompt_tuning.experiments.results import plot
+    from prompt_tuning.experiments.results import notes, plot, tables
 
     _warn_of_changes(experiment, cells)
     lines, _ = records.collect(experiment, cells)
     for path in plot.write(lines, experiment.folder):
         print(path)
+    for note in (*notes.of(lines, tables.of(lines)), _counts(cells, lines)):
+        print(note)
+
+
+def _counts(cells: Sequence[Cell], lines: Sequence[Mapping[str, Any]]) -> str:
+    failed = sum(line["status"] == "failed" for line in lines)
+    return (
+        f"{counted(len(cells), 'cell')}: {len(lines) - failed} done, "
+        f"{len(cells) - len(lines)} missing, {failed} failed"
+    )
 
 
 def _warn_of_changes(experiment: Experiment, cells: list[Cell]) -> None:

@@ -1,10 +1,11 @@
 """The tables of experiments: means and deviations over seeds, ensembles, the paper's numbers."""
 
+import math
 import statistics
 
 import pytest
 
-from prompt_tuning.experiments.results import export, tables
+from prompt_tuning.experiments.results import export, notes, tables
 from prompt_tuning.experiments.results.paper_numbers import PRINTED
 
 
@@ -70,6 +71,46 @@ def test_means_and_deviations(scaling):
         ["s", "frozen backbone", "30.0 (1)", "30.0 (1)", "30.0 (1)", ""],
         ["s", "majority class", "25.0 (1)", "25.0 (1)", "25.0 (1)", ""],
     ]
+
+
+def test_what_a_table_does_not_show(scaling):
+    """Means of fewer runs, baselines that differ, and cells of another version."""
+    assert notes.of(scaling[:4], tables.of(scaling[:4])) == []
+    [fewer] = notes.of(scaling, tables.of(scaling))
+    assert fewer == "fewer runs than the 2 of others: s, model_tuning, rte (1)"
+    failed = {**scaling[0], "status": "failed", "results": []}
+    two = [failed, *scaling[1:4]]
+    assert notes.of(two, tables.of(two)) == [
+        "fewer runs than the 2 of others: s, prompt_tuning, rte (1)"
+    ]
+    scaling[1]["results"][1]["metrics"]["accuracy"] = 0.5
+    old = [{**line, "version": str(i % 2)} for i, line in enumerate(scaling[:4])]
+    assert notes.of(old, tables.of(old)) == [
+        "frozen backbone: differs between runs, and the first is shown: s, rte, accuracy "
+        "(30.0 to 50.0)",
+        "cells are of several versions of the package: 0; 1",
+    ]
+
+
+@pytest.mark.parametrize("values", [(math.nan, 0.5), (0.5, math.nan), (math.nan, math.nan)])
+def test_a_score_that_is_not_a_number(values):
+    axes = [{"seed": str(seed), "method": "lora", "task": "sts"} for seed in range(2)]
+    records = [
+        record(own, [result("sts", pearson=value)]) for own, value in zip(axes, values, strict=True)
+    ]
+    table = tables.of(records)
+    assert rows(tables.markdown(table))[2] == ["lora", "nan ± nan (2)", "20"]
+    [note] = notes.of(records, table)
+    assert note.startswith("not a number, and so are means with it: pearson of sts, trained, in ")
+    vote = record(
+        {"method": "lora", "task": "sts"},
+        [
+            *(result("sts", pearson=value) for value in values),
+            result("sts", "ensemble", pearson=0.5),
+        ],
+    )
+    best = "nan (1)" if all(map(math.isnan, values)) else "50.0 (1)"
+    assert rows(tables.markdown(tables.of([vote])))[3][2] == best
 
 
 def test_a_run_on_all_tasks_stands_with_the_others(scaling):

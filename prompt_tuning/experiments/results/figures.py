@@ -85,7 +85,7 @@ def shift(records: Sequence[Record]) -> Any:
     """Draws how many points each method is above model tuning (the paper's tables 1 and 2).
 
     There is one row per target task and metric. Deviations are those of differences of independent
-    runs.
+    runs; a single run has none.
     """
 
     def key(score: Score) -> tuple[str, str, str]:
@@ -114,7 +114,10 @@ def shift(records: Sequence[Record]) -> Any:
         axis.errorbar(
             [own.mean - tuned.mean for own, tuned in pairs.values()],
             [rows.index(row) + offset for row in pairs],
-            xerr=[math.hypot(own.sd, tuned.sd) for own, tuned in pairs.values()],
+            xerr=[
+                math.hypot(own.sd, tuned.sd) if min(own.n, tuned.n) > 1 else math.nan
+                for own, tuned in pairs.values()
+            ],
             label=", ".join(_words(word) for word in (method, size) if word),
             **_BARS | style.line(i) | {"linestyle": "none"},
         )

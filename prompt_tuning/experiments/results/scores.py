@@ -6,6 +6,7 @@ A record is a line of `table.jsonl`: what `experiments.records` describes, with 
 
 import collections
 import dataclasses
+import math
 import re
 import statistics
 import warnings
@@ -42,6 +43,7 @@ class Score:
 class Spread:
     """Mean and sample standard deviation of n runs; the deviation of a single run is 0.
 
+    Both are NaN if the score of a run is, such as the correlation of constant answers.
     `constant` is the number of runs whose answers are all the same.
     """
 
@@ -53,7 +55,8 @@ class Spread:
 
 def spread(runs: Sequence[Score]) -> Spread:
     values = [score.value for score in runs]
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    is_number = not any(map(math.isnan, values))  # else `stdev` raises
+    sd = (statistics.stdev(values) if is_number else math.nan) if len(values) > 1 else 0.0
     constant = sum(score.constant for score in runs)
     return Spread(statistics.fmean(values), sd, len(values), constant)
 

@@ -1,6 +1,7 @@
 """The table of an experiment: mean and deviation over seeds, one column per task, as Markdown."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from prompt_tuning.runs.result_file import TRAINED
 _NOT_LABELS = {"seed", "task"}  # axes that are averaged over, or columns
 # Axes that the frozen backbone depends on.
 OF_BACKBONE = ("size", "pretraining", "adaptation_steps", "adaptation_percent")
-_BASELINES = {"frozen": "frozen backbone", "majority": "majority class"}
+BASELINES = {"frozen": "frozen backbone", "majority": "majority class"}
 
 Cells = dict[str, dict[str, Spread]]  # by task and metric
 _VALIDATION_NOTE = (
@@ -114,14 +115,14 @@ def _scores(records: Sequence[Record], row: str, each_metric: bool) -> Iterator[
     if ensembles:
         yield from _with(shown, prompts="average")
         groups = scores.grouped(shown, lambda s: (tuple(s.axes.items()), s.task, s.metric))
-        best = (max(group, key=lambda score: score.value) for group in groups.values())
+        best = (max(group, key=_value_or_least) for group in groups.values())
         yield from _with(best, prompts="best")
         yield from _with(ensembles, prompts=ENSEMBLE)
         return
     yield from shown
     if row != TRAINED:
         return
-    for baseline, name in _BASELINES.items():
+    for baseline, name in BASELINES.items():
         # Seeds and methods share them: the first one stands for all.
         first: dict[Any, Score] = {}
         for score in scores.scores(records, baseline, each_metric):
@@ -134,10 +135,14 @@ def _scores(records: Sequence[Record], row: str, each_metric: bool) -> Iterator[
         yield from first.values()
 
 
+def _value_or_least(score: Score) -> float:
+    return -math.inf if math.isnan(score.value) else score.value
+
+
 def _rank(word: str, sizes: Mapping[str, int]) -> tuple[bool, tuple]:
     """Returns the sort key of a label: sizes by parameters, baselines after the methods."""
     rank = ((True, sizes[word]),) if word in sizes else scores.natural(word)
-    return word in _BASELINES.values(), rank
+    return word in BASELINES.values(), rank
 
 
 def _parameters(
