@@ -28,6 +28,7 @@ COMMANDS = {
     "ensemble": "EVAL_OUTPUT_DIR",
 }
 FILES, STEPS, COMMAND = "gin_file", "steps", "command"  # keys of a setting that are not macros
+FILES_TASK = "files"  # name that `data.source` gives to files of one's own
 _VALUE = re.compile(r"[\w.]+")  # of an axis: it is part of a cell's name
 
 
@@ -201,14 +202,20 @@ class Experiment:
         imports = (bindings.of_file(file, tuple(folders)).imports for file in files)
         return sorted(frozenset().union(*imports))
 
-    def short_names(self) -> dict[str, str]:
-        """Returns the names that tasks have in tables, by SeqIO task."""
-        names = {}
-        for values in self.axes.values():
+    def short_names(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Returns the names that tasks have in tables, by SeqIO task.
+
+        Args:
+          chosen: A cell's value on each axis. They name the cell's own tasks, and its files.
+        """
+        own, others = {}, {}
+        for axis, values in self.axes.items():
             for value, layers in _by_value(values).items():
                 if isinstance(task := _value("MIXTURE_OR_TASK_NAME", layers), str):
-                    names[task] = value
-        return {**names, **self.task_names}
+                    (own if value == chosen[axis] else others)[task] = value
+        if "task" in chosen:
+            own[FILES_TASK] = chosen["task"]
+        return {**others, **own, **self.task_names}
 
     def _steps(self, layers: Sequence[Layer], variables: Mapping[str, str]) -> Iterator[Step]:
         names = _value(STEPS, layers) or tuple(self.steps)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning import __version__
-from prompt_tuning.checkpoint import card
+from prompt_tuning.checkpoint import card, trained_data
 from prompt_tuning.experiments.grid import Cell, Experiment, Step
 from prompt_tuning.experiments.results.scores import ENSEMBLE, VALIDATION
 from prompt_tuning.runs import result_file
@@ -70,13 +70,13 @@ def collect(experiment: Experiment, cells: Sequence[Cell]) -> tuple[list[Record]
     Both are sorted by the cells' names. Everything that differs between two runs of the same cells,
     in whatever order and after however many kills, is in the times.
     """
-    names = experiment.short_names()
     table, timings = [], []
     for cell in sorted(cells, key=lambda cell: cell.name):
         record = read(experiment.cell_folder(cell))
         if record is None:
             continue
         timings.append({"cell": cell.name, "seconds": record.pop("seconds")})
+        names = experiment.short_names(cell.axes)
         for result in record["results"]:
             result["task"] = short_name(result["task"], names)
         if record["config"]:
@@ -97,8 +97,8 @@ def write_table(experiment: Experiment, cells: Sequence[Cell]) -> list[Record]:
 
 
 def short_name(task: str, names: Mapping[str, str]) -> str:
-    """Returns a task's name in tables; a variant with sentinels has that of the plain task."""
-    plain = task.removesuffix("_sentinel")
+    """Returns a task's name in tables; one with sentinels or few examples has the plain task's."""
+    plain = trained_data.plain_name(task)
     return names.get(task) or names.get(plain, plain)
 
 

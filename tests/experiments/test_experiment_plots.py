@@ -1,5 +1,6 @@
 """Figures of experiments: what is drawn are the means and deviations of the records."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ def record(
     metrics: Callable[[str], dict[str, float]],
 ) -> dict:
     results = [
-        {"task": task, "split": "test", "row": row, "metrics": actual}
+        {"task": task, "split": "test", "row": row, "metrics": actual, "run": "train"}
         for task in tasks
         for row, actual in {
             "majority": dict.fromkeys(metrics(task), 0.5),
@@ -163,14 +164,63 @@ def test_lengths_are_an_axis_and_lines():
     for i, (size, parameters) in enumerate(PARAMETERS.items()):
         for length, y in lines(by_length)[size]:
             assert lines(by_size)[f"{length:g}"][i] == pytest.approx((parameters, y))
-    assert "frozen backbone" not in lines(by_length)
+    assert [y for _, y in lines(by_length)["frozen backbone"]] == [25, 25, 25]
 
 
-@pytest.mark.parametrize("axis", ["pretraining", "adaptation_steps", "adaptation_percent"])
-def test_no_one_frozen_backbone_where_backbones_differ(axis):
-    actual = plot.drawn(grid(axis, ["0", "10"]))
-    assert "frozen backbone" not in lines(actual[""].axes[0])
-    assert "majority class" in lines(actual[""].axes[0])
+@pytest.mark.parametrize(
+    ("axis", "values", "of", "figures"),
+    [
+        ("pretraining", ["lm", "span"], "pretraining", []),
+        ("words", ["lm", "span"], "size", [""]),
+        ("adaptation_steps", ["0", "10"], "adaptation_steps", ["adaptation_steps"]),
+        ("length", ["5", "20"], "size", [""]),
+    ],
+)
+def test_a_baseline_is_drawn_where_all_lines_share_it(axis, values, of, figures):
+    """In `figures` alone, if the frozen backbone depends on the axis `of`."""
+    records = grid(axis, values)
+    values = list(PARAMETERS) if of == "size" else values
+    for record in records:
+        [frozen] = [result for result in record["results"] if result["row"] == "frozen"]
+        score = values.index(record["axes"][of]) / 4
+        frozen["metrics"] = dict.fromkeys(frozen["metrics"], score)
+    for name, figure in plot.drawn(records).items():
+        if not name.endswith("tasks"):
+            drawn = lines(figure.axes[0])
+            assert "majority class" in drawn
+            assert ("frozen backbone" in drawn) == (name in figures), name
+            assert [y for _, y in drawn.get("frozen backbone", [(0, 0), (0, 25)])] == [0, 25]
+
+
+@pytest.mark.parametrize(
+    ("others", "labels"),
+    [
+        ({"init": ("uniform", "words")}, ["uniform", "words"]),
+        ({"source": ("a", "b")}, ["a", "b"]),
+        (
+            {"size": ("small", "large"), "init": ("uniform", "words")},
+            ["small, uniform", "small, words", "large, uniform", "large, words"],
+        ),
+        ({"size": ("small",)}, ["small"]),
+    ],
+)
+def test_every_axis_but_the_seed_makes_lines(others, labels):
+    axes = {"length": ("5", "10"), "seed": SEEDS, **others}
+    cells = [dict(zip(axes, own, strict=True)) for own in itertools.product(*axes.values())]
+    records = [
+        record(cell, "a", lambda task, cell=cell: {"accuracy": value(*cell.values())})
+        for cell in cells
+    ]
+    [axis] = plot.drawn(records)["length"].axes
+    drawn = lines(axis)
+    assert [label for label in drawn if "backbone" not in label and "class" not in label] == labels
+    for own in itertools.product(*others.values()):
+        means = [
+            100 * statistics.fmean(value(length, seed, *own) for seed in SEEDS)
+            for length in ("5", "10")
+        ]
+        assert [y for _, y in drawn[", ".join(own)]] == pytest.approx(means)
+    assert axis.get_ylabel().endswith("n = 3")
 
 
 def test_no_logarithm_of_zero():
@@ -232,16 +282,34 @@ def test_domain_shift():
 def test_ensembles():
     prompts = [0.6, 0.8, 0.7]
     own = [
-        {"task": "a", "split": "test", "row": "trained", "metrics": {"accuracy": x}, "run": str(x)}
+        {"task": "a", "split": "test", "row": row, "metrics": {"accuracy": x}, "run": str(x)}
         for x in prompts
+        for row in ("frozen", "trained")
     ]
-    joint = {"task": "a", "split": "test", "row": "ensemble", "metrics": {"accuracy": 0.75}}
+    joint = {**own[0], "row": "ensemble", "metrics": {"accuracy": 0.75}, "run": "vote"}
     axes = {"experiment": "e", "cell": "a", "axes": {"task": "a"}, "status": "done"}
     records = [{**axes, "results": [*own, joint], "trained_parameters": 1, "total_parameters": 1}]
     [axis] = plot.drawn(records)[""].axes
     heights = {name: y for name, [(_, y)] in lines(axis).items()}
     assert heights == pytest.approx({"average": 70, "best": 80, "ensemble": 75})
     assert axis.get_ylabel() == "accuracy (%)\nmean ± sd, n = 3"
+
+
+def test_domain_shift_of_two_lengths():
+    records = [
+        record(
+            {"source": "qqp", "method": method, "seed": seed, "length": length},
+            ["mrpc"],
+            lambda task, of=(method, seed, length): {"accuracy": value(*of)},
+        )
+        for method in ("prompt_tuning", "model_tuning")
+        for seed in SEEDS
+        for length in ("5", "20")
+    ]
+    [axis] = plot.drawn(records)[""].axes
+    labels = [container.get_label() for container in axis.containers]
+    assert labels == ["prompt tuning, 5", "prompt tuning, 20"]
+    assert axis.get_xlabel().endswith("n = 3")
 
 
 def test_tasks_side_by_side():

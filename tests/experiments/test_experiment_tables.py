@@ -86,8 +86,7 @@ def test_what_a_table_does_not_show(scaling):
     scaling[1]["results"][1]["metrics"]["accuracy"] = 0.5
     old = [{**line, "version": str(i % 2)} for i, line in enumerate(scaling[:4])]
     assert notes.of(old, tables.of(old)) == [
-        "frozen backbone: differs between runs, and the first is shown: s, rte, accuracy "
-        "(30.0 to 50.0)",
+        "baselines that differ between seeds: s, frozen backbone, rte, accuracy (sd 14.1)",
         "cells are of several versions of the package: 0; 1",
     ]
 
@@ -120,6 +119,153 @@ def test_a_run_on_all_tasks_stands_with_the_others(scaling):
         tuple(row[:2]): row[2:5] for row in rows(tables.markdown(tables.of([*scaling, together])))
     }
     assert actual["s", "multitask"] == ["40.0 (1)", "60.0 (1)", "50.0 (1)"]
+
+
+def trained(task: str, accuracy: float, run: str = "train", split: str = "test") -> list[dict]:
+    """The results of a run of `train`, with its baselines."""
+    own = {"majority": 0.25, "frozen": 0.5, "trained": accuracy}
+    return [
+        {**result(task, row, accuracy=value), "run": run, "split": split}
+        for row, value in own.items()
+    ]
+
+
+def measured(task: str, accuracy: float, run: str, split: str = "test") -> dict:
+    """The result of a run of `eval`."""
+    return {**result(task, accuracy=accuracy), "run": run, "split": split}
+
+
+MEASUREMENTS = {  # results of two seeds by the values of other axes; columns of the table
+    "another split": (
+        {(): ([*trained("rte", 0.9), measured("rte", 0.8, "again", "validation")],) * 2},
+        {"rte": "90.0 ± 0.0 (2)", "rte, again, validation": "80.0 ± 0.0 (2)"},
+    ),
+    "a later step": (
+        {(): ([*trained("rte", 0.9), measured("rte", 0.8, "again")],) * 2},
+        {"rte": "90.0 ± 0.0 (2)", "rte, again": "80.0 ± 0.0 (2)"},
+    ),
+    "the same step on another split in other cells": (
+        {
+            (("method", "a"),): (trained("rte", 0.9),) * 2,
+            (("method", "b"),): ([measured("rte", 0.8, "design", "validation")],) * 2,
+        },
+        {"rte": "90.0 ± 0.0 (2)", "rte, validation": "-"},
+    ),
+    "a later step beside another task": (
+        {
+            (): (
+                [*trained("rte", 0.9), *trained("cb", 0.7), measured("rte", 0.8, "again")],
+                [*trained("rte", 0.7), *trained("cb", 0.7), measured("rte", 0.4, "again")],
+            )
+        },
+        {
+            "rte": "80.0 ± 14.1 (2)",
+            "cb": "70.0 ± 0.0 (2)",
+            "rte, again": "60.0 ± 28.3 (2)",
+            "mean": "75.0 ± 7.1 (2)",
+        },
+    ),
+    "first steps of two methods": (
+        {
+            (("method", "a"),): (trained("rte", 0.9),) * 2,
+            (("method", "b"),): ([measured("rte", 0.8, "design")],) * 2,
+        },
+        {"rte": "90.0 ± 0.0 (2)"},
+    ),
+    "a task with validation alone": (
+        {(): (trained("rte", 0.9, split="validation"),) * 2},
+        {"rte*": "90.0 ± 0.0 (2)"},
+    ),
+    "cells of two tasks that measure a third": (
+        {
+            (("task", "a"),): ([*trained("a", 0.9), measured("rte", 0.8, "shift")],) * 2,
+            (("task", "b"),): ([*trained("b", 0.7), measured("rte", 0.2, "shift")],) * 2,
+        },
+        {
+            "a": "90.0 ± 0.0 (2)",
+            "rte, a": "80.0 ± 0.0 (2)",
+            "b": "70.0 ± 0.0 (2)",
+            "rte, b": "20.0 ± 0.0 (2)",
+            "mean": "-",
+        },
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* was measured on rte more often")
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_only_seeds_are_averaged(name):
+    cells, expected = MEASUREMENTS[name]
+    records = [
+        record({"seed": str(seed), **dict(axes)}, own)
+        for axes, of_seeds in cells.items()
+        for seed, own in enumerate(of_seeds)
+    ]
+    head, _, first, *_ = rows(tables.markdown(tables.of(records)))
+    actual = dict(zip(head, first, strict=True))
+    assert {name: actual[name] for name in head if name in expected or ", " in name} == expected
+    columns = {column.rstrip("*") for column in expected} - {"mean"}
+    assert {each["task"] for each in export.runs(records)} == columns
+
+
+BASELINES = {  # axes of cells, with their frozen and majority scores; rows of the table
+    "by the label words": (
+        [
+            ({"seed": "0", "words": "sentiment"}, 0.5, 0.6),
+            ({"seed": "1", "words": "sentiment"}, 0.5, 0.6),
+            ({"seed": "0", "words": "sport"}, 0.2, 0.0),
+        ],
+        [
+            ["sentiment", "frozen backbone", "50.0 (1)"],
+            ["sentiment", "majority class", "60.0 (1)"],
+            ["sport", "frozen backbone", "20.0 (1)"],
+            ["sport", "majority class", "0.0 (1)"],
+        ],
+    ),
+    "the same": (
+        [({"seed": seed, "words": word}, 0.5, 0.6) for seed in "01" for word in ("a", "b")],
+        [["", "frozen backbone", "50.0 (1)"], ["", "majority class", "60.0 (1)"]],
+    ),
+    "by the seed": (
+        [({"seed": "0", "words": "a"}, 0.5, 0.4), ({"seed": "1", "words": "a"}, 0.5, 0.6)],
+        [["", "frozen backbone", "50.0 (1)"], ["", "majority class", "50.0 ± 14.1 (2)"]],
+    ),
+    "by the method": (
+        [({"seed": "0", "method": "a"}, 0.5, 0.4), ({"seed": "0", "method": "b"}, 0.6, 0.4)],
+        [
+            ["frozen backbone (a)", "50.0 (1)"],
+            ["frozen backbone (b)", "60.0 (1)"],
+            ["majority class", "40.0 (1)"],
+        ],
+    ),
+    "not measured": (
+        [({"seed": "0", "words": "a"}, 0.5, 0.4), ({"seed": "0", "words": "b"}, None, None)],
+        [["a", "frozen backbone", "50.0 (1)"], ["a", "majority class", "40.0 (1)"]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_of_each_setting(name):
+    cells, expected = BASELINES[name]
+    records = [
+        record(
+            axes,
+            [
+                result("rte", accuracy=0.9),
+                *(
+                    result("rte", row, accuracy=value)
+                    for row, value in (("frozen", frozen), ("majority", majority))
+                    if value is not None
+                ),
+            ],
+        )
+        for axes, frozen, majority in cells
+    ]
+    shown = [row[:-1] for row in rows(tables.markdown(tables.of(records)))[2:]]
+    assert [row for row in shown if row[-2].startswith(("frozen", "majority"))] == expected
+    own = [(each["frozen"], each["majority"]) for each in export.runs(records)]
+    assert own == [(frozen, majority) for _, frozen, majority in cells]
 
 
 def test_failed_cells_are_left_out(scaling):

@@ -1,13 +1,12 @@
 """The scores of single runs as JSON, for figures that are kept with the documentation."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from prompt_tuning.experiments.results import scores
-from prompt_tuning.experiments.results.scores import ENSEMBLE, Record
-from prompt_tuning.experiments.results.tables import OF_BACKBONE
+from prompt_tuning.experiments.results.scores import ENSEMBLE, Columns, Record
 from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED
 from prompt_tuning.runtime.files import renamed_when_done, to_json
 
@@ -25,11 +24,13 @@ def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
 
       parameters  number of parameters of the backbone
       METRIC      score from 0 to 1, by its name, such as "accuracy"
-      majority    first metric of the most frequent answer; null if no run of the task measured it
-      frozen      first metric of the frozen backbone; null likewise
+      majority    first metric of the most frequent answer: the run's own, or what runs that differ
+                  in seed, method and task alone agree on; null if there is none
+      frozen      first metric of the frozen backbone, likewise
       split       split that was measured
       constant    whether all answers are the same; null if unknown
 
+    "task" is the column of the table: a step that measures a task again has a name of its own.
     Several prompts of one cell have their step's name as "seed"; the row of their vote has
     "ensemble" as "method", and no seed.
 
@@ -38,7 +39,8 @@ def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
       row: Scores to show, "trained" or "validation".
     """
     done = [record for record in records if record["status"] == "done"]
-    sizes, baselines = scores.backbones(done), _baselines(done)
+    sizes, columns = scores.backbones(done), Columns(done, row)
+    baselines = {name: _Baseline(done, name) for name in (MAJORITY, FROZEN)}
     objects = []
     for record in done:
         axes = record["axes"]
@@ -51,12 +53,11 @@ def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
                 {
                     **axes,
                     "parameters": sizes.get(axes.get("size", ""), record["total_parameters"]),
-                    "task": result["task"],
+                    "task": columns.name(record, result),
                     "method": ENSEMBLE if vote else axes.get("method"),
                     "seed": int(seed) if seed.isdecimal() else None,
                     **result["metrics"],
-                    "majority": baselines.get(_key(MAJORITY, result, {})),
-                    "frozen": baselines.get(_key(FROZEN, result, axes)),
+                    **{name: baseline.of(record, result) for name, baseline in baselines.items()},
                     "split": result["split"],
                     "constant": result.get("constant"),
                 }
@@ -64,17 +65,34 @@ def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
     return objects
 
 
-def _baselines(records: Sequence[Record]) -> dict[Hashable, float]:
-    """Returns the first metric of the baselines by `_key`, which many runs share."""
-    values: dict[Hashable, float] = {}
-    for record in records:
-        for result in record["results"]:
-            axes = record["axes"] if result["row"] == FROZEN else {}
-            key = _key(result["row"], result, axes)
-            values.setdefault(key, next(iter(result["metrics"].values())))
-    return values
+class _Baseline:
+    """The first metric of a baseline, which runs share that do not measure it.
 
+    Args:
+      records: Records of one experiment, of cells that are done.
+      row: `MAJORITY` or `FROZEN`.
+    """
 
-def _key(row: str, result: Mapping[str, Any], axes: Mapping[str, str]) -> Hashable:
-    backbone = tuple(axes.get(name) for name in OF_BACKBONE)
-    return row, result["task"], result["split"], backbone
+    def __init__(self, records: Sequence[Record], row: str) -> None:
+        self._columns = Columns(records, TRAINED)
+        self._own = {
+            (record["cell"], result["run"], self._key(record, result)): (
+                record["axes"],
+                next(iter(result["metrics"].values())),
+            )
+            for record in records
+            for result in record["results"]
+            if result["row"] == row
+        }
+        axes = list(dict.fromkeys(axis for record in records for axis in record["axes"]))
+        measured = [(cell, key, value) for (*_, key), (cell, value) in self._own.items()]
+        self._axes, self._shared = scores.shared(measured, axes, ("task", "seed", "method"))
+
+    def of(self, record: Record, result: Mapping[str, Any]) -> float | None:
+        key = self._key(record, result)
+        if own := self._own.get((record["cell"], result["run"], key)):
+            return own[1]
+        return self._shared.get(scores.key_on(self._axes, key, record["axes"]))
+
+    def _key(self, record: Record, result: Mapping[str, Any]) -> tuple[str, str]:
+        return self._columns.name(record, result), result["split"]

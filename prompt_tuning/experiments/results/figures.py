@@ -20,8 +20,7 @@ _TITLES = {
     "pretraining": "pre-training",
     "size": "parameters of the backbone",
 }
-# Axes without lines of their own: averaged over, panels, or along x.
-_NO_LINE = ("seed", "size", "source", "target", "task")
+_NO_LINE = ("seed", "task")  # averaged over, and panels
 _LEVELS = {"majority": "majority class", "frozen": "frozen backbone"}
 _FULL, _PANELS = 6.6, 3  # inches, and panels side by side
 TUNED = "model_tuning"
@@ -32,11 +31,18 @@ Line = Mapping[float, Spread]  # by x
 Panel = tuple[Mapping[str, Line], Mapping[str, Line]]  # lines and levels, by label
 
 
-def lines_of(records: Sequence[Record]) -> Names:
-    """Returns the axes, with their values, whose combinations are lines of a figure."""
-    return {
-        axis: values for axis, values in scores.varying(records).items() if axis not in _NO_LINE
-    }
+def lines_of(records: Sequence[Record], x: str) -> Names:
+    """Returns the axes, with their values, whose combinations are lines of a figure.
+
+    Args:
+      records: Records of one experiment.
+      x: Axis along which the figure is drawn.
+    """
+    varying = scores.varying(records)
+    names = {axis: values for axis, values in varying.items() if axis not in (x, *_NO_LINE)}
+    if names.pop("size", None):
+        return {"size": list(scores.backbones(records)), **names}
+    return names
 
 
 @style.styled
@@ -47,19 +53,21 @@ def scaling(records: Sequence[Record]) -> dict[str, Any]:
       {"": the mean over tasks, "tasks": one panel per task}; of a single task the first alone.
       Points that no run has reached yet are left out.
     """
-    return _figures(records, "size", scores.backbones(records), lines_of(records))
+    return _figures(records, "size", scores.backbones(records), lines_of(records, "size"))
 
 
 @style.styled
 def against(records: Sequence[Record], axis: str) -> dict[str, Any]:
-    """Draws scores against a numeric axis, such as the prompt's length, with one line per size.
+    """Draws scores against a numeric axis, such as the prompt's length, with one line per size and
+    combination of the other axes.
 
     Returns:
       As `scaling`.
     """
     values = {value: float(value) for value in scores.varying(records)[axis]}
-    sizes = list(scores.backbones(records))
-    return _figures(records, axis, values, {"size": sizes} if sizes else {})
+    only = list(scores.backbones(records))[:1]  # names the line if nothing else does
+    names = lines_of(records, axis) or ({"size": only} if only else {})
+    return _figures(records, axis, values, names)
 
 
 @style.styled
@@ -87,38 +95,41 @@ def shift(records: Sequence[Record]) -> Any:
     There is one row per target task and metric. Deviations are those of differences of independent
     runs; a single run has none.
     """
+    varying = lines_of(records, "source")
+    varying.pop("method")
+    others = {"size": list(scores.backbones(records)) or [""], **varying}
 
-    def key(score: Score) -> tuple[str, str, str]:
-        source = score.axes.get("source", score.axes.get("task", ""))
-        row = f"{_words(source)} to {_words(score.task)}, {_words(score.metric)}"
-        return row, score.axes["method"], score.axes.get("size", "")
+    def key(score: Score) -> tuple[str, str, tuple[str, ...]]:
+        row = f"{_words(score.axes['source'])} to {_words(score.column)}, {_words(score.metric)}"
+        return row, score.axes["method"], tuple(score.axes.get(name, "") for name in others)
 
     spreads = scores.over_seeds(scores.scores(records, each_metric=True), key)
     rows = list(dict.fromkeys(row for row, _, _ in sorted(spreads)))
     lines = [
-        (method, size)
+        (method, own)
         for method in sorted({method for _, method, _ in spreads} - {TUNED})
-        for size in scores.backbones(records) or [""]
+        for own in itertools.product(*others.values())
+        if any(own == drawn for _, _, drawn in spreads)
     ]
     figure, [[axis]] = style.figure(
         width=min(max(style.COLUMN, 2 + 0.055 * max(map(len, rows))), _FULL),
         height=0.9 + 0.16 * len(rows) * max(2, len(lines)),
     )
-    for i, (method, size) in enumerate(lines):
+    for i, (method, own) in enumerate(lines):
         pairs = {
-            row: (spreads[row, method, size], spreads[row, TUNED, size])
+            row: (spreads[row, method, own], spreads[row, TUNED, own])
             for row in rows
-            if {(row, method, size), (row, TUNED, size)} <= spreads.keys()
+            if {(row, method, own), (row, TUNED, own)} <= spreads.keys()
         }
         offset = (i - (len(lines) - 1) / 2) * 0.7 / len(lines)
         axis.errorbar(
-            [own.mean - tuned.mean for own, tuned in pairs.values()],
+            [new.mean - tuned.mean for new, tuned in pairs.values()],
             [rows.index(row) + offset for row in pairs],
             xerr=[
-                math.hypot(own.sd, tuned.sd) if min(own.n, tuned.n) > 1 else math.nan
-                for own, tuned in pairs.values()
+                math.hypot(new.sd, tuned.sd) if min(new.n, tuned.n) > 1 else math.nan
+                for new, tuned in pairs.values()
             ],
-            label=", ".join(_words(word) for word in (method, size) if word),
+            label=", ".join(_words(word) for word in (method, *own) if word),
             **_BARS | style.line(i) | {"linestyle": "none"},
         )
     axis.axvline(0, color=style.GRAY, lw=0.8)
@@ -133,10 +144,11 @@ def shift(records: Sequence[Record]) -> Any:
 def _figures(
     records: Sequence[Record], axis: str, x: Mapping[str, float], names: Names
 ) -> dict[str, Any]:
-    rows = dict(_LEVELS)
-    if axis != "size" or (set(tables.OF_BACKBONE) - {"size"}) & set(scores.varying(records)):
-        del rows["frozen"]
-    levels = {label: _panels(records, row) for row, label in rows.items()}
+    levels = {
+        label: _panels(records, row)
+        for row, label in _LEVELS.items()
+        if _is_of_x(scores.scores(records, row), axis, names)
+    }
     panels = {
         task: (
             _lines(own, axis, x, names),
@@ -154,15 +166,27 @@ def _figures(
         return {"": _drawn(panels, axis, names, metric)}
     drawn = {"tasks": _drawn(panels, axis, names, metric)}
     if mean[0]:
-        drawn[""] = _drawn({f"mean of {len(panels)} tasks": mean}, axis, names, metric)
+        count = len({score.task for score in scores.scores(records) if not score.again})
+        drawn[""] = _drawn({f"mean of {count} tasks": mean}, axis, names, metric)
     return drawn
 
 
+def _is_of_x(baselines: Sequence[Score], axis: str, names: Names) -> bool:
+    """Whether all lines have the same baseline at each x, so that it is one line."""
+    kept, _ = scores.shared(
+        ((score.axes, score.column, score.value) for score in baselines),
+        [axis, "seed", *names],
+        names,
+    )
+    return kept == [axis, "seed"]
+
+
 def _panels(records: Sequence[Record], row: str) -> dict[str, list[Score]]:
-    """Returns scores by task; with several tasks, their means are the last, under `MEAN`."""
+    """Returns scores by column; with several tasks, their means are the last, under `MEAN`."""
     single = scores.scores(records, row)
-    panels = dict(sorted(scores.grouped(single, lambda score: score.task).items()))
-    return panels | ({MEAN: scores.over_tasks(single)} if len(panels) > 1 else {})
+    panels = dict(sorted(scores.grouped(single, lambda score: score.column).items()))
+    several = len({score.task for score in single if not score.again}) > 1
+    return panels | ({MEAN: scores.over_tasks(single)} if several else {})
 
 
 def _lines(

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from prompt_tuning.experiments.results import scores, tables
+from prompt_tuning.experiments.results import tables
 from prompt_tuning.experiments.results.scores import MEAN, Record
 from prompt_tuning.experiments.results.tables import Table
 
@@ -20,14 +20,14 @@ def of(records: Sequence[Record], table: Table) -> list[str]:
       table: Their table.
     """
     done = [record for record in records if record["status"] == "done"]
-    return [*_of_counts(table), *_of_nan(done), *_of_baselines(done), *_of_versions(done)]
+    return [*_of_counts(table), *_of_nan(done), *_of_baselines(table), *_of_versions(done)]
 
 
 def _of_counts(table: Table) -> Iterator[str]:
     """Rows of fewer runs than others; votes and means over tasks are of other runs than single."""
     counts: dict[tuple[str | None, bool], dict[str, int]] = {}
     for labels, cells in table.rows:
-        if labels.get("method") in tables.BASELINES.values():
+        if tables.is_baseline(labels.get("method", "")):
             continue
         for task, metrics in cells.items():
             name = ", ".join(filter(None, (*labels.values(), task)))
@@ -52,20 +52,17 @@ def _of_nan(done: Sequence[Record]) -> Iterator[str]:
         yield f"not a number, and so are means with it: {_some(found)}"
 
 
-def _of_baselines(done: Sequence[Record]) -> Iterator[str]:
-    """Baselines that differ between the runs that share them, of which the first is shown."""
-    for row, name in tables.BASELINES.items():
-        values: dict[tuple[str, ...], list[float]] = {}
-        for score in scores.scores(done, row, each_metric=True):
-            axes = (score.axes.get(axis, "") for axis in tables.OF_BACKBONE)
-            values.setdefault((*axes, score.task, score.metric), []).append(score.value)
-        differing = [
-            f"{', '.join(filter(None, key))} ({min(own):.1f} to {max(own):.1f})"
-            for key, own in values.items()
-            if max(own) - min(own) > _ROUNDING
-        ]
-        if differing:
-            yield f"{name}: differs between runs, and the first is shown: {_some(differing)}"
+def _of_baselines(table: Table) -> Iterator[str]:
+    """Baselines that differ between seeds, which should share them."""
+    differing = [
+        f"{', '.join(filter(None, (*labels.values(), task, name)))} (sd {spread.sd:.1f})"
+        for labels, cells in table.rows
+        for task, metrics in cells.items()
+        for name, spread in metrics.items()
+        if tables.is_baseline(labels.get("method", "")) and task != MEAN and spread.sd > _ROUNDING
+    ]
+    if differing:
+        yield f"baselines that differ between seeds: {_some(differing)}"
 
 
 def _of_versions(done: Sequence[Record]) -> Iterator[str]:

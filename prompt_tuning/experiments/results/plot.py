@@ -30,7 +30,7 @@ def drawn(records: Sequence[Record]) -> dict[str, Any]:
     if any(result["row"] == ENSEMBLE for record in done for result in record["results"]):
         return {"": figures.tasks(done)}
     curves = figures.scaling(done) if "size" in axes else {}
-    for axis in figures.lines_of(done):
+    for axis in figures.lines_of(done, "size"):
         if all(value.isdecimal() for value in axes[axis]):
             made = figures.against(done, axis)
             curves |= {"_".join(filter(None, (axis, name))): made[name] for name in made}

@@ -11,8 +11,6 @@ from prompt_tuning.experiments.results.scores import ENSEMBLE, MEAN, Record, Sco
 from prompt_tuning.runs.result_file import TRAINED
 
 _NOT_LABELS = {"seed", "task"}  # axes that are averaged over, or columns
-# Axes that the frozen backbone depends on.
-OF_BACKBONE = ("size", "pretraining", "adaptation_steps", "adaptation_percent")
 BASELINES = {"frozen": "frozen backbone", "majority": "majority class"}
 
 Cells = dict[str, dict[str, Spread]]  # by task and metric
@@ -48,7 +46,7 @@ def of(records: Sequence[Record], row: str = TRAINED) -> Table:
 
     An experiment with ensembles has the average and the best of the single prompts, and the
     ensemble, as rows. Below those of any other experiment come the most frequent answer and the
-    frozen backbone.
+    frozen backbone, in a row for each value of the axes that they depend on.
 
     Args:
       records: Records of one experiment.
@@ -57,12 +55,13 @@ def of(records: Sequence[Record], row: str = TRAINED) -> Table:
     each, joint = (list(_scores(records, row, each_metric)) for each_metric in (True, False))
     axes = list(dict.fromkeys(axis for score in joint for axis in score.axes))
     labels = tuple(axis for axis in axes if axis not in _NOT_LABELS)
-    tasks = tuple(dict.fromkeys(score.task for score in joint))
-    if len(tasks) > 1 and "source" not in labels:  # tasks of other domains are no benchmark
+    tasks = tuple(dict.fromkeys(score.column for score in joint))
+    several = len({score.task for score in joint if not score.again}) > 1
+    if several and "source" not in labels:  # tasks of other domains are no benchmark
         each += scores.over_tasks(joint)
         tasks = (*tasks, MEAN)
     rows: dict[tuple[str, ...], Cells] = {}
-    groups = scores.grouped(each, lambda score: (_label(score, labels), score.task, score.metric))
+    groups = scores.grouped(each, lambda score: (_label(score, labels), score.column, score.metric))
     for (label, task, metric), group in groups.items():
         spread = scores.spread(group)
         rows.setdefault(label, {}).setdefault(task, {})[metric] = spread
@@ -70,7 +69,11 @@ def of(records: Sequence[Record], row: str = TRAINED) -> Table:
     in_order = sorted(rows, key=lambda label: [_rank(word, sizes) for word in label])
     named = tuple((dict(zip(labels, label, strict=True)), rows[label]) for label in in_order)
     splits = {(score.task, score.split) for score in joint if row == TRAINED}
-    on_validation = {task for task, split in splits if split == "validation"}
+    on_validation = {
+        score.column
+        for score in joint
+        if (score.task, "validation") in splits and (score.task, "test") not in splits
+    }
     parameters = tuple(_parameters(records, labels, in_order))
     return Table(labels, tasks, named, parameters, frozenset(on_validation))
 
@@ -114,7 +117,7 @@ def _scores(records: Sequence[Record], row: str, each_metric: bool) -> Iterator[
     ensembles = scores.scores(records, ENSEMBLE, each_metric)
     if ensembles:
         yield from _with(shown, prompts="average")
-        groups = scores.grouped(shown, lambda s: (tuple(s.axes.items()), s.task, s.metric))
+        groups = scores.grouped(shown, lambda s: (tuple(s.axes.items()), s.column, s.metric))
         best = (max(group, key=_value_or_least) for group in groups.values())
         yield from _with(best, prompts="best")
         yield from _with(ensembles, prompts=ENSEMBLE)
@@ -123,14 +126,18 @@ def _scores(records: Sequence[Record], row: str, each_metric: bool) -> Iterator[
     if row != TRAINED:
         return
     for baseline, name in BASELINES.items():
-        # Seeds and methods share them: the first one stands for all.
+        kept = _axes_of(scores.scores(records, baseline, each_metric=True), shown)
         first: dict[Any, Score] = {}
         for score in scores.scores(records, baseline, each_metric):
-            kept = {axis: score.axes[axis] for axis in OF_BACKBONE if axis in score.axes}
-            axes = {axis: kept.get(axis, "") for axis in score.axes if axis not in _NOT_LABELS}
-            axes |= {"method": name}
+            axes = {
+                axis: value if axis in kept else ""
+                for axis, value in score.axes.items()
+                if axis not in _NOT_LABELS or axis in kept
+            }
+            of_method = f" ({axes['method']})" if axes.get("method") else ""
+            axes["method"] = f"{name}{of_method}"
             first.setdefault(
-                (*axes.items(), score.task, score.metric), dataclasses.replace(score, axes=axes)
+                (*axes.items(), score.column, score.metric), dataclasses.replace(score, axes=axes)
             )
         yield from first.values()
 
@@ -139,10 +146,30 @@ def _value_or_least(score: Score) -> float:
     return -math.inf if math.isnan(score.value) else score.value
 
 
+def _axes_of(baselines: Sequence[Score], shown: Sequence[Score]) -> list[str]:
+    """Returns the axes that a baseline depends on: always the size, and another if scores differ,
+    or if the baseline was not measured on some of its values.
+    """
+    axes = list(dict.fromkeys(axis for score in baselines for axis in score.axes))
+    values = [{axis: {s.axes[axis] for s in of} for axis in axes} for of in (baselines, shown)]
+    measured = {axis for axis in axes if values[0][axis] >= values[1][axis]} - {"size"}
+    droppable = ["seed", "method", *(axis for axis in axes if axis in measured)]
+    kept, _ = scores.shared(
+        ((score.axes, (score.column, score.metric), score.value) for score in baselines),
+        [axis for axis in axes if axis != "task"],
+        dict.fromkeys(droppable),
+    )
+    return kept
+
+
 def _rank(word: str, sizes: Mapping[str, int]) -> tuple[bool, tuple]:
     """Returns the sort key of a label: sizes by parameters, baselines after the methods."""
     rank = ((True, sizes[word]),) if word in sizes else scores.natural(word)
-    return word in BASELINES.values(), rank
+    return is_baseline(word), rank
+
+
+def is_baseline(method: str) -> bool:
+    return method.startswith(tuple(BASELINES.values()))
 
 
 def _parameters(
