@@ -20,11 +20,11 @@ class Statements(NamedTuple):
     """The statements of a gin file with those of the files it includes, or of a text.
 
     Attributes:
-      bindings: values by `SCOPE/SELECTOR.ARGUMENT`, or by the name of a macro; later ones win.
+      bindings: `SCOPE/SELECTOR.ARGUMENT`, or the name of a macro, and its value; later ones win.
       imports: names of the imported modules.
     """
 
-    bindings: Mapping[str, Any]
+    bindings: Sequence[tuple[str, Any]]
     imports: frozenset[str]
 
 
@@ -53,8 +53,7 @@ def of_step(
         *(of_file(file, folders) for file in gin_parsing.in_order(files)),
         *map(_of_text, texts),
     ]
-    parts = (part.bindings.items() for part in statements)
-    return dict(itertools.chain.from_iterable(parts))
+    return dict(itertools.chain.from_iterable(part.bindings for part in statements))
 
 
 def digestible(value: Any) -> str:
@@ -87,20 +86,55 @@ def _of_text(text: str) -> Statements:
 
 
 def _statements(text: str, folders: tuple[str, ...]) -> Statements:
-    bindings: dict[str, Any] = {}
+    bindings: list[tuple[str, Any]] = []
     imports: set[str] = set()
     for statement in config_parser.ConfigParser(text, _Unresolved()):
         match statement:
             case config_parser.IncludeStatement():
                 included = of_file(statement.filename, folders)
-                bindings |= included.bindings
+                bindings += included.bindings
                 imports |= included.imports
             case config_parser.ImportStatement():
                 imports.add(statement.module)
             case config_parser.BindingStatement():
                 names = f"{statement.scope}/{statement.selector}", statement.arg_name
-                bindings[".".join(filter(None, names)).removeprefix("/")] = statement.value
+                name = ".".join(filter(None, names)).removeprefix("/")
+                bindings.append((name, statement.value))
     return Statements(bindings, frozenset(imports - {_DYNAMIC_REGISTRATION}))
+
+
+def axis_values(file: str, folders: tuple[str, ...]) -> dict[str, set[str]]:
+    """Returns the values that an experiment's axes have in a gin file, by axis.
+
+    Those of bindings that later ones replace are among them.
+    """
+    bound = of_file(file, folders).bindings
+
+    def every(value: Any) -> Iterator[Any]:
+        if isinstance(value, Mapping) and "%" in value:
+            for name, other in bound:
+                if name == value["%"]:
+                    yield from every(other)
+        else:
+            yield value
+
+    def texts(values: Any) -> Iterator[str]:
+        for own in every(values):
+            if isinstance(own, Mapping):
+                yield from map(str, own)
+            elif isinstance(own, list | tuple):
+                for item in own:
+                    yield from texts(item)
+            else:
+                yield str(own)
+
+    axes: dict[str, set[str]] = {}
+    for name, value in bound:
+        if f".{name}".endswith(".Experiment.axes"):
+            for own in every(value):
+                for axis, values in own.items() if isinstance(own, Mapping) else ():
+                    axes.setdefault(axis, set()).update(texts(values))
+    return axes
 
 
 def reachable(bound: Mapping[str, Any], parameter: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from absl import flags, logging
 from prompt_tuning.cli import gin_command, gin_parsing, plain_command
 from prompt_tuning.data import flags as data_flags
 from prompt_tuning.errors import UserError
-from prompt_tuning.experiments import schedulers
+from prompt_tuning.experiments import bindings, schedulers
 from prompt_tuning.experiments.grid import Cell, Experiment
 from prompt_tuning.experiments.wording import counted
 from prompt_tuning.runtime import exit_status, preemption
@@ -49,7 +49,9 @@ def main(words: Sequence[str]) -> None:
         )
     bound = gin_parsing.parse(Experiment, [words[1]], flags.FLAGS.gin_bindings, kind="experiments")
     experiment = Experiment(**copy.deepcopy(bound))
-    cells = experiment.cells(gin_parsing.gin_folders())
+    folders = gin_parsing.gin_folders()
+    experiment.check_rules(bindings.axis_values(words[1], tuple(folders)))
+    cells = experiment.cells(folders)
     COMMANDS[words[0]](experiment, cells)
 
 

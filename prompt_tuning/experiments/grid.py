@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ class Experiment:
                     f"{self.name}: axis {axis!r} = {values!r}: must be a list or a mapping of "
                     "values"
                 )
-            names = list(_by_value(values))
+            names = [name for name, _ in _values(values)]
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{self.name}: axis {axis!r}: has the value {twice[0]!r} twice")
             if not names:
                 raise UserError(f"{self.name}: axis {axis!r} = {values!r}: has no values")
             if unusable := [name for name in names if not _VALUE.fullmatch(name)]:
@@ -143,6 +146,32 @@ class Experiment:
         for rule in self.exclude:
             if unknown := [axis for axis in rule if axis not in self.axes]:
                 raise UserError(f"{self.name}: exclude: there is no axis {unknown[0]!r}")
+            for axis, values in rule.items():
+                texts = [str(value) for value in _as_sequence(values)]
+                if not texts or (len(texts) > 1 and any(text.startswith("!") for text in texts)):
+                    raise UserError(
+                        f"{self.name}: exclude: {axis!r} = {values!r}: must be values of the axis, "
+                        "one of which a cell has, or a single '!VALUE'"
+                    )
+
+    def check_rules(self, known: Mapping[str, Collection[str]]) -> None:
+        """Checks that the values in `exclude` exist.
+
+        Args:
+          known: Further values by axis, such as those that this run leaves out.
+
+        Raises:
+          UserError: naming a value that the axis does not have.
+        """
+        for rule in self.exclude:
+            for axis, values in rule.items():
+                own = list(_by_value(self.axes[axis]))
+                for value in (str(value).removeprefix("!") for value in _as_sequence(values)):
+                    if value not in {*own, *known.get(axis, ())}:
+                        raise UserError(
+                            f"{self.name}: exclude: axis {axis!r} has no value {value!r}; choose "
+                            f"from {', '.join(own)}"
+                        )
 
     @property
     def root(self) -> Path:
@@ -176,8 +205,8 @@ class Experiment:
           folders: Folders that are searched for gin files.
 
         Raises:
-          UserError: for a gin file or a variable that does not exist, or two cells that are the
-            same.
+          UserError: for a gin file or a variable that does not exist, two cells that are the
+            same, or if all cells are excluded.
         """
         cells: dict[str, Cell] = {}
         axes = {axis: _by_value(values) for axis, values in self.axes.items()}
@@ -194,6 +223,8 @@ class Experiment:
                     "one of the axes changes nothing"
                 )
             cells[cell.digest] = cell
+        if not cells:
+            raise UserError(f"{self.name}: exclude = {self.exclude!r}: leaves no cell")
         return list(cells.values())
 
     def modules(self, folders: Sequence[str]) -> list[str]:
@@ -255,17 +286,22 @@ def _value(key: str, layers: Sequence[Layer]) -> Any:
 
 def _by_value(values: Axis) -> dict[str, list[Layer]]:
     """Returns the layers of each value of an axis."""
+    return dict(_values(values))
+
+
+def _values(values: Axis) -> Iterator[tuple[str, list[Layer]]]:
     if isinstance(values, Mapping):
-        return {str(value): _layers(setting) for value, setting in values.items()}
-    layers: dict[str, list[Layer]] = {}
+        yield from ((str(value), _layers(setting)) for value, setting in values.items())
+        return
     for value in values:
-        nested = isinstance(value, Mapping | list | tuple)
-        layers |= _by_value(value) if nested else {str(value): []}
-    return layers
+        if isinstance(value, Mapping | list | tuple):
+            yield from _values(value)
+        else:
+            yield str(value), []
 
 
-def _as_sequence(value: str | Sequence[str]) -> Sequence[str]:
-    return (value,) if isinstance(value, str) else value
+def _as_sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _matches(chosen: Mapping[str, str], rule: Rule) -> bool:

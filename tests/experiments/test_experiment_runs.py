@@ -271,6 +271,11 @@ def test_a_file_that_has_changed_since_a_cell_read_it(folder, start, call):
     ("arguments", "part"),
     [
         (("run", "--gin.TRAIN_STEP=3"), "there is no setting TRAIN_STEP"),
+        (("run", "--gin.SEEDS=(0, '0')"), "toy: axis 'seed': has the value '0' twice"),
+        (
+            ("table", "--gin.grid.Experiment.exclude=({'length': '4'},)"),
+            "toy: exclude: axis 'length' has no value '4'; choose from 2, 3",
+        ),
         (("run", "--cell_index=4", "--cell_count=4"), "--cell_index: part 4 of 4"),
         (("run", "--dry_run", "--gin.TRAIN_STEPS=a"), "TRAIN_STEPS = 'a': must be a whole"),
         (("run", "--gin_file=a.gin"), "--gin_file: is not for experiments"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 from prompt_tuning.cli import gin_parsing
+from prompt_tuning.data import source
 from prompt_tuning.errors import UserError
-from prompt_tuning.experiments import bindings, devices, dry_run, schedulers
+from prompt_tuning.experiments import bindings, devices, dry_run, records, schedulers
 from prompt_tuning.experiments.grid import Experiment
 
 CONFIGS = gin_parsing.configs_folder()
@@ -188,6 +190,15 @@ def test_bindings_that_a_parameter_depends_on():
         ({"axes": {"seed": ("a b",)}}, "axis 'seed': 'a b' is part of names"),
         ({"axes": {"seed": ("a-b",)}}, "'a-b' is part of names"),
         ({"exclude": ({"size": "1"},)}, "exclude: there is no axis 'size'"),
+        ({"exclude": ({"seed": ("!0", "!1")},)}, "exclude: 'seed' = ('!0', '!1'): must be values"),
+        ({"exclude": ({"seed": ("!0", 1)},)}, "exclude: 'seed' = ('!0', 1): must be values"),
+        ({"exclude": ({"seed": ()},)}, "exclude: 'seed' = (): must be values"),
+        ({"exclude": ({"seed": 0}, {"seed": "!0"})}, "leaves no cell"),
+        ({"exclude": ({},)}, "leaves no cell"),
+        ({"axes": {"seed": (0, 1, "0")}}, "axis 'seed': has the value '0' twice"),
+        ({"axes": {"seed": {0: {}, "0": {}}}}, "axis 'seed': has the value '0' twice"),
+        ({"axes": {"seed": ({"5": {"LR": 1}, "10": {}}, "5")}}, "has the value '5' twice"),
+        ({"axes": {"seed": ({"5": {}}, ({"10": {}}, {5: {"LR": 1}}))}}, "has the value '5' twice"),
         ({"axes": {"seed": (0,), "task": {"x": {"steps": ("fly",)}}}}, "there is no 'fly'"),
         ({"axes": {"seed": (0,)}}, "there is no $task; available: DIR, cell, seed, step"),
         ({"axes": {"seed": (0, 1), "task": ("a",)}, "steps": {}}, "have the same settings"),
@@ -197,6 +208,98 @@ def test_mistakes(experiment, change, said):
     with pytest.raises(UserError) as actual:
         dataclasses.replace(experiment, **{"exclude": (), **change}).cells(["."])
     assert said in str(actual.value) and "\n" not in str(actual.value)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "said"),
+    [
+        ({"task": "rt"}, "exclude: axis 'task' has no value 'rt'; choose from rte, cb"),
+        ({"task": "!rt"}, "axis 'task' has no value 'rt'"),
+        ({"seed": ["0", 2]}, "axis 'seed' has no value '2'"),
+        ({"seed": "0", "method": "rte"}, "axis 'method' has no value 'rte'"),
+        ({"seed": 0, "method": "two"}, ""),
+        ({"task": "wic"}, ""),  # of which this run has no cells
+    ],
+)
+def test_values_of_rules(experiment, exclude, said):
+    rules = dataclasses.replace(experiment, exclude=(exclude,))
+    if not said:
+        rules.check_rules({"task": {"wic"}})
+        return
+    with pytest.raises(UserError) as actual:
+        rules.check_rules({"task": {"wic"}})
+    assert said in str(actual.value) and "\n" not in str(actual.value)
+
+
+def test_values_that_axes_have_in_files(tmp_path):
+    """Those that later bindings replace are among them, those of other macros are not."""
+    axes = "{'seed': %SEEDS, 'task': (%TASKS, 'all'), 'size': {'s': {'A': 'b'}}}"
+    (tmp_path / "a.gin").write_text(
+        f"SEEDS = (0, 1)\nTASKS = {{'rte': {{}}}}\nOTHER = ('x',)\ngrid.Experiment.axes = {axes}\n"
+    )
+    (tmp_path / "mine.gin").write_text(
+        "include 'a.gin'\nSEEDS = (2,)\ngrid.Experiment:\n  axes = {'task': ('cb',)}\n"
+    )
+    assert bindings.axis_values("mine.gin", (str(tmp_path),)) == {
+        "seed": {"0", "1", "2"},
+        "task": {"rte", "all", "cb"},
+        "size": {"s"},
+    }
+
+
+NAMED = {  # axes, raw names of what each cell measures, and names in tables
+    "files of two tasks": (
+        {"seed": (0, 1), "task": ("cr", "sst2")},
+        lambda cell: [source.FILES_TASK],
+        lambda cell: [cell["task"]],
+    ),
+    "files of one task": (
+        {"seed": (0, 1)},
+        lambda cell: [source.FILES_TASK],
+        lambda cell: ["files"],
+    ),
+    "files with few examples": (
+        {"seed": (0, 1), "task": ("cr", "sst2")},
+        lambda cell: [f"{source.FILES_TASK}_16shot_seed{cell['seed']}"],
+        lambda cell: [cell["task"]],
+    ),
+    "tasks with few examples and sentinels": (
+        {"seed": (0, 1), "task": ({"rte": {"MIXTURE_OR_TASK_NAME": "rte_v1"}}, "cb")},
+        lambda cell: [
+            f"rte_v1_16shot_seed{cell['seed']}",
+            f"cb_sentinel_8shot_seed{cell['seed']}",
+            "wic_sentinel",
+        ],
+        lambda cell: ["rte", "cb", "wic"],
+    ),
+    "two settings of one task": (
+        {
+            "seed": (0, 1),
+            "task": {name: {"MIXTURE_OR_TASK_NAME": "rte_v1", "L": name} for name in ("a", "b")},
+        },
+        lambda cell: ["rte_v1"],
+        lambda cell: [cell["task"]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_of_tasks_in_tables(name, experiment, tmp_path):
+    axes, raw, expected = NAMED[name]
+    steps = {"train": {"command": "train", "RANDOM_SEED": "$seed"}}
+    if "task" in axes:
+        steps["train"]["TRAIN_FILE"] = "$task"
+    experiment = dataclasses.replace(experiment, axes=axes, exclude=(), steps=steps)
+    cells = experiment.cells(["."])
+    for cell in cells:
+        folder = experiment.cell_folder(cell)
+        folder.mkdir(parents=True)
+        results = [{"task": task, "metrics": {"accuracy": 0.5}} for task in raw(cell.axes)]
+        record = {"status": "done", "results": results, "seconds": 1, "config": None}
+        (folder / "record.json").write_text(json.dumps(record))
+    table, _ = records.collect(experiment, cells)
+    for line in table:
+        assert [result["task"] for result in line["results"]] == expected(line["axes"])
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -292,6 +395,7 @@ def load(name: str) -> Experiment:
 def test_settings_of_every_config(name):
     """Of each experiment a cell for each combination of gin files and macros."""
     actual = load(name)
+    actual.check_rules({})
     cells = actual.cells([str(CONFIGS)])
     kinds = {
         (step.name, step.files, tuple(step.settings)): step for cell in cells for step in cell.steps
