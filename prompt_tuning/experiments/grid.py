@@ -239,7 +239,8 @@ class Experiment:
         Args:
           chosen: A cell's value on each axis. They name the cell's own tasks, and its files.
         """
-        own, others = {}, {}
+        own: dict[str, str] = {}
+        others: dict[str, str] = {}
         for axis, values in self.axes.items():
             for value, layers in _by_value(values).items():
                 if isinstance(task := _value("MIXTURE_OR_TASK_NAME", layers), str):

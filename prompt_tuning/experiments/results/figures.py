@@ -96,8 +96,10 @@ def shift(records: Sequence[Record]) -> Any:
     runs; a single run has none.
     """
     varying = lines_of(records, "source")
-    varying.pop("method")
-    others = {"size": list(scores.backbones(records)) or [""], **varying}
+    others = {
+        "size": list(scores.backbones(records)) or [""],
+        **{name: values for name, values in varying.items() if name != "method"},
+    }
 
     def key(score: Score) -> tuple[str, str, tuple[str, ...]]:
         row = f"{_words(score.axes['source'])} to {_words(score.column)}, {_words(score.metric)}"
