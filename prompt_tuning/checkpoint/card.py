@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -14,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint import prompts
-from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.errors import MOST, MOST_TOKENS, CheckpointError, UserError
 from prompt_tuning.runtime.files import write_json
 
 SUFFIX = ".card.json"
@@ -52,11 +53,11 @@ class TrainedWith:
 
 
 _KINDS: dict[Any, str] = {
-    int: "a whole number from 0",
-    float: "a number",
+    int: f"a whole number from 0 to {MOST}",
+    float: "a finite number",
     str: "a string",
     Mapping[str, float]: "an object of numbers",
-    Mapping[str, int]: "an object of whole numbers from 0",
+    Mapping[str, int]: f"an object of whole numbers from 1 to {MOST_TOKENS}",
     Mapping[str, Any]: "an object",
     Mapping[str, Sequence[str]]: "an object of lists of strings",
     Sequence[str]: "a list of strings",
@@ -398,13 +399,15 @@ def _check_fields(
     for name in (name for name in kinds if name not in optional):
         if not _fits(fields[name], kinds[name]):
             raise _refused(path, f"the field {name!r} must be {_KINDS[kinds[name]]}")
+    if fields.get("d_model", 1) == 0:
+        raise _refused(path, "the field 'd_model' must be above 0")
 
 
 def _fits(value: Any, kind: Any) -> bool:
     if kind is int:
-        return type(value) is int and value >= 0
+        return type(value) is int and 0 <= value <= MOST
     if kind is float:
-        return type(value) in (int, float)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if kind is str:
         return isinstance(value, str)
     if kind == Sequence[str]:
@@ -412,11 +415,12 @@ def _fits(value: Any, kind: Any) -> bool:
     if not isinstance(value, dict):
         return False
     if kind == Mapping[str, int]:
-        return all(_fits(number, int) for number in value.values())
+        return all(_fits(number, int) and 1 <= number <= MOST_TOKENS for number in value.values())
     if kind == Mapping[str, Sequence[str]]:
         return all(_fits(names, Sequence[str]) for names in value.values())
     if kind == Mapping[str, float]:
-        return all(number is None or _fits(number, float) for number in value.values())
+        # None and, of earlier versions, NaN: a metric that was not a number
+        return all(number is None or type(number) in (int, float) for number in value.values())
     return True
 
 

@@ -6,6 +6,7 @@ Writes the first two.
 import json
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from safetensors.numpy import load as load_safetensors
@@ -70,8 +71,11 @@ def fault_of(prompt: np.ndarray, width: int | None = None) -> str | None:
 
     Its values must be finite as float32. P may be 0.
     """
-    if prompt.ndim != 2 or not np.issubdtype(prompt.dtype, np.floating):
-        return f"a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}"
+    if prompt.ndim != 2 or not jnp.issubdtype(prompt.dtype, jnp.floating):
+        return (
+            f"a prompt is a matrix [P, D] of floats, not {prompt.dtype} {prompt.shape}; give it as "
+            "float32"
+        )
     if width is not None and prompt.shape[1] != width:
         return (
             f"the prompt is {prompt.shape[1]} wide, the backbone {width}; use a prompt that was "

@@ -5,7 +5,14 @@ The loops `decode` and `beam_search` call a step function and know no model; `st
 
 from prompt_tuning.decoding.beam import beam_search
 from prompt_tuning.decoding.model import RANK_MEMORY_GIB, greedy, rank_bytes, score, start
-from prompt_tuning.decoding.sample import Draws, Sampling, decode, keys_of, sampling_arrays
+from prompt_tuning.decoding.sample import (
+    Draws,
+    Sampling,
+    decode,
+    draw_numbers,
+    keys_of,
+    sampling_arrays,
+)
 from prompt_tuning.decoding.step import Decoded, StepFn
 from prompt_tuning.transformer.vocabulary import EOS
 
@@ -18,6 +25,7 @@ __all__ = [
     "StepFn",
     "beam_search",
     "decode",
+    "draw_numbers",
     "greedy",
     "keys_of",
     "rank_bytes",

@@ -16,6 +16,8 @@ from prompt_tuning.errors import UserError, real_number, whole_number
 from prompt_tuning.transformer.layers import ArrayLike, most_likely
 from prompt_tuning.transformer.vocabulary import EOS
 
+_COLDEST = 1e-30  # logits that differ do so by 1e-7 and more
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -141,12 +143,33 @@ def sampling_arrays(
     samplings: Sequence[Sampling | None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Temperature, top_k and top_p [N] of `Draws`; temperature 0 stands for None."""
-    rows = [(x.temperature, x.top_k, x.top_p) if x else (0.0, 0, 1.0) for x in samplings]
+    rows = [
+        draw_numbers(x.temperature, x.top_k, x.top_p) if x else draw_numbers(0.0, 0, 1.0)
+        for x in samplings
+    ]
     temperature, top_k, top_p = zip(*rows, strict=True) if rows else ((), (), ())
     return (
         np.array(temperature, np.float32),
         np.array(top_k, np.int32),
         np.array(top_p, np.float32),
+    )
+
+
+def draw_numbers(
+    temperature: float, top_k: int, top_p: float
+) -> tuple[np.float32, np.int32, np.float32]:
+    """Temperature, top_k and top_p of a row of `Draws`, as devices take them.
+
+    Numbers above 0 stay so: the least that they become choose the likeliest token, as they would.
+    A device takes numbers below the normal ones of float32 for 0, which means something else, and
+    logits divided by less than `_COLDEST` may become infinite, several of them alike.
+    """
+    if temperature > 0.0:
+        temperature = max(temperature, _COLDEST)
+    return (
+        np.float32(temperature),
+        np.int32(top_k),
+        np.float32(max(top_p, float(np.finfo(np.float32).tiny))),
     )
 
 

@@ -138,6 +138,11 @@ class TaskPrompts(nn.Module):
         shared = leaf("shared", 0.0, length, width)
         rows = leaf("rows", 1.0, self.tasks, length, rank)
         columns = leaf("columns", 1.0 / rank, self.tasks, rank, width)
+        if self.tasks == 1 and tasks is not None:
+            raise ValueError(
+                "MultitaskPrompt: the batch is of several tasks, and there is one prompt; give "
+                "initialize(..., tasks=data.tasks), or set MULTITASK_TASKS"
+            )
         if self.tasks == 1 or self.is_initializing():
             return (shared * (rows[0] @ columns[0])).astype(x.dtype)
         if tasks is None:

@@ -40,8 +40,8 @@ class Warp(InputPrompt):
             return self
         if encode is None or not labels:
             raise ValueError(
-                "Warp: the task has no label words; set CLASS_LABELS for files of your own, or "
-                "Warp.label_ids"
+                "Warp: the task has no label words; set CLASS_LABELS for files of your own, give "
+                "initialize(..., encode=data.encode, labels=data.labels), or set Warp.label_ids"
             )
         ids = [token for label in labels for token in encode(label)[:1]]
         if len(set(ids)) < len(labels):

@@ -46,6 +46,8 @@ class Wayward(InputPrompt):
         labels: Sequence[str],
         tasks: Sequence[str] = (),
     ) -> Method:
+        if encode is None and self.token_ids:
+            return self
         if encode is None:
             raise ValueError("Wayward: a vocabulary is needed to read WAYWARD_TEXT")
         ids = encode(self.text)[: self.length]

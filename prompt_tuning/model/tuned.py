@@ -87,6 +87,7 @@ def initialize(
     checkpoint: epath.PathLike | None = None,
     encode: Callable[[str], list[int]] | None = None,
     labels: Sequence[str] = (),
+    tasks: Sequence[str] = (),
 ) -> TunedModel:
     """Builds a model: backbone leaves come from a checkpoint, added leaves from the method.
 
@@ -98,13 +99,16 @@ def initialize(
       layout: Layout from `sharding.layout`.
       seed: Seed of the random initialisation.
       checkpoint: Backbone weights, see `checkpoint.backbone.load`; random weights if None.
-      encode: Function from text to token ids, for initialisers that start from words.
-      labels: Label words of the task, for the same initialisers.
+      encode: Function from text to token ids, for initialisers and methods that read words.
+      labels: Label words of the task, likewise.
+      tasks: Names of the training tasks, in the order of a batch's `tasks`, for methods that have
+        parameters for each.
 
     Raises:
       ValueError: If a setting or a leaf does not fit; the message names it.
     """
     seed, labels = whole_number("RANDOM_SEED", seed, 0), choices.words("labels", labels)
+    method = method.for_task(encode, labels, choices.words("tasks", tasks))
     model, split = families.model(config, method), ParamSplit.of(config, method)
     boxed = init_shapes(config, method)
     shardings = flatten(sharding.shardings_of(boxed, layout))

@@ -50,12 +50,13 @@ def load(
     check_target_prefix(config, data.target_prefix)
     tuned = initialize(
         config,
-        method.for_task(data.encode, data.labels, data.tasks),
+        method,
         layout=layout,
         seed=seed,
         checkpoint=checkpoint,
         encode=data.encode,
         labels=data.labels,
+        tasks=data.tasks,
     )
     check_size(data.vocabulary_size, config.vocab_size)
     if trained_file:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.decoding import batches
+from prompt_tuning.decoding import batches, draw_numbers
 from prompt_tuning.decoding.batches import Executable, Search, power
 from prompt_tuning.server.scheduler import Batch
 from prompt_tuning.serving import bank
@@ -230,9 +230,7 @@ def generation_arrays(
         np.full(STOPS, EOS, np.int32),
         np.array(0.0, np.float32),
         np.array([seed, 0], np.uint32),
-        np.array(temperature, np.float32),
-        np.array(top_k, np.int32),
-        np.array(top_p, np.float32),
+        *map(np.array, draw_numbers(temperature, top_k, top_p)),
         np.array(alternatives, bool),
     )
 

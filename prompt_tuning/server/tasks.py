@@ -24,6 +24,7 @@ from prompt_tuning.serving.model import Model
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _LABELS, _CARD = "labels", "card"  # in a file's metadata, as JSON
+_A_CARD = re.compile(r"card[0-9]+")  # of one prompt of an ensemble
 MOST_LABELS = 256
 
 
@@ -185,7 +186,8 @@ class Tasks:
         Args:
           name: Name of the task.
           content: A safetensors file, see `prompts.from_bytes`; its metadata may have "labels", a
-            JSON list of words, and "card", the JSON of a prompt's card.
+            JSON list of words, and "card", the JSON of a prompt's card, or "card0", "card1", ... of
+            the prompts of an ensemble.
           labels: Label words; None for those in the file.
           only_new: Whether a task of this name is an error.
           commit: Stores name and file; called before requests see the task.
@@ -243,17 +245,20 @@ class Tasks:
         for array in arrays:
             if fault := prompts.fault_of(array, width):
                 raise CheckpointError(f"{name}: {fault}")
-        card = cards.parse(metadata[_CARD], name) if _CARD in metadata else None
-        cards.check_values(card, name, arrays[0])
-        cards.check_backbone(card, name, lambda: self._model.fingerprint)
-        cards.check_model(
-            card.trained_with if card else None,
-            name,
-            vocabulary=getattr(self._model.vocabulary, "fingerprint", ""),
-            model=self._model.config.of_model,
-        )
-        cards.check_is_prefix(card, name)
-        trained_with = card.trained_with if card else None
+        names = [name] if len(arrays) == 1 else [f"{name}, prompt{i}" for i in range(len(arrays))]
+        all_cards = _cards(metadata, name, len(arrays))
+        for prompt, card, array in zip(names, all_cards, arrays, strict=True):
+            cards.check_values(card, prompt, array)
+            cards.check_is_prefix(card, prompt)
+            if not self._model.allow_other_backbone:
+                cards.check_backbone(card, prompt, lambda: self._model.fingerprint)
+                cards.check_model(
+                    card.trained_with if card else None,
+                    prompt,
+                    vocabulary=getattr(self._model.vocabulary, "fingerprint", ""),
+                    model=self._model.config.of_model,
+                )
+        trained_with = prompt_folder.agreed(names, all_cards, lambda: arrays, name)
         words = _words(metadata[_LABELS], name) if _LABELS in metadata else ()
         if len(words) > MOST_LABELS:
             raise UserError(f"{name}: has {len(words)} labels; at most {MOST_LABELS} are served")
@@ -352,10 +357,27 @@ def files_of(folder: epath.PathLike) -> dict[str, bytes]:
         for path in paths:
             cards.check_prefix(path)
         metadata: dict[str, Any] = {_LABELS: json.dumps(words[name])} if name in words else {}
-        if (card_path := cards.path_of(paths[0])).is_file():
-            metadata[_CARD] = card_path.read_text()
+        for i, path in enumerate(paths):
+            if (card_path := cards.path_of(path)).is_file():
+                metadata[_CARD if len(paths) == 1 else f"{_CARD}{i}"] = card_path.read_text()
         files[name] = prompts.to_bytes(arrays, metadata)
     return files
+
+
+def _cards(metadata: Mapping[str, str], name: str, count: int) -> list[cards.Card | None]:
+    """The card of each prompt of a file, None for those without one; "card" is that of all."""
+    keys = [_CARD] if count == 1 else [f"{_CARD}{i}" for i in range(count)]
+    if unknown := sorted(key for key in metadata if _A_CARD.fullmatch(key) and key not in keys):
+        raise UserError(f"{name}: has {unknown[0]!r}, but no prompt of this number")
+    found = [cards.parse(metadata[key], name) if key in metadata else None for key in keys]
+    if count == 1 or _CARD not in metadata:
+        return found
+    of_all = cards.parse(metadata[_CARD], name)
+    if of_all.checksum or any(found):
+        raise UserError(
+            f"{name}: has {count} prompts, and {_CARD!r} is that of one; give 'card0', 'card1', ..."
+        )
+    return [of_all] * count
 
 
 def _words(text: str, name: str) -> tuple[str, ...]:

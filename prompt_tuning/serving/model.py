@@ -54,6 +54,7 @@ class Model:
       input_length: Number of tokens, including the end token, to which an input is cut, unless the
         card of its task's prompt has a number.
       vocabulary: Converts texts to token ids and back.
+      allow_other_backbone: Whether the card of a prompt may name another backbone.
       rank_bytes: Bound of memory in which labels are scored, see `decoding.rank_bytes`.
     """
 
@@ -90,7 +91,7 @@ class Model:
             self._longest_input = self.input_length
         self._process = os.getpid()
         self.vocabulary, self._sums = vocabulary, sums or {}
-        self._allow_other_backbone = true_or_false("allow_other_backbone", allow_other_backbone)
+        self.allow_other_backbone = true_or_false("allow_other_backbone", allow_other_backbone)
         self.rank_bytes = rank_bytes(rank_memory_gib, layout.row_shards)
         self._programs, self._lock = Programs(layout, batch_size), threading.Lock()
         start = prompts or PromptBank.empty(config.stack("encoder").width, layout.mesh)
@@ -459,7 +460,7 @@ class Model:
                 f"a prompt of type {type(prompt).__name__}: must be a NumPy or JAX array [P, D], a "
                 "path, None, or a list of these"
             )
-        fingerprint_of_backbone = None if self._allow_other_backbone else lambda: self.fingerprint
+        fingerprint_of_backbone = None if self.allow_other_backbone else lambda: self.fingerprint
         return prompt_folder.read(prompt, fingerprint_of_backbone)
 
     def _trained_with(
@@ -474,12 +475,14 @@ class Model:
             raise UserError(
                 f"task {task!r}: target_prefix is {target_prefix!r}; must be a text or None"
             )
-        training = training or prompt_folder.trained_with(
-            prompts, f"task {task!r}", takes_sentinel=target_prefix is not None
+        takes_sentinel = target_prefix is not None
+        of_cards = prompt_folder.trained_with(
+            prompts, f"task {task!r}", takes_sentinel=takes_sentinel
         )
+        training = training or of_cards
         if training is None:
             training = TrainedWith(target_prefix=target_prefix or "")
-        if not self._allow_other_backbone:
+        if not self.allow_other_backbone:
             vocabulary = getattr(self.vocabulary, "fingerprint", "")
             card.check_model(
                 training, f"task {task!r}", vocabulary=vocabulary, model=self.config.of_model

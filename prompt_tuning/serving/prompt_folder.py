@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint import card, prompts
-from prompt_tuning.checkpoint.card import TrainedWith
+from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.checkpoint.formats import peft
 from prompt_tuning.checkpoint.trained_data import plain_name
 from prompt_tuning.data.unicode_form import composed, shown_beside
@@ -65,19 +65,53 @@ def trained_with(
         fields, with different input lengths or target prefixes, or some with a target prefix and
         others have no card that says so.
     """
-    first, training, without_card = None, None, []
-    for path in paths:
-        prompt_card = card.read_for_answers(path) if isinstance(path, str | os.PathLike) else None
+    are_files = [isinstance(path, str | os.PathLike) for path in paths]
+    names = [
+        str(path) if is_file else _kind(path)
+        for path, is_file in zip(paths, are_files, strict=True)
+    ]
+    cards = [
+        card.read_for_answers(path) if is_file else None
+        for path, is_file in zip(paths, are_files, strict=True)
+    ]
+
+    def arrays() -> list[np.ndarray]:
+        return [
+            prompts.load(path) if is_file else np.zeros((0, 0)) if path is None else path
+            for path, is_file in zip(paths, are_files, strict=True)
+        ]
+
+    return agreed(names, cards, arrays, setting, takes_sentinel=takes_sentinel)
+
+
+def agreed(
+    names: Sequence[str],
+    cards: Sequence[Card | None],
+    arrays: Callable[[], Sequence[np.ndarray]],
+    setting: str,
+    *,
+    takes_sentinel: bool = False,
+) -> TrainedWith | None:
+    """As `trained_with`, for cards that have been read.
+
+    Args:
+      names: what error messages call the prompts.
+      cards: their cards; None for those without one.
+      arrays: function that returns them, called if there are several.
+      setting, takes_sentinel: as in `trained_with`.
+    """
+    first, training, without_card = "", None, []
+    for prompt, prompt_card in zip(names, cards, strict=True):
         if prompt_card is None or (other := prompt_card.trained_with) is None:
-            without_card.append(path if isinstance(path, str | os.PathLike) else _kind(path))
+            without_card.append(prompt)
             continue
         if training is None:
-            first, training = path, other
+            first, training = prompt, other
         for name, of in _MUST_AGREE.items():
             a, b = of(training), of(other)
             if a != b and ((a and b) or name not in _OPTIONAL):
                 raise UserError(
-                    f"{setting}: {first} was trained with the {name} {a!r}, {path} with {b!r}; "
+                    f"{setting}: {first} was trained with the {name} {a!r}, {prompt} with {b!r}; "
                     "prompts that answer together must agree"
                 )
     if training and training.target_prefix and without_card and not takes_sentinel:
@@ -86,23 +120,13 @@ def trained_with(
             f"and no card says so of {without_card[0]}; leave it out, or give target_prefix if it "
             "was too (SENTINEL_TARGETS = True in a command)"
         )
-    _check_distinct(paths, setting)
+    if len(names) > 1:
+        _check_distinct(names, arrays(), setting)
     return training
 
 
-def _check_distinct(given: Sequence[Any], setting: str) -> None:
+def _check_distinct(names: Sequence[str], arrays: Sequence[np.ndarray], setting: str) -> None:
     """Raises UserError if two are one prompt, such as a run's .npy and its .safetensors."""
-    if len(given) < 2:
-        return
-    are_paths = [isinstance(prompt, str | os.PathLike) for prompt in given]
-    arrays = [
-        prompts.load(prompt) if is_path else np.zeros((0, 0)) if prompt is None else prompt
-        for prompt, is_path in zip(given, are_paths, strict=True)
-    ]
-    names = [
-        str(prompt) if is_path else _kind(prompt)
-        for prompt, is_path in zip(given, are_paths, strict=True)
-    ]
     for i, array in enumerate(arrays):
         for other, name in zip(arrays[:i], names, strict=False):
             if prompts.are_same(array, other):

@@ -62,6 +62,29 @@ def test_a_card_of_an_earlier_version_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": {"inputs": 0, "targets": 4}}, "'lengths' must be .* from 1 to 65536"),
+        ({"lengths": {"inputs": 16, "targets": 0}}, "'lengths' must be"),
+        ({"lengths": {"inputs": 2**31}}, "'lengths' must be"),
+        ({"lengths": {"inputs": True}}, "'lengths' must be"),
+        ({"lengths": {"inputs": 16.0}}, "'lengths' must be"),
+        ({"d_model": 0}, "'d_model' must be above 0"),
+        ({"length": -1}, "'length' must be a whole number from 0"),
+        ({"steps": 2**40}, "'steps' must be a whole number from 0 to 2147483647"),
+        ({"learning_rate": float("inf")}, "'learning_rate' must be a finite number"),
+        ({"learning_rate": float("nan")}, "'learning_rate' must be a finite number"),
+    ],
+)
+def test_numbers_out_of_their_range(changes, message):
+    fields = json.loads(json.dumps(FIELDS))
+    (fields["trained_with"] if "lengths" in changes else fields).update(changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        card.parse(json.dumps(fields), "p.card.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("vocabulary", "model", "differs"),
     [
         ("0f" * 8, {"relative_max_distance": 128}, ""),
@@ -105,7 +128,7 @@ def test_each_file_has_a_card_of_its_own(tmp_path):
         (json.dumps(FIELDS | {"length": -1}), "the field 'length' must be a whole number from 0"),
         (
             json.dumps(FIELDS | {"learning_rate": None}),
-            "the field 'learning_rate' must be a number",
+            "the field 'learning_rate' must be a finite number",
         ),
         (json.dumps(FIELDS | {"backbone": ["a"]}), "the field 'backbone' must be a string"),
         (json.dumps(FIELDS | {"metric": 0.9}), "the field 'metric' must be an object of numbers"),
@@ -123,7 +146,7 @@ def test_each_file_has_a_card_of_its_own(tmp_path):
                 ({"settings": 1}, "an object"),
                 ({"labels": "ab"}, "a list of strings"),
                 ({"tasks": [1]}, "a list of strings"),
-                ({"lengths": {"inputs": -1}}, "an object of whole numbers from 0"),
+                ({"lengths": {"inputs": -1}}, "an object of whole numbers from 1"),
                 ({"target_prefix": None}, "a string"),
                 ({"text_fields": {"sst2": "text"}}, "an object of lists of strings"),
             )

@@ -1,5 +1,6 @@
 """Prompts from the bytes of one file, as they come over a network."""
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -37,6 +38,13 @@ def test_a_prompt_an_ensemble_and_their_metadata_are_read_as_written():
 def test_what_is_not_a_prompt_is_refused(content, message):
     with pytest.raises(CheckpointError, match=message):
         prompts.from_bytes(content, "reviews")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16, jnp.bfloat16])
+def test_a_prompt_may_have_any_dtype_of_floats(dtype):
+    assert prompts.fault_of(PROMPT.astype(dtype), 3) is None
+    for wrong in (PROMPT.astype(np.int8), PROMPT.astype(np.complex64), PROMPT.astype("V4")):
+        assert prompts.fault_of(wrong, 3).endswith("; give it as float32")
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,20 @@ def test_a_cell_of_several_lines_or_columns(tmp_path, content, quoted, message):
         TextFiles(test=file, quoted_cells=quoted).rows("test")
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("text,label\rGreat,positive\rBad,negative\r", 1),
+        ("text,label\rGreat,positive", 1),
+        ("text,label\nGreat,positive\rBad,negative\r", 2),
+    ],
+)
+def test_lines_that_end_in_a_carriage_return_alone(tmp_path, content, line):
+    file = write(tmp_path / "a.csv", content)
+    with pytest.raises(UserError, match=f"line {line}: lines end in a carriage return alone"):
+        TextFiles(test=file).rows("test")
+
+
 def test_a_warning_of_cells_that_seem_to_be_quoted(tmp_path):
     content = '"He said ""no""."\tpositive\n'
     file = write(tmp_path / "many.tsv", TSV + 3 * content)

@@ -260,6 +260,25 @@ def test_the_tokens_that_are_kept_are_those_of_sorted_logits(scale, shift):
         np.testing.assert_allclose(kept[kept > -np.inf], expected_logits, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        *(Sampling(top_p=p) for p in (1e-37, 1e-38, 1e-40, 1e-45, 1e-300, 5e-324)),
+        *(Sampling(temperature=t) for t in (1e-29, 1e-37, 1e-38, 1e-40, 1e-45, 1e-300, 5e-324)),
+        Sampling(1e-45, 2, 1e-45),
+    ],
+)
+def test_numbers_that_float32_lacks_choose_the_likeliest_token(sampling):
+    """Devices take those below its normal numbers for 0, and logits / 1e-38 are infinite."""
+    logits = jnp.array([[40.0, 50.0, 49.9, -1e10], [1.0, 3.0, 2.0, -jnp.inf]], jnp.float32)
+    rows = draws([0, 1], [sampling, sampling])
+    assert rows.choose(logits, jnp.int32(0)).tolist() == [1, 1]
+    kept = np.asarray(rows.filtered(logits))
+    assert not np.isnan(kept).any() and np.argmax(kept, axis=1).tolist() == [1, 1]
+    if sampling.top_p < 1:
+        assert (kept > -np.inf).sum(axis=1).tolist() == [1, 1]
+
+
 def test_ties_with_the_last_token_that_is_kept_are_kept():
     logits = jnp.array([[0.0, 1.0, 1.0, -0.0, 1.0, -1.0], [0.0, -0.0, -1.0, -2.0, -3.0, -4.0]])
     kept = draws([0, 1], [Sampling(top_k=2), Sampling(top_k=1)]).filtered(logits) > -jnp.inf

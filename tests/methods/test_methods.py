@@ -296,6 +296,59 @@ def test_rows_get_the_prompt_of_their_task():
         np.testing.assert_allclose(mixed[tasks == task], alone[tasks == task], rtol=0, atol=atol)
 
 
+LABELS = {"yes": [5, 6], "no": [9]}
+
+
+@pytest.mark.parametrize(
+    ("method", "known", "filled", "message"),
+    [
+        (Warp(P, initializer=START), {"encode", "labels"}, {"label_ids": (5, 9)}, ""),
+        (
+            Warp(P, initializer=START),
+            {"labels"},
+            {},
+            "Warp: the task has no label words; .* encode",
+        ),
+        (Warp(P, initializer=START), {"encode"}, {}, "Warp: the task has no label words"),
+        (Warp(P, initializer=START), set(), {}, "Warp: the task has no label words"),
+        (Warp(P, initializer=START, label_ids=[7]), set(), {"label_ids": (7,)}, ""),
+        (MultitaskPrompt(P, initializer=START), {"tasks"}, {"tasks": ("x", "y")}, ""),
+        (MultitaskPrompt(P, ["z"], initializer=START), {"tasks"}, {"tasks": ("z",)}, ""),
+        (Wayward(P, initializer=START, text="yes"), {"encode"}, {"token_ids": (5, 6)}, ""),
+        (Wayward(P, initializer=START, text="yes"), set(), {}, "Wayward: a vocabulary is needed"),
+        (PromptTuning(P, initializer=START), {"encode", "labels", "tasks"}, {"length": P}, ""),
+    ],
+)
+@pytest.mark.parametrize("is_combined", [False, True])
+def test_initialize_fills_in_what_depends_on_the_task(
+    monkeypatch, method, known, filled, message, is_combined
+):
+    """As commands do, or says what it was not given."""
+    given = {"encode": LABELS.__getitem__, "labels": tuple(LABELS), "tasks": ("x", "y")}
+    settings = {name: given[name] for name in known}
+    whole, built = Combined([method, LoRA(2)]) if is_combined else method, []
+
+    def of(config: Config, method: Method) -> ParamSplit:
+        built.append(method)
+        raise KeyboardInterrupt  # the rest would compile
+
+    monkeypatch.setattr(ParamSplit, "of", of)
+    expected = ValueError if message else KeyboardInterrupt
+    with pytest.raises(expected, match=message or None):
+        initialize(CONFIG, whole, layout=None, **settings)
+    if not message:
+        [made] = built
+        part = made.methods[0] if is_combined else made
+        assert {name: getattr(part, name) for name in filled} == filled
+
+
+def test_one_prompt_is_not_that_of_several_tasks():
+    """A batch of a mixture names the tasks of its examples."""
+    model, tasks = tiny_model(MultitaskPrompt(P, initializer=START)), np.zeros(8, np.int32)
+    with pytest.raises(ValueError, match=r"of several tasks, and there is one prompt; give init"):
+        logits(model.model, model.params, random_batch() | {"tasks": tasks})
+
+
 def test_a_batch_must_say_which_of_several_tasks_it_is():
     model = two_tasks()
     with pytest.raises(ValueError, match="does not name the tasks"):

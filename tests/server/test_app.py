@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import json
 import re
 import time
@@ -11,6 +12,8 @@ import pytest
 from numpy_prompts import D, prompt
 from server_parts import LABELS, MadeUp, client, file_of, started, tiny_model
 
+from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint.card import Card, TrainedWith, checksum_of
 from prompt_tuning.server.app import WITHOUT_KEY, make_app
 from prompt_tuning.server.auth import Keys, hash_of
 from prompt_tuning.server.service import Limits, Service
@@ -243,7 +246,7 @@ def test_a_task_is_put_replaced_and_deleted(service):
         ("new", file_of(prompt(3)[:, :5]), 400),
         ("new", file_of(prompt(3) * np.inf), 400),
         ("new", file_of(prompt(9)), 507),
-        ("new", file_of([prompt(1)] * 8), 507),
+        ("new", file_of([prompt(1, i) for i in range(8)]), 507),
         ("new", file_of(prompt(3), ["7", "7"]), 400),
         ("base", file_of(prompt(3)), 400),
         ("..", file_of(prompt(3)), 400),
@@ -256,6 +259,87 @@ def test_what_is_no_task_is_refused_and_nothing_changes(service, name, content, 
     answer = ask(service, "PUT", f"/v1/models/{name}", content=content)
     assert answer.status_code in (status, 404 if name == ".." else status), answer.text
     assert ([each.digest for each in service.tasks.all()], service.device.model.tasks) == before
+
+
+def card_of(service, vectors, **changes) -> str:
+    """The card of a prompt of the service's backbone; `changes` are of it or of `trained_with`."""
+    names = {field.name for field in dataclasses.fields(TrainedWith)}
+    training = {name: changes.pop(name) for name in names & changes.keys()}
+    backbone = {"fingerprint": service.device.model.fingerprint, "d_model": D}
+    fields = dict.fromkeys(
+        ("backbone", "method", "initialisation", "optimizer", "version", "config"), ""
+    )
+    fields |= backbone | {"task": "t", "length": len(vectors), "placement": "prefix", "metric": {}}
+    fields |= {"learning_rate": 0.1, "steps": 1, "checksum": checksum_of(vectors)} | changes
+    training = TrainedWith(**{"tasks": ["t"], "lengths": {"inputs": 8}} | training)
+    return json.dumps(dataclasses.asdict(Card(**fields, trained_with=training)))
+
+
+ONE, OTHER = prompt(3, 5), prompt(2, 6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "cards", "message"),
+    [
+        ([ONE, ONE], {}, "new, prompt0 and new, prompt1 are the same prompt, whose vote"),
+        ([ONE, ONE.astype(np.float16)], {}, "are the same prompt"),
+        ([ONE, OTHER, ONE], {}, "prompt0 and new, prompt2 are the same prompt"),
+        ([ONE, OTHER], {}, ""),
+        ([ONE], {"card": (ONE, {})}, ""),
+        ([ONE], {"card": (OTHER, {})}, "has 3 vectors, and its card says 2"),
+        ([ONE], {"card0": (ONE, {})}, "has 'card0', but no prompt of this number"),
+        (
+            [ONE, OTHER],
+            {"card": (ONE, {})},
+            "has 2 prompts, and 'card' is that of one; give 'card0'",
+        ),
+        ([ONE, OTHER], {"card0": (ONE, {}), "card1": (OTHER, {})}, ""),
+        ([ONE, OTHER], {"card0": (ONE, {})}, ""),
+        ([ONE, OTHER], {"card1": (ONE, {})}, "new, prompt1: has 2 vectors, and its card says 3"),
+        ([ONE, OTHER], {"card2": (ONE, {})}, "has 'card2', but no prompt of this number"),
+        (
+            [ONE, OTHER],
+            {"card0": (ONE, {}), "card1": (OTHER, {"tasks": ["u"]})},
+            "prompt0 was trained with the tasks ['t'], new, prompt1 with ['u']",
+        ),
+        (
+            [ONE, OTHER],
+            {"card0": (ONE, {"target_prefix": "4"})},
+            "the target prefix '4', and no card says so of new, prompt1",
+        ),
+        ([ONE], {"card": (ONE, {"lengths": {"inputs": 0}})}, "'lengths' must be"),
+        ([ONE], {"card": (ONE, {"fingerprint": "0" * 16})}, "was trained on the backbone"),
+        (
+            [ONE, OTHER],
+            {"card0": (ONE, {}), "card1": (OTHER, {"fingerprint": "0" * 16})},
+            "new, prompt1: was trained on the backbone",
+        ),
+        ([ONE], {"card": (ONE, {"model": {"tied_head": "other"}})}, ""),  # not known here
+    ],
+)
+def test_cards_and_prompts_of_a_file_are_checked_as_those_of_files(
+    service, vectors, cards, message
+):
+    metadata = {key: card_of(service, of, **changes) for key, (of, changes) in cards.items()}
+    content = prompts.to_bytes(vectors, metadata)
+    answer = ask(service, "PUT", "/v1/models/new", content=content)
+    if message:
+        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+        return
+    assert answer.status_code == 201, answer.text
+    ask(service, "DELETE", "/v1/models/new")
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_a_server_may_allow_other_backbones(is_allowed):
+    device = MadeUp(tiny_model())
+    device.model.allow_other_backbone = is_allowed
+    with started(device, {}, keys=OPEN) as service:
+        other = {"fingerprint": "0" * 16, "vocabulary": "1" * 16}
+        content = prompts.to_bytes([ONE], {"card": card_of(service, ONE, **other)})
+        answer = ask(service, "PUT", "/v1/models/new", content=content)
+        assert answer.status_code == (201 if is_allowed else 400)
+        assert is_allowed or "ALLOW_OTHER_BACKBONE" in answer.json()["error"]["message"]
 
 
 def routes(app):

@@ -24,6 +24,7 @@ _JSON_LINES = (".jsonl", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _BREAK = "a line break inside a cell"
+_RETURN = "lines end in a carriage return alone; save the file with line feeds"
 _IN_QUOTES = re.compile(r'\s*".*"\s*')
 _LOOKS_QUOTED = re.compile(r'"([^"]|"")*""([^"]|"")*"')
 
@@ -368,7 +369,8 @@ def _quoted_cells(lines: Lines, delimiter: str) -> Iterator[Row]:
             return
         except csv.Error as error:
             (number, first), *rest = taken
-            yield number, first if isinstance(first, Bad) else Bad(f"malformed row ({error})")
+            reason = _RETURN if "new-line" in str(error) else f"malformed row ({error})"
+            yield number, first if isinstance(first, Bad) else Bad(reason)
             pending.extendleft(reversed(rest))
             reader = read_cells(texts())
         else:
