@@ -72,7 +72,7 @@ class Card:
     Attributes:
       backbone: path of the backbone as given to the run; "" for random weights.
       fingerprint: fingerprint of the backbone's weights; "" if unknown.
-      d_model: width D of the backbone.
+      d_model: width D of the backbone; 0 if unknown.
       task: task of the training.
       method: class of the tuning method.
       length: number P of the prompt's vectors; 0 for trained leaves.
@@ -399,8 +399,6 @@ def _check_fields(
     for name in (name for name in kinds if name not in optional):
         if not _fits(fields[name], kinds[name]):
             raise _refused(path, f"the field {name!r} must be {_KINDS[kinds[name]]}")
-    if fields.get("d_model", 1) == 0:
-        raise _refused(path, "the field 'd_model' must be above 0")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -69,7 +69,7 @@ def test_a_card_of_an_earlier_version_is_read(tmp_path):
         ({"lengths": {"inputs": 2**31}}, "'lengths' must be"),
         ({"lengths": {"inputs": True}}, "'lengths' must be"),
         ({"lengths": {"inputs": 16.0}}, "'lengths' must be"),
-        ({"d_model": 0}, "'d_model' must be above 0"),
+        ({"d_model": -1}, "'d_model' must be a whole number from 0"),
         ({"length": -1}, "'length' must be a whole number from 0"),
         ({"steps": 2**40}, "'steps' must be a whole number from 0 to 2147483647"),
         ({"learning_rate": float("inf")}, "'learning_rate' must be a finite number"),
