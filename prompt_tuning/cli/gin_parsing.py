@@ -6,7 +6,7 @@ import re
 import tokenize
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gin
 from absl import flags
@@ -90,11 +90,24 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split("\n")).strip()
 
 
-def search(folders: Sequence[str]) -> None:
-    """Makes gin search `folders` for files, and nothing else."""
+def search(folders: Sequence[str]) -> list[str]:
+    """Makes gin search `folders` for files, and nothing else.
+
+    Returns:
+      The texts of the files that gin has read since, to which it adds those that it reads.
+    """
+    texts: list[str] = []
+
+    def opened(path: str) -> IO[str]:
+        stream = gin_history.opened(path)
+        texts.append(stream.read())
+        stream.seek(0)
+        return stream
+
     # By default it also searches importable packages, and any folder `runs` counts as one.
-    gin_config._FILE_READERS[:] = [(gin_history.opened, os.path.isfile)]
+    gin_config._FILE_READERS[:] = [(opened, os.path.isfile)]
     gin_config._LOCATION_PREFIXES[:] = ["", *folders]
+    return texts
 
 
 def in_order(files: Sequence[str]) -> list[str]:
@@ -155,7 +168,7 @@ def parse(
       UserError: Naming the file, parameter or macro that is wrong.
     """
     folders = gin_folders()
-    search(folders)
+    texts = search(folders)
     gin.clear_config()
     bindings = [gin_settings.with_own_name(binding) for binding in bindings]
     source = "--gin_bindings"
@@ -184,6 +197,7 @@ def parse(
         )
     names = [binding.partition("=")[0].strip() for binding in bindings]
     gin_settings.check(function, names, unneeded)
+    gin_settings.warn_of_scopes([*texts, *bindings])
     return bound
 
 

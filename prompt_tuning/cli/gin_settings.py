@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 import typing
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ _READ_WITH: Mapping[str, Sequence[str]] = {
 }
 # Macros that are whole numbers, and the least of each, which a dry run checks too.
 _LEAST = {"BATCH_SIZE": 1, "EVAL_BATCH_SIZE": 1, "EVAL_EXAMPLES": 1, "RANDOM_SEED": 0}
+_NAMED_BY_SCOPE = ("gin.macro", "gin.constant")  # what gin calls a scope is their name
 _HOW_TO_SET = "give --gin.{0}=VALUE, or a --gin_file that sets it"
 # Macros that a kind of gin file sets.
 _FILES = {
@@ -131,6 +133,27 @@ def _check_scopes(names: Sequence[str]) -> None:
         if scope and scope not in used:
             known = ", ".join(sorted(used)) or "none"
             raise UserError(f"gin: {name}: there is no scope {scope}; available: {known}")
+
+
+def warn_of_scopes(texts: Sequence[str]) -> None:
+    """Warns of a scope of a gin file that no reference has, but one of a similar name.
+
+    It may still be meant: files set tasks that another run names in its references.
+
+    Args:
+      texts: Gin files and bindings. A run may replace references in them, such as to leave out
+        tasks.
+    """
+    references = re.findall(r"@([\w/]+)/[\w.]+", "\n".join(texts))
+    used = {part for scope in references for part in scope.split("/")}
+    bound = {scope for scope, selector in gin_config._CONFIG if selector not in _NAMED_BY_SCOPE}
+    for part in sorted({part for scope in bound for part in scope.split("/") if part} - used):
+        if close := difflib.get_close_matches(part, used, n=1, cutoff=0.8):
+            warnings.warn(
+                f"gin: no reference has the scope {part}, whose settings have no effect; did you "
+                f"mean {close[0]}?",
+                stacklevel=2,
+            )
 
 
 class _Unknown(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 import gin
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from prompt_tuning import embedded, families
@@ -142,6 +143,48 @@ def test_a_folder_of_the_same_name_hides_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     test_parses("runs/eval.gin")
+
+
+SUITE = """
+from __gin__ import dynamic_registration
+from prompt_tuning.data import source
+from prompt_tuning.runs import suite
+from prompt_tuning.runs import train
+from prompt_tuning.training import loop
+
+include 'runs/super_glue.gin'
+
+reviews/source.task_data.task = 'demo_reviews'
+topics_a/source.task_data.task = 'demo_topics'
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "bindings", "said"),
+    [
+        ("boolqs/loop.Fit.total_steps = 20", (), "scope boolqs, .* did you mean boolq"),
+        ("boolq/lng/loop.Fit.total_steps = 2", (), ""),
+        ("multrc/source.task_data.batch_size = 2", (), "mean multirc"),
+        ("boolq/loop.Fit.total_steps = 20", (), ""),
+        ("", ("TASKS = {'cb': @cb/train.train}",), ""),  # others are left out, not mistyped
+        ("", ("TASKS = {'topics_b': @topics_b/train.train}",), "topics_a, .* mean topics_b"),
+        (
+            "topics_b/loop.Fit.total_steps = 2\nOTHER = (@topics_a/train.train,)",
+            ("TASKS = {'topics_b': @topics_b/train.train}",),
+            "",
+        ),
+    ],
+)
+def test_a_mistyped_scope_of_a_file(text, bindings, said, tmp_path, recwarn):
+    (tmp_path / "mine.gin").write_text(SUITE + text)
+    files = ["models/demo.gin", str(tmp_path / "mine.gin"), "methods/prompt_tuning.gin"]
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        gin_parsing.parse(train_tasks, files, bindings, gin_command.NOT_FOR_A_DRY_RUN)
+    gin.clear_config()
+    actual = [str(warning.message) for warning in recwarn if "scope" in str(warning.message)]
+    assert len(actual) == bool(said)
+    assert not said or re.search(said, actual[0])
 
 
 @pytest.mark.parametrize("name", FILES)
