@@ -18,7 +18,7 @@ from prompt_tuning.runs.infer import infer
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.t5.config import preset
-from prompt_tuning.testing import random_leaves
+from prompt_tuning.testing import Numbers, random_leaves
 from prompt_tuning.transformer.vocabulary import Bytes
 
 ROWS = [
@@ -127,6 +127,25 @@ def test_a_cut_to_the_length_of_the_training_says_so(folder, tmp_path, capsys):
         "rows: the length of the training cuts 80 of 80 inputs (100 %) to 4 tokens; train w"
         in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [(["2 4 5", "5 6"], "14.3"), (["4 5", "6 7"], "")],
+)
+@pytest.mark.filterwarnings("ignore:the vocabulary does not know most characters")
+def test_texts_that_the_vocabulary_does_not_know_are_counted(
+    folder, tmp_path, capsys, texts, share
+):
+    """2 is the unknown piece; each text has an end token too."""
+    rows = [{"text": text, "task": "free"} for text in texts]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts.save(tmp_path / "prompts" / "free.npy", np.ones((4, 16)))
+    paths = {"file": str(tmp_path / "in.jsonl"), "prompts": str(tmp_path / "prompts")}
+    run(folder, tmp_path / "out", vocabulary=Numbers(), **paths)
+    lines = capsys.readouterr().out
+    assert ("are unknown to the vocabulary" in lines) == bool(share)
+    assert not share or f"warning: rows: {share} % of the pieces of the inputs" in lines
 
 
 def test_a_date_is_passed_on_as_its_text(monkeypatch):

@@ -4,13 +4,16 @@ import copy
 import os
 import pickle
 import warnings
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import seqio
 
 from prompt_tuning import serving, sharding
+from prompt_tuning.data import tasks as data_tasks
 from prompt_tuning.data.batching.settings import check_lengths
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.predict import generate
@@ -21,6 +24,7 @@ from prompt_tuning.runs import checks
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.testing import Numbers, tiny_config, tiny_model
 from prompt_tuning.training.loop import Fit
+from prompt_tuning.transformer.vocabulary import begin_of
 
 TEXTS = ["4 5 6", "7 8", "9 10 11"]
 CALLS = {
@@ -76,6 +80,18 @@ def test_texts_that_a_model_cannot_read(model, monkeypatch, call, texts, message
         warnings.simplefilter("always")
         CALLS[call](model, texts, "a")
     assert [message in str(warning.message) for warning in caught] == [True] * bool(message)
+
+
+@pytest.mark.parametrize("name", ["spiece", "bytes"])
+def test_a_vocabulary_of_seqio_s_is_taken_as_ours(monkeypatch, name):
+    """Of which it is known what begins inputs, and which pieces it has."""
+    path = Path(__file__).parents[1] / "fixtures" / "gemma" / "vocabulary" / "tokenizer.model"
+    theirs = seqio.ByteVocabulary() if name == "bytes" else data_tasks.vocabulary(path)
+    monkeypatch.setattr(serving.model, "check_size", lambda pieces, rows: None)
+    tuned = tiny_model()
+    ours = serving.Model(tuned.model.config, tuned.params, theirs, tuned.layout).vocabulary
+    assert begin_of(ours) == tuple(data_tasks.begin_of(theirs))
+    assert ours.fingerprint == data_tasks.fingerprint(theirs)
 
 
 def test_settings_of_each_text_are_taken_by_position(model):
