@@ -383,14 +383,14 @@ async def open_loop(
         if response.status_code == 200:
             found.append(time.perf_counter() - start)
 
-    asking, end, number = [], time.perf_counter() + seconds, 0
+    end, number = time.perf_counter() + seconds, 0
     due = time.perf_counter()
-    while due < end:
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asking.append(asyncio.create_task(one(number)))
-        number += 1
-        due += rng.exponential(1 / rate)
-    await asyncio.gather(*asking)
+    async with asyncio.TaskGroup() as asking:  # keeps no task that is done
+        while due < end:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            asking.create_task(one(number))
+            number += 1
+            due += rng.exponential(1 / rate)
     return sorted(found), statuses
 
 

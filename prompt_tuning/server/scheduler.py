@@ -127,13 +127,19 @@ class Scheduler:
         self._cost += cost
         self._returns.came(len(rows), now)
 
-    def check(self, count: int = 1, cost: int = 0) -> None:
-        """Checks that rows could be added, of which little is known before their texts are read.
+    def check(self, count: int = 1, cost: float | None = None) -> None:
+        """Checks that rows could be added.
+
+        Args:
+          count: Number of rows.
+          cost: Their cost together; None, before their texts are read, for that of rows that wait.
 
         Raises:
           Full: if they could not.
         """
         if self._count:
+            if cost is None:
+                cost = count * self._cost / self._count
             excess = self.seconds(cost) - self._most_seconds
             if self._count + count > self._most_rows or excess > 0:
                 raise Full(max(excess, self.seconds() / 2))
@@ -152,7 +158,7 @@ class Scheduler:
                 waiting.append(row)
         return waiting
 
-    def seconds(self, more: int = 0) -> float:
+    def seconds(self, more: float = 0.0) -> float:
         """The time that running and waiting rows, and others of a cost, are estimated to take.
 
         It is by the speed of batches that are at least half full, and 0 before the first one: small

@@ -135,6 +135,8 @@ def test_a_queue_that_takes_too_long_refuses_rows_and_says_when_to_return():
     batch, _ = queue.next(0.0)
     queue.finished(batch, 4.0, 4.0)  # ten positions a second
     queue.add([row(tokens=10), row(tokens=10)], 0.0)
+    with pytest.raises(Full):
+        queue.check()  # of a text that is not read yet, which may be as long as the others
     with pytest.raises(Full) as error:
         queue.add([row(tokens=15)], 0.0)
     assert error.value.retry_after == pytest.approx(1.5) and len(queue) == 2
