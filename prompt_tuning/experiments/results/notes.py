@@ -24,20 +24,22 @@ def of(records: Sequence[Record], table: Table) -> list[str]:
 
 
 def _of_counts(table: Table) -> Iterator[str]:
-    """Rows of fewer runs than others; votes and means over tasks are of other runs than single."""
-    counts: dict[tuple[str | None, bool], dict[str, int]] = {}
+    """Scores of fewer runs than others of the method, whose seeds the experiment chooses."""
+    counts: dict[tuple[str | None, ...], dict[str, int]] = {}
     for labels, cells in table.rows:
         if tables.is_baseline(labels.get("method", "")):
             continue
         for task, metrics in cells.items():
+            if task == MEAN:  # of the seeds that all tasks have
+                continue
             name = ", ".join(filter(None, (*labels.values(), task)))
-            kind = labels.get("prompts"), task == MEAN
+            kind = labels.get("method"), labels.get("prompts")
             counts.setdefault(kind, {})[name] = min(spread.n for spread in metrics.values())
     for of_kind in counts.values():
         most = max(of_kind.values())
         fewer = [f"{name} ({n})" for name, n in of_kind.items() if n < most]
         if fewer:
-            yield f"fewer runs than the {most} of others: {_some(fewer)}"
+            yield f"fewer runs than the {most} of others of the method: {_some(fewer)}"
 
 
 def _of_nan(done: Sequence[Record]) -> Iterator[str]:
