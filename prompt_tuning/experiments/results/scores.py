@@ -33,7 +33,8 @@ class Score:
       split: Split that was evaluated; "" over several tasks.
       constant: Whether all answers are the same.
       column: Name of the measurement: of the task, and what tells it from others of the task.
-      again: Whether it measures the task again, by a later step of the cell or on another split.
+      again: Whether it measures the task again: by a later step, on another split, or by the cell
+        of another task or mixture.
     """
 
     axes: Mapping[str, str]
@@ -97,7 +98,7 @@ def scores(
                     result["split"],
                     bool(result.get("constant")),
                     columns.name(record, result),
-                    columns.is_again(result),
+                    columns.is_again(record, result),
                 )
                 for part in parts
             ]
@@ -135,8 +136,8 @@ class Columns:
         self._later = {later for record in records for later in _later_steps(record, row)}
         sources = collections.defaultdict(set)
         for record, result in shown:
-            cell = _without(record["axes"], "seed", "task"), self._own(result)
-            sources[cell].add(record["axes"].get("task"))
+            sources[self._setting(record, result)].add(record["axes"].get("task"))
+        self._sources = dict(sources)
         self._of_several = {name for (_, name), tasks in sources.items() if len(tasks) > 1}
 
     def name(self, record: Record, result: Mapping[str, Any]) -> str:
@@ -145,8 +146,18 @@ class Columns:
             return own
         return f"{own}, {source}"
 
-    def is_again(self, result: Mapping[str, Any]) -> bool:
-        return self._own(result) != result["task"]
+    def is_again(self, record: Record, result: Mapping[str, Any]) -> bool:
+        """Whether another step, split or cell of the same setting measures the task itself.
+
+        A mixture that is the only cell to measure a task does not measure it again.
+        """
+        if self._own(result) != result["task"]:
+            return True
+        sources = self._sources.get(self._setting(record, result), ())
+        return len(sources) > 1 and record["axes"].get("task") != result["task"]
+
+    def _setting(self, record: Record, result: Mapping[str, Any]) -> tuple[Hashable, str]:
+        return _without(record["axes"], "seed", "task"), self._own(result)
 
     def _own(self, result: Mapping[str, Any]) -> str:
         task, split, run = result["task"], result["split"], result["run"]
