@@ -2,26 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
 from prompt_tuning import sharding
-from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint import card, fingerprint
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import predictions
 from prompt_tuning.evaluation.predict import PREDICTORS, predictors_for
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Method
+from prompt_tuning.model.tuned import TunedModel
 from prompt_tuning.runs import checks, infer_tasks, loading
 from prompt_tuning.runs.as_trained import as_trained
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.runs.infer_tasks import BATCHES_PER_WRITE
-from prompt_tuning.runtime import resumable_lines
+from prompt_tuning.runtime import distributed, resumable_lines
 from prompt_tuning.runtime.files import is_remote
 from prompt_tuning.serving.task_rows import TaskRows
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.paths import flatten
 
 
 def infer(
@@ -90,18 +92,7 @@ def infer(
     for line in texts.notes:
         print(line, flush=True)
     path = folder / f"{texts.task}-{mode}.jsonl"
-    key = resumable_lines.digest(
-        texts.inputs,
-        texts.columns,
-        texts.encoder_input_tokens.tolist(),
-        texts.labels,
-        texts.label_tokens.tolist(),
-        texts.target_length,
-        data.batch_size,
-        config,
-        type(method).__name__,
-        fingerprint.of(tuned.params),
-    )
+    key = _key(tuned, texts, data.batch_size)
 
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = _part(texts, start, stop)
@@ -115,6 +106,29 @@ def infer(
     for line in data.remarks():
         print(line)
     return path
+
+
+def _key(tuned: TunedModel, texts: EvalSet, batch_size: int) -> str:
+    """Digest of all that determines the predictions for texts."""
+    model, method = tuned.model, cast(Method, tuned.model.sites)
+    trained = {path: distributed.to_host(leaf) for path, leaf in flatten(tuned.trained).items()}
+    return resumable_lines.digest(
+        texts.task,
+        texts.inputs,
+        texts.columns,
+        texts.encoder_input_tokens.tolist(),
+        texts.labels,
+        texts.label_tokens.tolist(),
+        texts.target_length,
+        texts.target_prefix,
+        texts.vocabulary,
+        batch_size,
+        model.config,
+        type(method).__name__,
+        method.settings,
+        card.checksum_of(trained),  # a fingerprint rounds values
+        fingerprint.of(tuned.params),
+    )
 
 
 def _part(texts: EvalSet, start: int, stop: int) -> EvalSet:

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint import card
 from prompt_tuning.checkpoint.trained_data import check_text_fields
 from prompt_tuning.data.files import TEXT_NAME
 from prompt_tuning.errors import UserError
@@ -91,7 +91,8 @@ def infer(
         {task: repr(model.task_set.trained_with[task]) for task in tasks},
         config,
         model.fingerprint,
-        fingerprint.of(vectors),
+        getattr(model.vocabulary, "fingerprint", ""),
+        card.checksum_of(vectors),  # a fingerprint rounds values
     )
 
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
