@@ -108,19 +108,24 @@ def _card_of_average(sources: Sequence[str]) -> Card | None:
     Its label words, tasks and text fields are those of all; a warning says where words differ.
 
     Raises:
-      UserError: If sources were trained with different text before their targets.
+      UserError: If sources were trained with different text before their targets, or with some
+        text and one of them does not say.
     """
     read = {path: saved for path in sources if (saved := card.read(path)) is not None}
     if not read:
         return None
     with_ = {path: saved.trained_with for path, saved in read.items() if saved.trained_with}
-    for path, trained_with in with_.items():
-        first, other = next(iter(with_.items()))
-        if trained_with.target_prefix != other.target_prefix:
-            raise UserError(
-                f"{path}: was trained with the target prefix {trained_with.target_prefix!r}, "
-                f"{first} with {other.target_prefix!r}; an average of both answers like neither"
-            )
+    prefixes = {path: each.target_prefix for path, each in with_.items()}
+    if prefixed := next(filter(prefixes.get, prefixes), ""):
+        for path in sources:
+            if prefixes.get(path) != prefixes[prefixed]:
+                said = "no card says with which target prefix it was trained"
+                if path in prefixes:
+                    said = f"was trained with the target prefix {prefixes[path]!r}"
+                raise UserError(
+                    f"{path}: {said}, {prefixed} with {prefixes[prefixed]!r}; an average of both "
+                    "answers like neither"
+                )
     average = dataclasses.replace(
         next(iter(read.values())),
         task=", ".join(saved.task for saved in read.values()),
@@ -128,6 +133,7 @@ def _card_of_average(sources: Sequence[str]) -> Card | None:
         metric={},
         config="",
         initialisation="weighted average",
+        trained_with=next(iter(with_.values()), None),
     )
     if average.trained_with is None:
         return average

@@ -1,6 +1,8 @@
 """Reads and writes prompts and trained leaves, as Hugging Face PEFT adapters or as our files."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -89,7 +91,9 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
     if leaves and not (saved and saved.length):
         card.check_values(saved, path, leaves)
     if lora_alpha is not None:
-        return Adaptation(leaves, peft_layers.lora_of(path, leaves, lora_alpha), saved)
+        in_every_layer = _settings_of(saved).get("LoRA.layers", ()) is None
+        lora_method = peft_layers.lora_of(path, leaves, lora_alpha, in_every_layer)
+        return Adaptation(leaves, lora_method, saved)
     if any("/ia3_" in name for name in leaves):
         return Adaptation(leaves, peft_layers.ia3_of(path, leaves), saved)
     if adapter and not is_prompt:
@@ -112,10 +116,13 @@ def _check_is_t5(saved: Card | None, path: str) -> None:
         )
 
 
+def _settings_of(saved: Card | None) -> Mapping[str, Any]:
+    return saved.trained_with.settings if saved and saved.trained_with else {}
+
+
 def _check_card(path: epath.Path, saved: Card | None, lora_alpha: float | None) -> None:
     card.check_prefix(path)
-    settings = saved.trained_with.settings if saved and saved.trained_with else {}
-    alpha = settings.get("LoRA.alpha", lora_alpha)
+    alpha = _settings_of(saved).get("LoRA.alpha", lora_alpha)
     if lora_alpha is not None and alpha != lora_alpha:
         raise UserError(f"--lora_alpha={lora_alpha}: {path} was trained with {alpha}; give that")
 
@@ -150,7 +157,8 @@ def write(path: str, form: str, adaptation: Adaptation) -> None:
 
 
 def _card_of_lora(lora: LoRA) -> Card:
-    """A card with the one setting that leaves of unknown origin need besides their shapes."""
+    """A card with the settings that leaves of unknown origin need besides their shapes."""
+    settings = {name: lora.settings[name] for name in ("LoRA.alpha", "LoRA.layers")}
     return Card(
         backbone="",
         fingerprint="",
@@ -166,5 +174,5 @@ def _card_of_lora(lora: LoRA) -> Card:
         metric={},
         version=__version__,
         config="",
-        trained_with=TrainedWith(settings={"LoRA.alpha": lora.alpha}),
+        trained_with=TrainedWith(settings=settings),
     )

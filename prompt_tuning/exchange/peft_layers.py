@@ -102,8 +102,13 @@ def _save_ia3(path: epath.PathLike, leaves: Mapping[str, np.ndarray]) -> None:
     peft.write(path, {"peft_type": peft.IA3, **targets}, arrays)
 
 
-def lora_of(path: object, leaves: Mapping[str, np.ndarray], alpha: float) -> LoRA:
+def lora_of(
+    path: object, leaves: Mapping[str, np.ndarray], alpha: float, in_every_layer: bool = False
+) -> LoRA:
     """The LoRA with these trained leaves, which do not contain its `alpha`.
+
+    Its layers are those of the leaves, or None if they are known to be `in_every_layer` of the
+    backbone, whose depth the leaves do not tell.
 
     Raises:
       CheckpointError: if the leaves are not those of one LoRA.
@@ -117,7 +122,7 @@ def lora_of(path: object, leaves: Mapping[str, np.ndarray], alpha: float) -> LoR
     missing = _missing(modules)
     if missing or len(ranks) != 1:
         raise CheckpointError(f"{path}: not a whole LoRA of one rank; {missing or ranks}")
-    return LoRA(ranks.pop(), alpha, _projections(modules), _layers(modules))
+    return LoRA(ranks.pop(), alpha, _projections(modules), _layers(modules, not in_every_layer))
 
 
 def ia3_of(path: object, leaves: Mapping[str, np.ndarray]) -> IA3:

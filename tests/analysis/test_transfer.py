@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from prompt_tuning import transfer
 from prompt_tuning.analysis import similarity
 from prompt_tuning.analysis.sources import source_files
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import Backbone, FromFile
 from prompt_tuning.testing import run_command
@@ -172,3 +173,48 @@ def test_command(folder):
     start = FromFile("start.npy")(5, backbone, np.random.default_rng(0))
     expected = (near * sources[0] + second * sources[1]) / (near + second)
     np.testing.assert_allclose(start, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        ({"a": "<extra_id_0>", "b": None}, "b.npy: no card says with which target prefix"),
+        ({"b": None, "a": "<extra_id_0>"}, "b.npy: no card says with which target prefix"),
+        ({"a": "<extra_id_0>", "b": ""}, "b.npy: was trained with the target prefix ''"),
+        ({"a": "<extra_id_0>", "b": "unknown"}, "b.npy: no card says with which target prefix"),
+        ({"b": "unknown", "a": "<extra_id_0>"}, "b.npy: no card says with which target prefix"),
+    ],
+)
+def test_no_average_with_and_without_a_sentinel(cards, message, tmp_path):
+    paths = saved_with_prefixes(tmp_path, cards)
+    with pytest.raises(UserError, match=message):
+        transfer._card_of_average(paths)
+
+
+@pytest.mark.parametrize(
+    ("cards", "prefix"),
+    [
+        ({"a": "unknown", "b": ""}, ""),
+        ({"a": None, "b": ""}, ""),
+        ({"a": "<extra_id_0>", "b": "<extra_id_0>"}, "<extra_id_0>"),
+    ],
+)
+def test_the_card_of_an_average_has_what_any_source_says(cards, prefix, tmp_path):
+    of_average = transfer._card_of_average(saved_with_prefixes(tmp_path, cards))
+    assert of_average.trained_with.target_prefix == prefix
+    assert of_average.trained_with.lengths == {"inputs": 8}
+
+
+def saved_with_prefixes(folder, cards) -> list[str]:
+    """Saves prompts with cards that name a target prefix; None for no card."""
+    texts = dict.fromkeys(("backbone", "fingerprint", "method", "placement", "optimizer"), "")
+    texts |= dict.fromkeys(("task", "initialisation", "version", "config"), "")
+    numbers = {"d_model": 2, "length": 2, "learning_rate": 0.3, "steps": 1, "metric": {}}
+    for name, prefix in cards.items():
+        prompts.save(folder / f"{name}.npy", X)
+        said = card.TrainedWith(lengths={"inputs": 8}, target_prefix=prefix or "")
+        of_prompt = card.Card(
+            **texts, **numbers, trained_with=None if prefix == "unknown" else said
+        )
+        card.save(folder / f"{name}.npy", None if prefix is None else of_prompt)
+    return [str(folder / f"{name}.npy") for name in cards]

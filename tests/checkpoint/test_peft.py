@@ -401,6 +401,27 @@ def test_trained_leaves_round_trip(tmp_path):
         adapters.read(str(trained))
 
 
+ATTENTIONS = (
+    ("encoder", "attention"),
+    ("decoder", "self_attention"),
+    ("decoder", "encoder_decoder_attention"),
+)
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (0,), (1,), (0, 1, 2, 3)])
+def test_leaves_without_a_card_have_the_layers_that_they_are_of(layers, tmp_path):
+    """Layers 0 to k are not all of a backbone that may be deeper."""
+    modules = [f"{s}/layers_{i}/{a}/lora_query" for i in layers for s, a in ATTENTIONS]
+    shapes = {"a": (4, 2), "b": (2, 4)}
+    leaves = {f"{m}/{x}": random(*shape) for m in modules for x, shape in shapes.items()}
+    save_file(leaves, tmp_path / "trained.safetensors")
+    adaptation = adapters.read(str(tmp_path / "trained.safetensors"), lora_alpha=2.0)
+    assert str(adaptation).endswith(f"LORA_LAYERS = {layers}")
+    adapters.write(str(tmp_path / "adapter"), "peft", adaptation)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["layers_to_transform"] == list(layers)
+
+
 def test_ia3_round_trip(tmp_path):
     theirs = folder(tmp_path / "theirs", IA3_CONFIG, ia3_tensors())
     trained, ours = tmp_path / "trained_best.safetensors", tmp_path / "ours"
