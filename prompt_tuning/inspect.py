@@ -38,7 +38,7 @@ def main(words: Sequence[str], *, backbone: str | None, vocabulary: str | None) 
         prompt = contents.prompt()
         report += prompt_lines(prompt)
         if backbone:
-            report += nearest_lines(prompt, backbone, vocabulary)
+            report += nearest_lines(prompt, backbone, vocabulary, words[0])
     print("\n".join(report))
 
 

@@ -7,6 +7,7 @@ similar words, and class labels that a prompt was initialised from stay near.
 import collections
 import dataclasses
 import functools
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,12 @@ from prompt_tuning.cli import plain_command
 from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import files
 from prompt_tuning.transformer.paths import EMBEDDING
-from prompt_tuning.transformer.vocabulary import SentencePiece
+from prompt_tuning.transformer.vocabulary import SentencePiece, check_size
 
 COUNT = 5  # the paper's
 _STEM_LETTERS, _STEM_SHARE = 3, 0.6  # least length of a common stem, and share of the longer word
 _PAIRS, _QUANTILE = 20_000, 0.999
+_HAS_WORDS = re.compile(r"ClassLabels\(labels=[(\[][^)\]]")  # other than those of the task
 
 
 def nearest(
@@ -280,6 +282,50 @@ def summary(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f"{name:{width}}  {clustered:>18}  {cosine:>15}  {shared:13}  {kept}"
 
 
+def check_backbone(
+    prompt_card: card.Card | None,
+    path: str,
+    backbone_path: str,
+    rows: int,
+    vocabulary: SentencePiece | None,
+) -> None:
+    """Checks that words near a prompt mean something; warns of a backbone at another path.
+
+    Args:
+      prompt_card: card of the prompt; None if it has none.
+      path: path of the prompt.
+      backbone_path: path of the backbone.
+      rows: rows of its embedding.
+      vocabulary: vocabulary that names them; None for their numbers.
+
+    Raises:
+      CheckpointError: if the prompt was trained with another vocabulary.
+      UserError: if the vocabulary has more pieces than the backbone has rows.
+    """
+    card.warn_of_backbone(prompt_card, path, backbone_path, "--backbone")
+    if vocabulary is not None:
+        saved, pieces = prompt_card and prompt_card.trained_with, vocabulary.fingerprint
+        card.check_model(saved, path, vocabulary=pieces, advice="as --vocabulary")
+        check_size(vocabulary.size, rows)
+
+
+def check_order(labels: Sequence[str], prompt_card: card.Card | None, path: str) -> None:
+    """Checks that labels are at the places of the training, whose order initialised vectors.
+
+    Raises:
+      UserError: names the order of the training.
+    """
+    trained = prompt_card.trained_with if prompt_card else None
+    if prompt_card is None or trained is None or _HAS_WORDS.match(prompt_card.initialisation):
+        return
+    places = {label: place for place, label in enumerate(trained.labels)}
+    if any(places.get(label, place) != place for place, label in enumerate(labels)):
+        raise UserError(
+            f"--labels={','.join(labels)}: {path} was trained on {','.join(trained.labels)}; "
+            "label n initialised vector n: give them in this order"
+        )
+
+
 def analyse(
     paths: Mapping[str, str],
     vocabulary: SentencePiece,
@@ -299,7 +345,9 @@ def analyse(
       all_rows: whether sentinels, special tokens and unused rows can be neighbours.
 
     Raises:
-      UserError: if a prompt has no card and no backbone is given, or as `nearest`.
+      UserError: if a prompt has no card and no backbone is given, or as `nearest`, `check_order`
+        and `check_backbone`.
+      CheckpointError: as `check_backbone`.
     """
     encoded = {label: vocabulary.encode(label) for label in labels}
 
@@ -310,12 +358,13 @@ def analyse(
     reports = {}
     for name, path in paths.items():
         prompt_card = card.read(path)
-        if backbone_path:
-            card.warn_of_backbone(prompt_card, path, backbone_path, "--backbone")
+        check_order(labels, prompt_card, path)
         weights = backbone_path or (prompt_card.backbone if prompt_card else "")
         if not weights:
             raise UserError(f"{path}: no card names its backbone; set --backbone")
-        report = content(prompts.load(path), words_of(weights), encoded, count)
+        words = words_of(weights)
+        check_backbone(prompt_card, path, weights, len(words.table), vocabulary)
+        report = content(prompts.load(path), words, encoded, count)
         initialisation = prompt_card.initialisation if prompt_card else None
         reports[name] = {"path": path, "initialisation": initialisation, **report}
     return reports

@@ -322,6 +322,7 @@ def check_model(
     *,
     vocabulary: str = "",
     model: Mapping[str, Any] = MappingProxyType({}),
+    advice: str = "(VOCABULARY_FILE), or set ALLOW_OTHER_BACKBONE = True",
 ) -> None:
     """Checks that a file was trained with the same vocabulary and settings of the backbone.
 
@@ -333,6 +334,7 @@ def check_model(
       path: What an error message begins with.
       vocabulary: Fingerprint of the vocabulary that is to be used.
       model: `Config.of_model` of the backbone that is to be used.
+      advice: How to name the vocabulary, or to go on without it.
 
     Raises:
       CheckpointError: names what differs.
@@ -342,8 +344,7 @@ def check_model(
     if vocabulary and trained.vocabulary and vocabulary != trained.vocabulary:
         raise CheckpointError(
             f"{path}: was trained with the vocabulary {trained.vocabulary}, but this one is "
-            f"{vocabulary}, whose ids are other pieces; use the vocabulary of the training "
-            "(VOCABULARY_FILE), or set ALLOW_OTHER_BACKBONE = True"
+            f"{vocabulary}, whose ids are other pieces; use the vocabulary of the training {advice}"
         )
     differing = [
         f"{name} = {trained.model[name]!r}, not {value!r}"

@@ -23,6 +23,7 @@ from prompt_tuning.data.flags import define_skip_bad_rows
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.records import BadRows
 from prompt_tuning.data.readers.tfds_source import check_prepared
+from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation import table as the_table
 from prompt_tuning.runtime import files
 
@@ -83,8 +84,7 @@ def measure(
     lengths = list(lengths_of(task, target_length))
     inputs = [source for source, _ in lengths]
     base, buckets = fixed(inputs, prompt_length), bucketed(inputs, prompt_length)
-    row = max(packed_length, FIXED + prompt_length)
-    rows = packed(lengths, prompt_length, row, target_length, batch_size)
+    rows = packed(lengths, prompt_length, packed_length, target_length, batch_size)
     return {
         "task": task,
         "real_token_share": base.share,
@@ -105,6 +105,12 @@ def main(
     **lengths: int,
 ) -> None:
     bad_rows = BadRows(skip_bad_rows or 0)
+    shortest = FIXED + lengths["prompt_length"]
+    if lengths["packed_length"] < shortest:
+        raise UserError(
+            f"--packed_length={lengths['packed_length']}: a row must hold an input of {FIXED} "
+            f"tokens and its prompt; give at least {shortest}"
+        )
     registered = all_tasks.register(tasks.vocabulary(vocabulary), data_dir or TFDS, bad_rows)
     costs = [measure(all_tasks.full_name(name, registered), **lengths) for name in names]
     means = {

@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from prompt_tuning.analysis import neighbours
-from prompt_tuning.checkpoint import backbone, prompts
+from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.checkpoint.formats import huggingface, peft, safetensors_file, t5x_orbax
 from prompt_tuning.errors import CheckpointError
 from prompt_tuning.methods.prompt import PROMPT_PATH
@@ -95,15 +95,23 @@ def lines(contents: Contents) -> list[str]:
     return report
 
 
-def nearest_lines(prompt: np.ndarray, checkpoint: str, vocabulary: str | None) -> list[str]:
+def nearest_lines(
+    prompt: np.ndarray, checkpoint: str, vocabulary: str | None, path: str
+) -> list[str]:
     """Reports the three tokens nearest to each vector of a prompt.
 
     Args:
       prompt: prompt [P, D].
       checkpoint: path of the backbone whose embeddings are compared.
       vocabulary: SentencePiece model that names the tokens; None for their numbers.
+      path: path of the prompt, which may have a card.
+
+    Raises:
+      CheckpointError, UserError: as `neighbours.check_backbone`.
     """
     table = backbone.load_leaf(checkpoint, huggingface.EMBEDDING)
+    pieces = SentencePiece(vocabulary) if vocabulary else None
+    neighbours.check_backbone(card.read(path), path, checkpoint, len(table), pieces)
     ids, cosines = neighbours.nearest(prompt, table, _NEIGHBOURS)
     name = token_names(vocabulary)
     report = ["nearest tokens, by cosine:"]

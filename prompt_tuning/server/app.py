@@ -35,6 +35,7 @@ from prompt_tuning.server.service import Service, base64_of, card_of, line_of
 from prompt_tuning.server.store import checked_name
 from prompt_tuning.server.tasks import Served
 from prompt_tuning.serving.answers import Classification
+from prompt_tuning.transformer import int8
 from prompt_tuning.transformer.paths import EMBEDDING, flatten
 from prompt_tuning.transformer.vocabulary import SentencePiece
 
@@ -350,8 +351,9 @@ def _add_tasks(app: FastAPI, service: Service) -> None:
             raise Refused(404, "the vocabulary has no words", "not_offered")
         if served.digest not in found:
             if "words" not in found:
-                table = np.asarray(flatten(service.device.model.task_set.backbone)[EMBEDDING])
-                found["words"] = neighbours.Words.of(table, vocabulary, False)
+                table = flatten(service.device.model.task_set.backbone)[EMBEDDING]
+                floats = np.asarray(int8.dequantize(table))
+                found["words"] = neighbours.Words.of(floats, vocabulary, False)
             vectors = np.concatenate(service.ready_tasks().prompts_of(served))
             words = found["words"]
             ids, cosines = neighbours.nearest(vectors, words.table, 5, words.leave_out)

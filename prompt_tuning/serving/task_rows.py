@@ -89,6 +89,11 @@ class TaskRows:
         def row(fields: dict[str, Any], where: str) -> TaskRow:
             task = composed(records.field(fields, self.task_field, where))
             if task not in tasks:
+                if not isinstance(task, str) and str(task) in tasks:
+                    raise UserError(
+                        f"{where}: {self.task_field!r} is {task!r}, which is no string; write "
+                        f'"{task}"'
+                    )
                 raise UserError(
                     f"{where}: {self.task_field!r} is {shown_beside(task, tasks)}, but "
                     f"{self.prompts} has prompts for {records.shortened(', '.join(sorted(tasks)))}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import matplotlib.colors
 import numpy as np
@@ -323,3 +324,69 @@ def test_lines_differ():
     }
     assert len(looks) == 28
     assert len({line["marker"] for line in map(style.line, range(7))}) == 7
+
+
+@pytest.fixture
+def with_card(planted, tmp_path):
+    """Copies the planted prompt, with a card that says what it was trained with."""
+
+    def saved(initialisation: str = "ClassLabels(labels=())", **fields) -> str:
+        source = planted / "cell/train/prompt_best.npy"
+        prompt, about = prompts.load(source), card.read(source)
+        path = tmp_path / "prompt.npy"
+        prompts.save(path, prompt)
+        trained_with = card.TrainedWith(**{"labels": ("bad", "good"), **fields})
+        card.save(
+            path,
+            dataclasses.replace(about, trained_with=trained_with, initialisation=initialisation),
+            prompt,
+        )
+        return str(path)
+
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields", "refused"),
+    [
+        (("bad", "good"), {}, False),
+        (("bad",), {}, False),
+        (("dull", "fine"), {}, False),
+        (("good", "bad"), {"labels": ()}, False),
+        (("good", "bad"), {"initialisation": "ClassLabels(labels=('good', 'bad'))"}, False),
+        (("good", "bad"), {}, True),
+        (("good",), {}, True),
+        (("bad", "fine", "good"), {}, True),
+        (("good", "bad"), {"initialisation": "Uniform()"}, True),
+    ],
+)
+def test_labels_are_at_the_places_of_the_training(labels, fields, refused, with_card):
+    path = with_card(**fields)
+    if not refused:
+        return neighbours.check_order(labels, card.read(path), path)
+    with pytest.raises(UserError, match=r"^--labels=.*was trained on bad,good; label n init"):
+        neighbours.analyse({"a": path}, SentencePiece(embedded.vocabulary()), labels)
+
+
+@pytest.mark.parametrize("command", ["analysis.neighbours", "inspect"])
+@pytest.mark.parametrize("case", ["vocabulary", "rows", "backbone"])
+def test_words_of_another_backbone(command, case, with_card, planted, tmp_path):
+    path = with_card(vocabulary="0" * 16 if case == "vocabulary" else "")
+    weights = planted / "backbone.safetensors"
+    if case != "vocabulary":
+        weights, table = tmp_path / "other.safetensors", random(8_192, 48, seed=2)
+        rows = {"rows": 7_000, "backbone": 8_192}[case]
+        backbone.save(weights, {"token_embedder/embedding": table[:rows]})
+    prompt = [path] if command == "inspect" else [f"--sources={path}"]
+    flags = (f"--backbone={weights}", f"--vocabulary={embedded.vocabulary()}")
+    message = {
+        "vocabulary": f"{path}: was trained with the vocabulary 0000",
+        "rows": "the vocabulary has 8,000 pieces, but the backbone's embedding has 7,000 rows",
+        "backbone": "",
+    }[case]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = run_command(f"prompt_tuning.{command}", *prompt, *flags)
+    assert (message in done.err, done.status) == (True, 0 if case == "backbone" else 2), done.err
+    warned = any(f"--backbone={weights}: {path} was trained on" in str(x.message) for x in caught)
+    assert warned == (case != "vocabulary")

@@ -75,7 +75,7 @@ def test_inspect(folder, expected):
     contents = inspection.contents_of(folder)
     assert contents.step == 2
     np.testing.assert_array_equal(contents.prompt(), expected["prompt"])
-    nearest = inspection.nearest_lines(contents.prompt(), str(folder), None)
+    nearest = inspection.nearest_lines(contents.prompt(), str(folder), None, str(folder))
     assert len(nearest) == 1 + 10
 
 

@@ -322,6 +322,18 @@ CASES = {
         padding_report("--task=boolq", "--vocabulary=words.txt"),
         "word",
     ),
+    "padding_report: short rows": (
+        padding_report("--task=boolq", "--packed_length=256"),
+        "--packed_length=256: ",
+    ),
+    "padding_report: a long prompt": (
+        padding_report("--task=boolq", "--prompt_length=600"),
+        "give at least 1112",
+    ),
+    "padding_report: one position short": (
+        padding_report("--task=boolq", "--packed_length=531", "--prompt_length=20"),
+        "give at least 532",
+    ),
     "inspect: vocabulary alone": (inspect("prompt.npy", "--vocabulary=words.txt"), "--vocabulary"),
     "inspect: text for words": (
         inspect("prompt.npy", "--backbone=nano.safetensors", "--vocabulary=words.txt"),

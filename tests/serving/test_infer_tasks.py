@@ -180,3 +180,11 @@ def test_mistakes_are_found_before_anything_is_written(folder, tmp_path, setting
         run(folder, tmp_path / "out", **settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", [7, 7.5, True, None])
+def test_a_task_that_is_no_string(task, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "a", "task": task}))
+    rows = TaskRows(str(tmp_path / "rows.jsonl"), "prompts", Bytes())
+    with pytest.raises(UserError, match=f'is {task}, which is no string; write "{task}"'):
+        rows.rows([str(task)])
