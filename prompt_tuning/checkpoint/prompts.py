@@ -100,6 +100,10 @@ def from_bytes(content: bytes, name: str) -> tuple[list[np.ndarray], dict[str, s
       CheckpointError: if the content is damaged, has other tensors, or a prompt is not a finite
         matrix of floats with at least one vector.
     """
+    if content.startswith(b"\x93NUMPY"):
+        raise CheckpointError(
+            f"{name}: is a .npy file; send a .safetensors file, as prompts.to_bytes makes it"
+        )
     tensors = _tensors(content, name)
     names = [TENSOR] if TENSOR in tensors else [f"{TENSOR}{i}" for i in range(len(tensors))]
     if not tensors or set(tensors) != set(names):
@@ -118,10 +122,20 @@ def from_bytes(content: bytes, name: str) -> tuple[list[np.ndarray], dict[str, s
 
 
 def to_bytes(prompts: Sequence[np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The content of a file that `from_bytes` reads: prompts [P, D], and texts by name."""
+    """The content of a file that `from_bytes` reads: prompts [P, D], and texts by name.
+
+    The same prompts and texts give the same bytes, so that a checksum of them is a task's name.
+    """
     names = [TENSOR] if len(prompts) == 1 else [f"{TENSOR}{i}" for i in range(len(prompts))]
     arrays = [np.ascontiguousarray(prompt, np.float32) for prompt in prompts]
-    return save_safetensors(dict(zip(names, arrays, strict=True)), dict(metadata))
+    content = save_safetensors(dict(zip(names, arrays, strict=True)), dict(metadata))
+    # The library writes texts in an order that is drawn anew at each call.
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8, as the format says
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def length(path: epath.PathLike) -> int:

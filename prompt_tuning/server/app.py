@@ -29,7 +29,7 @@ from prompt_tuning.server.auth import LOCAL, Role
 from prompt_tuning.server.engine import Job, NotFinite, Stopped
 from prompt_tuning.server.errors import Refused, json_response
 from prompt_tuning.server.protocol import Classify, Completions, Embeddings, RowOfFile
-from prompt_tuning.server.questions import Completion, Question, Settings
+from prompt_tuning.server.questions import Completion, Question, Settings, TooLong
 from prompt_tuning.server.scheduler import Full
 from prompt_tuning.server.service import Service, base64_of, card_of, line_of
 from prompt_tuning.server.store import checked_name
@@ -49,6 +49,7 @@ _POLICY = {
     "Cache-Control": "no-cache",
 }
 WITHOUT_KEY = frozenset({"/", "/page.js", "/page.css", "/health", "/ready", "/openapi.json"})
+_LINES = ("application/x-ndjson", "application/jsonl", "application/json")
 _QUEUED = frozenset({"/v1/classify", "/v1/embeddings", "/v1/completions"})
 _NOT_OFFERED = {
     "/v1/chat/completions": "a T5 has no template for chats; use /v1/completions or /v1/classify",
@@ -75,6 +76,7 @@ def make_app(service: Service, hosts: frozenset[str] | None = None) -> FastAPI:
 
     def admit(headers: Mapping[str, str]) -> None:
         service.keys.check(headers, "use")
+        _check_type(headers, "application/json")  # the validation of fields would come first
         try:
             service.engine.check()
         except Full as full:
@@ -133,14 +135,17 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
         async def ask() -> tuple[Served, Question, list[Any], Job]:
             served = await service.find(body.model)
-            return served, *(await service.ask(served, body.texts, lambda: make(served)))
+            try:
+                return served, *(await service.ask(served, body.texts, lambda: make(served)))
+            except TooLong as error:
+                field = "prompt" if isinstance(body, Completions) else "input"
+                raise errors.refusal(error, field) from None
 
         return await _unless_gone(request, ask())
 
     @app.post("/v1/classify", dependencies=use, responses=_RESPONSES)
     async def classify(request: Request, body: Classify) -> Response:
         """The most probable label of each text, with probabilities."""
-        _check_json(request)
         served, question, answers, job = await asked(
             request,
             body,
@@ -153,7 +158,6 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings", dependencies=use, responses=_RESPONSES)
     async def embeddings(request: Request, body: Embeddings) -> Response:
         """The encoder's mean state over each text's tokens, with the task's prompt in front."""
-        _check_json(request)
         served, question, vectors, job = await asked(
             request, body, lambda served: questions.embed(served, body.texts, body.truncate)
         )
@@ -176,7 +180,6 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     )
     async def completions(request: Request, body: Completions) -> Response:
         """A text for each text; with `stream`, each whole text is one event."""
-        _check_json(request)
         if body.stream_options is not None and not body.stream:
             raise Refused(
                 400, "stream_options: needs stream", "invalid_value", param="stream_options"
@@ -230,6 +233,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
         A line gets a label if its task has labels, otherwise text; an error is in its line.
         """
+        _check_type(request.headers, *_LINES)
         service.ready_tasks()
         lines = [line for line in (await request.body()).split(b"\n") if line.strip()]
         if not lines:
@@ -444,11 +448,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _check_json(request: Request) -> None:
+def _check_type(headers: Mapping[str, str], *types: str) -> None:
     """Web pages of elsewhere may send other types without asking the server first."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, "the body must be application/json", "not_json")
+    kind = headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind not in types:
+        raise Refused(
+            415, f"the body must be {types[0]}, and the header Content-Type say so", "not_json"
+        )
 
 
 def _classified(answer: Classification, log_p: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pydantic
@@ -83,8 +84,8 @@ def json_response(
     return Response(json.dumps(content, allow_nan=False), status, headers, "application/json")
 
 
-def refusal(error: Exception) -> Refused:
-    """The answer to a request that ended with an error."""
+def refusal(error: Exception, field: str = "input") -> Refused:
+    """The answer to a request that ended with an error, of the texts in a field."""
     if isinstance(error, Refused):
         return error
     message = " ".join(str(error).split())
@@ -104,7 +105,7 @@ def refusal(error: Exception) -> Refused:
     if isinstance(error, NoRoom):
         return Refused(507, message, "no_room")
     if isinstance(error, TooLong):
-        return Refused(400, message, "context_length_exceeded", param="input")
+        return Refused(400, message, "context_length_exceeded", param=field)
     if isinstance(error, BadField):
         return Refused(400, message, "invalid_value", param=error.field)
     if isinstance(error, CheckpointError):
@@ -116,10 +117,19 @@ def refusal(error: Exception) -> Refused:
     return Refused(500, "an error inside the server; its log has it", "internal_error")
 
 
+_KIND = re.compile(r"constrained-|list\[|function-|str$|int$")  # pydantic's name of one of several
+
+
 def of_validation(error: RequestValidationError | pydantic.ValidationError) -> Refused:
     """The answer to a request with a field of another type, or with an unknown one."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    found = error.errors()
+    # A field that may be a text or a list has errors of both; those of the kind given say more.
+    first = next((each for each in found if each["type"] != "string_type"), found[0])
+    place = [
+        str(part)
+        for part in first["loc"]
+        if part not in ("body", "query", "path", "header") and not _KIND.match(str(part))
+    ]
     name = ".".join(place)[:100] or None
     if first["type"] == "extra_forbidden":
         return Refused(

@@ -312,8 +312,8 @@ class Questions:
         read = encoded(self._model.vocabulary, text, served.input_length)
         if read.is_cut and not truncate:
             raise TooLong(
-                f"input of {read.whole} tokens: model {served.name!r} takes {served.input_length}; "
-                "shorten it, or set truncate to true"
+                f"a text of {read.whole} tokens: model {served.name!r} takes "
+                f"{served.input_length}; shorten it, or set truncate to true"
             )
         check_ids(np.array(read.ids), self._model.config.vocab_size)
         return read

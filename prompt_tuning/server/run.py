@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.server.app import make_app
 from prompt_tuning.server.service import Service
 
-GRACE_SECONDS = 30  # for requests that were accepted
+MORE_SECONDS = 5  # than a request may take, for those that were accepted before a signal
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -63,7 +64,7 @@ def run(service: Service, host: str, port: int) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(service.limits.seconds) + MORE_SECONDS,
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=65_536,
     )

@@ -213,7 +213,7 @@ class Tasks:
             try:
                 commit(name, content)
             except BaseException:
-                self._model.remove_task(served.key)
+                self._retire(served)
                 raise
             self._replace(name, served)
             return served, before is not None
@@ -259,6 +259,8 @@ class Tasks:
                     model=self._model.config.of_model,
                 )
         trained_with = prompt_folder.agreed(names, all_cards, lambda: arrays, name)
+        if trained_with is not None:  # here as well, before minutes of compilation
+            self._model.check_input_length(trained_with, f"task {name!r}")
         words = _words(metadata[_LABELS], name) if _LABELS in metadata else ()
         if len(words) > MOST_LABELS:
             raise UserError(f"{name}: has {len(words)} labels; at most {MOST_LABELS} are served")
@@ -315,12 +317,17 @@ class Tasks:
             before = self._served.pop(name, None) if served is None else self._served.get(name)
             if served is not None:
                 self._served[name] = served
-            if before is not None:
-                before.retired = True
-                if before.leases:
-                    self._retired.append(before)
-        if before is not None and not before.leases:
-            self._model.remove_task(before.key)
+        if before is not None:
+            self._retire(before)
+
+    def _retire(self, served: Served) -> None:
+        """Frees the slots of a version that requests no longer find, once none has it leased."""
+        with self._lock:
+            served.retired = True
+            if is_leased := served.leases > 0:
+                self._retired.append(served)
+        if not is_leased:
+            self._model.remove_task(served.key)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -463,6 +463,19 @@ class Model:
         fingerprint_of_backbone = None if self.allow_other_backbone else lambda: self.fingerprint
         return prompt_folder.read(prompt, fingerprint_of_backbone)
 
+    def check_input_length(self, training: TrainedWith, what: str) -> None:
+        """Checks that inputs are not cut to fewer tokens than a prompt was trained on.
+
+        Raises:
+          UserError: if they are; the message begins with `what`.
+        """
+        length, longest = training.lengths.get("inputs", 0), self._longest_input
+        if longest is not None and length > longest:
+            raise UserError(
+                f"{what}: its prompt was trained on inputs of {length} tokens, but inputs are cut "
+                f"to {longest} here; set the input length (INPUT_LENGTH) to {length}"
+            )
+
     def _trained_with(
         self,
         task: str,
@@ -488,12 +501,7 @@ class Model:
                 training, f"task {task!r}", vocabulary=vocabulary, model=self.config.of_model
             )
         check_target_prefix(self.config, training.target_prefix)
-        length, longest = training.lengths.get("inputs", 0), self._longest_input
-        if longest is not None and length > longest:
-            raise UserError(
-                f"task {task!r}: its prompt was trained on inputs of {length} tokens, but inputs "
-                f"are cut to {longest} here; set the input length to {length}"
-            )
+        self.check_input_length(training, f"task {task!r}")
         if target_prefix not in (None, training.target_prefix):
             raise UserError(
                 f"task {task!r}: target_prefix is {target_prefix!r}, but its prompt was trained "

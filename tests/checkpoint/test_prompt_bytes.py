@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.errors import CheckpointError
@@ -21,9 +21,19 @@ def test_a_prompt_an_ensemble_and_their_metadata_are_read_as_written():
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_the_same_prompts_and_texts_are_the_same_bytes():
+    texts = {name: name.upper() for name in ("labels", "card0", "card1", "note", "é")}
+    made = {prompts.to_bytes([PROMPT, PROMPT + 1], dict(order)) for order in (
+        list(texts.items()), list(texts.items())[::-1],
+    ) for _ in range(8)}  # fmt: skip
+    assert len(made) == 1
+    assert load(made.pop())["prompt1"].tolist() == (PROMPT + 1).tolist()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"\x93NUMPY\x01\x00", "reviews: is a .npy file; send a .safetensors file"),
         (b"", "reviews: not a prompt"),
         (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "reviews: not a prompt"),
         (prompts.to_bytes([PROMPT], {})[:-1], "reviews: not a prompt"),

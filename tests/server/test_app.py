@@ -111,7 +111,8 @@ def test_rows_of_any_tasks_are_answered_in_their_order(service):
     names = ["a", "free", "b", "gone", "a"] * 5
     lines = [json.dumps({"model": name, "input": "3", "id": i}) for i, name in enumerate(names)]
     lines[7] = "{"
-    answer = ask(service, "POST", "/v1/rows", content="\n".join(lines).encode())
+    lines_of = {"content-type": "application/x-ndjson"}
+    answer = ask(service, "POST", "/v1/rows", content="\n".join(lines).encode(), headers=lines_of)
     found = [json.loads(line) for line in answer.text.splitlines()]
     assert [row["index"] for row in found] == list(range(25))
     for i, (name, row) in enumerate(zip(names, found, strict=True)):
@@ -154,7 +155,11 @@ BODIES = {
         ("completions", {"max_tokens": 9}, "invalid_value", "max_tokens"),
         ("completions", {"temperature": -1}, "invalid_value", "temperature"),
         ("completions", {"seed": 2**32}, "invalid_value", "seed"),
-        ("completions", {"prompt": [3, 4]}, "invalid_value", None),
+        ("completions", {"prompt": [3, 4]}, "invalid_value", "prompt"),
+        ("completions", {"prompt": "3 " * 40}, "context_length_exceeded", "prompt"),
+        ("completions", {"stop": list("abcde")}, "invalid_value", "stop"),
+        ("classify", {"input": "3 " * 40}, "context_length_exceeded", "input"),
+        ("classify", {"input": []}, "invalid_value", "input"),
         ("embeddings", {"dimensions": 2}, "unsupported_field", "dimensions"),
     ],
 )
@@ -198,11 +203,10 @@ def test_bodies_are_limited_declared_or_in_parts(service):
 
 def test_types_of_bodies_hosts_and_routes(service):
     body = json.dumps({"model": "a", "input": "3"})
-    plain = {"content-type": "text/plain"}
-    assert ask(service, "POST", "/v1/classify", content=body, headers=plain).status_code in (
-        400,
-        415,
-    )
+    for kind in ({"content-type": "text/plain"}, {}):
+        for route in ("classify", "embeddings", "completions", "rows"):
+            answer = ask(service, "POST", f"/v1/{route}", content=body, headers=kind)
+            assert answer.status_code == 415 and "Content-Type" in answer.text
     elsewhere = ask(service, "GET", "/health", headers={"host": "evil.example"})
     assert elsewhere.status_code == 400 and elsewhere.json()["error"]["code"] == "wrong_host"
     assert ask(service, "GET", "/v1/classify").status_code == 405
@@ -408,7 +412,11 @@ def test_a_full_queue_refuses_and_says_when_to_return():
                 await asyncio.sleep(0.3)
                 asking.append(asyncio.create_task(http.post("/v1/classify", json=body)))
                 await asyncio.sleep(0.1)  # it waits: one before it runs, the others are refused
-                unread = await http.post("/v1/completions", content=b"not JSON")
+                unread = await http.post(
+                    "/v1/completions",
+                    content=b"not JSON",
+                    headers={"content-type": "application/json"},
+                )
                 metrics = (await http.get("/metrics")).text
                 device.gate.set()
                 return await asyncio.gather(*asking), unread, metrics

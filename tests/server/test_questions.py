@@ -47,7 +47,7 @@ def test_ids_are_those_of_python_and_of_training(vocabulary, text, length):
     is_long = len(whole) + 1 > length
     assert [each.code for each in asked.warnings] == ["truncated"] * is_long
     if is_long:
-        with pytest.raises(TooLong, match=f"input of {len(whole) + 1} tokens: model 'a' takes"):
+        with pytest.raises(TooLong, match=f"a text of {len(whole) + 1} tokens: model 'a' takes"):
             questions(vocabulary).embed(served(length), [text], truncate=False)
 
 

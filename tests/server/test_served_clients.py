@@ -128,7 +128,8 @@ def test_no_lines_break_the_rows(address):
         @hypothesis.given(lines=st.lists(_LINES, max_size=6), key=st.sampled_from(["", "user"]))
         def lines_are_answered(lines, key):
             content = b"\n".join(lines)
-            headers = {"authorization": f"Bearer {key}"} if key else {}
+            headers = {"content-type": "application/x-ndjson"}
+            headers |= {"authorization": f"Bearer {key}"} if key else {}
             answer = http.post("/v1/rows", content=content, headers=headers)
             if not key:
                 assert answer.status_code == 401
