@@ -536,11 +536,23 @@ def _check_name(task: str) -> None:
 
 
 def _check_has_rows(task: seqio.Task, classes: Sequence[Tokens]) -> None:
-    """Raises UserError for a label word that no training example of a task has as its target."""
+    """Raises UserError for a label word that no training example of a task has as its target.
+
+    Likewise for more targets than label words: a postprocessor that takes several for one word
+    would let this word be drawn more often than others.
+    """
     words = labels_of(task)
-    if len(classes) >= len(words):
-        return
     feature = task.output_features["targets"]
+    if len(classes) > len(words):
+        targets = [feature.vocabulary.decode(tokens[0][1].tolist()) for tokens in classes]
+        others = ", ".join(repr(target) for target in targets if target not in words)
+        raise UserError(
+            f"BALANCED_CLASSES = True: {task.name} has {len(words)} label words, but "
+            f"{len(classes)} targets (also {others:.200}); write the label words alone, or set it "
+            "to False"
+        )
+    if len(classes) == len(words):
+        return
     end = [feature.vocabulary.eos_id] if feature.add_eos else []
     known = {tuple(np.asarray(tokens[0][1]).tolist()) for tokens in classes}
     missing = [word for word in words if (*feature.vocabulary.encode(word), *end) not in known]

@@ -113,3 +113,15 @@ def test_the_reason_of_sentinels_is_named(vocabulary):
 def test_it_is_a_setting_of_the_training():
     settings = [data("a", balanced_classes=value).settings for value in (True, False)]
     assert [name for name in settings[0] if settings[0][name] != settings[1][name]] == ["BATCHING"]
+
+
+@pytest.mark.parametrize("words", [("no",), ("no", "yes", "nay"), ("no", "yes", "nay", "aye")])
+def test_several_targets_for_one_word_are_refused(words, vocabulary):
+    """They would let this word be drawn more often, where a postprocessor takes them for it."""
+    labels = words[:2] if len(words) > 1 else ("no",)
+    rows = [Row(f"text {i}", word) for i, word in enumerate((*words, "naught") * 3)]
+    tasks.register("equal", {"train": lambda: rows}, vocabulary, labels=labels)
+    with pytest.raises(
+        UserError, match=f"equal has {len(labels)} label words, but {len(words) + 1} "
+    ):
+        next(data("equal").train_batches(0))
