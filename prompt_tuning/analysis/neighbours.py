@@ -304,7 +304,8 @@ def check_backbone(
     """
     card.warn_of_backbone(prompt_card, path, backbone_path, "--backbone")
     if vocabulary is not None:
-        saved, pieces = prompt_card and prompt_card.trained_with, vocabulary.fingerprint
+        saved = prompt_card.trained_with if prompt_card else None
+        pieces = vocabulary.fingerprint
         card.check_model(saved, path, vocabulary=pieces, advice="as --vocabulary")
         check_size(vocabulary.size, rows)
 
