@@ -655,10 +655,11 @@ def test_other_formats_keep_the_card(method, kind, form, output, alpha, tmp_path
         return
     card.save(path, None)
     adapters.write(str(other), form, adapters.read(str(path), lora_alpha=alpha))
-    # Not that of the file that was there before; alpha is known.
+    # Not that of the file that was there before; alpha and the layers are known.
     left = card.read(other)
     said = left and (left.task, left.trained_with.settings)
-    assert said == (("", {"LoRA.alpha": 4.0}) if method == "lora" else None)
+    known = {"LoRA.alpha": 4.0, "LoRA.layers": [0, 1]}
+    assert said == (("", known) if method == "lora" else None)
 
 
 def test_an_average_is_of_one_target_prefix_and_the_longest_inputs(tmp_path, capsys):
