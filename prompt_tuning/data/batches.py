@@ -544,7 +544,7 @@ def _check_has_rows(task: seqio.Task, classes: Sequence[Tokens]) -> None:
     words = labels_of(task)
     feature = task.output_features["targets"]
     if len(classes) > len(words):
-        targets = [feature.vocabulary.decode(tokens[0][1].tolist()) for tokens in classes]
+        targets = [feature.vocabulary.decode(list(map(int, tokens[0][1]))) for tokens in classes]
         others = ", ".join(repr(target) for target in targets if target not in words)
         raise UserError(
             f"BALANCED_CLASSES = True: {task.name} has {len(words)} label words, but "
