@@ -1,11 +1,33 @@
-"""Compares the data that a file is used on with those that it was trained on, as its card says."""
+"""What a training says of its data in a card, and whether other data agree with it."""
 
 import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.errors import UserError
+
+
+def of_training(data: Any, settings: Mapping[str, Any], model: Mapping[str, Any]) -> TrainedWith:
+    """What a card says of a training.
+
+    Args:
+      data: Its data, as `runs.data_protocol.Data`.
+      settings: Settings of the method.
+      model: `Config.of_model`.
+    """
+    return TrainedWith(
+        settings=settings,
+        labels=data.labels,
+        tasks=tuple(data.tasks),
+        lengths=dict(data.lengths),
+        target_prefix=data.target_prefix,
+        text_fields=dict(data.text_fields),
+        vocabulary=data.vocabulary_fingerprint,
+        model=model,
+    )
 
 
 def check_labels(

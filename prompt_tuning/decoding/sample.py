@@ -80,11 +80,11 @@ class Draws(flax.struct.PyTreeNode):
         logits = logits / jnp.where(self.temperature > 0.0, self.temperature, 1.0)[:, None]
         nucleus = self.top_p < 1.0
 
-        def most_likely_of() -> Array:
+        def of_top_k() -> Array:
             count = jnp.where(self.top_k > 0, self.top_k.astype(jnp.float32), jnp.inf)
             return _top(logits, jnp.ones_like(logits), count)
 
-        logits = jax.lax.cond(jnp.any(self.top_k > 0), most_likely_of, lambda: logits)
+        logits = jax.lax.cond(jnp.any(self.top_k > 0), of_top_k, lambda: logits)
         return jax.lax.cond(
             jnp.any(nucleus),
             lambda: _top(logits, jax.nn.softmax(logits), jnp.where(nucleus, self.top_p, jnp.inf)),
@@ -97,7 +97,7 @@ def _top(
     weights: Float[Array, "batch vocab"],
     bound: Float[Array, " batch"],
 ) -> Float[Array, "batch vocab"]:
-    """The logits [B, V] above which larger ones weigh less than a bound; -inf for the others.
+    """Keeps the logits [B, V] whose larger ones have weights below a bound; -inf for the others.
 
     The smallest of them is found by halving the range of float32, whose bits are in the order of
     the numbers; on CPUs that takes a twentieth of the time of sorting the vocabulary.
@@ -116,7 +116,7 @@ def _top(
         is_enough = larger < bound
         return jnp.where(is_enough, low, middle + 1), jnp.where(is_enough, middle, high)
 
-    infinity = 0x7F800000  # the bits of inf; those of -inf are in the order's place of it
+    infinity = 0x7F800000  # the bits of inf; in the order, -inf is at the place below -infinity
     ends = jnp.full_like(bound, -infinity - 1, jnp.int32), jnp.full_like(bound, infinity, jnp.int32)
     least, _ = jax.lax.fori_loop(0, 32, halve, ends)
     return jnp.where(logits < number(least)[:, None], NOTHING, logits)

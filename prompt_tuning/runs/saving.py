@@ -4,9 +4,9 @@ from etils import epath
 
 from prompt_tuning import __version__
 from prompt_tuning.checkpoint import card as cards
-from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint import prompts, trained_data
 from prompt_tuning.checkpoint import trained as trained_file
-from prompt_tuning.checkpoint.card import Card, TrainedWith
+from prompt_tuning.checkpoint.card import Card
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.evaluation.validation import Metrics
 from prompt_tuning.methods.base import Method
@@ -57,16 +57,7 @@ def card_at(
         metric=metrics,
         version=__version__,
         config=settings,
-        trained_with=TrainedWith(
-            settings=method.settings,
-            labels=data.labels,
-            tasks=tuple(data.tasks),
-            lengths=dict(data.lengths),
-            target_prefix=data.target_prefix,
-            text_fields=dict(data.text_fields),
-            vocabulary=data.vocabulary_fingerprint,
-            model=config.of_model,
-        ),
+        trained_with=trained_data.of_training(data, method.settings, config.of_model),
     )
 
 

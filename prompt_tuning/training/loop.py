@@ -16,7 +16,7 @@ import optax
 from etils import epath
 
 from prompt_tuning import sharding
-from prompt_tuning.checkpoint import fingerprint
+from prompt_tuning.checkpoint import fingerprint, trained_data
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.checkpoint.fingerprint import Identity
 from prompt_tuning.checkpoint.run import RunCheckpoints
@@ -304,17 +304,10 @@ def _trained_with(data: Any, tuned: TunedModel) -> TrainedWith | None:
     """What a card would say of a training on these data, as `runs.data_protocol.Data` has it."""
     if not hasattr(data, "target_prefix"):
         return None
-    return TrainedWith(
-        settings=cast(Method, tuned.model.sites).settings,
-        # Those of a mixture do not say the order of each task's.
-        labels=data.labels if len(data.tasks) == 1 else (),
-        tasks=tuple(data.tasks),
-        lengths=dict(data.lengths),
-        target_prefix=data.target_prefix,
-        text_fields=dict(data.text_fields),
-        vocabulary=data.vocabulary_fingerprint,
-        model=tuned.model.config.of_model,
-    )
+    settings = cast(Method, tuned.model.sites).settings
+    found = trained_data.of_training(data, settings, tuned.model.config.of_model)
+    # The labels of a mixture do not say the order of each task's.
+    return found if len(data.tasks) == 1 else dataclasses.replace(found, labels=())
 
 
 class _Loop:
