@@ -16,6 +16,7 @@ from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.server.engine import NotFinite, Stopped
 from prompt_tuning.server.questions import BadField, TooLong
 from prompt_tuning.server.scheduler import Full
+from prompt_tuning.server.store import DamagedStore
 from prompt_tuning.server.tasks import Exists, NoRoom, NoTask
 
 TYPES = {
@@ -108,6 +109,8 @@ def refusal(error: Exception, field: str = "input") -> Refused:
         return Refused(400, message, "context_length_exceeded", param=field)
     if isinstance(error, BadField):
         return Refused(400, message, "invalid_value", param=error.field)
+    if isinstance(error, DamagedStore):  # no fault of the request; `Service` warns of it
+        return Refused(503, message, "store_damaged", retry_after=5)
     if isinstance(error, CheckpointError):
         return Refused(400, message, "bad_prompt")
     if isinstance(error, UserError):

@@ -17,6 +17,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 MANIFEST_BYTES = 2**24
 
 
+class DamagedStore(CheckpointError):
+    """A store whose own files are damaged or gone, whatever was asked of it."""
+
+
 def checked_name(name: str) -> str:
     """A name that a task may have.
 
@@ -48,7 +52,7 @@ class Store:
         """The digest of each task's file, by the task's name.
 
         Raises:
-          CheckpointError: if the manifest is damaged.
+          DamagedStore: if the manifest is damaged.
         """
         path = self._folder / _MANIFEST
         if not path.is_file():
@@ -59,22 +63,22 @@ class Store:
             if not (isinstance(digests, dict) and good):
                 raise ValueError
         except (ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{path}: is not a manifest of tasks; restore it") from error
+            raise DamagedStore(f"{path}: is not a manifest of tasks; restore it") from error
         return digests
 
     def read(self, digest: str) -> bytes:
         """The content of a file.
 
         Raises:
-          CheckpointError: if it is missing or damaged.
+          DamagedStore: if it is missing or damaged.
         """
         path = self._path(digest)
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
+            raise DamagedStore(f"{path}: cannot be read ({error})") from error
         if hashlib.sha256(content).hexdigest() != digest:
-            raise CheckpointError(
+            raise DamagedStore(
                 f"{path}: is damaged; restore it, or delete the task and put it again"
             )
         return content

@@ -551,6 +551,22 @@ def test_tasks_of_a_store_come_back(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
+def test_a_store_that_is_damaged_later_is_no_fault_of_the_request(tmp_path):
+    with started(content={}, keys=OPEN, store=Store(tmp_path)) as service:
+        ask(service, "PUT", "/v1/models/new", content=file_of(prompt(2), ["7", "8"]))
+        (tmp_path / "manifest.json").write_text("{")
+        own, other, change = (
+            ask(service, "POST", "/v1/classify", json={"model": "new", "input": "3"}),
+            ask(service, "POST", "/v1/classify", json={"model": "other", "input": "3"}),
+            ask(service, "PUT", "/v1/models/two", content=file_of(prompt(3))),
+        )
+        assert own.status_code == 200
+        for answer in (other, change):
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+            assert answer.json()["error"]["code"] == "store_damaged"
+        assert len(service.tasks) == 2  # nothing was half added
+
+
 def test_metrics_show_the_mix_and_no_names(service):
     ask(service, "POST", "/v1/classify", json={"model": "a", "input": "3"})
     text = ask(service, "GET", "/metrics").text
