@@ -140,7 +140,6 @@ def assert_as_alone(folder: Path, alone: Path, processes) -> None:
     assert [process.stderr for process in processes] == [""] * len(processes)
 
 
-@pytest.mark.slow
 def test_two_processes_are_as_one(alone, weights, tmp_path):
     """Each process has half of each batch."""
     folder = tmp_path / "run"
@@ -162,6 +161,7 @@ def assert_resumes_as_alone(folder: Path, alone: Path, processes, step: int | No
     assert f"resuming from step {step}" in processes[0].stdout
 
 
+@pytest.mark.slow
 def test_a_run_whose_second_process_is_killed_resumes_as_one(alone, weights, tmp_path):
     """Each process has half of each weight. It is signalled when it makes a batch, which is at most
     three ahead of the step.
