@@ -90,17 +90,17 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split("\n")).strip()
 
 
-def search(folders: Sequence[str]) -> list[str]:
+def search(folders: Sequence[str]) -> dict[str, str]:
     """Makes gin search `folders` for files, and nothing else.
 
     Returns:
-      The texts of the files that gin has read since, to which it adds those that it reads.
+      The texts of the files that gin has read since, by path, to which it adds those that it reads.
     """
-    texts: list[str] = []
+    texts: dict[str, str] = {}
 
     def opened(path: str) -> IO[str]:
         stream = gin_history.opened(path)
-        texts.append(stream.read())
+        texts[path] = stream.read()
         stream.seek(0)
         return stream
 
@@ -197,7 +197,10 @@ def parse(
         )
     names = [binding.partition("=")[0].strip() for binding in bindings]
     gin_settings.check(function, names, unneeded)
-    gin_settings.warn_of_scopes([*texts, *bindings])
+    gin_settings.warn_of_scopes([*texts.values(), *bindings])
+    package = configs_folder().resolve()
+    own = [text for path, text in texts.items() if package not in Path(path).resolve().parents]
+    gin_settings.warn_of_macros(own, [*texts.values(), *bindings])
     return bound
 
 

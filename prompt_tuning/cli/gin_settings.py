@@ -156,6 +156,23 @@ def warn_of_scopes(texts: Sequence[str]) -> None:
             )
 
 
+def warn_of_macros(own: Sequence[str], texts: Sequence[str]) -> None:
+    """Warns of a macro of a user's gin file that nothing refers to, but one of a similar name.
+
+    Args:
+      own: The user's gin files.
+      texts: All gin files, and bindings.
+    """
+    used = set(re.findall(r"%(\w+)", "\n".join(texts)))
+    bound = {name for text in own for name in re.findall(r"^([A-Za-z_]\w*) *=", text, re.M)}
+    for name in sorted(bound - used):
+        if close := difflib.get_close_matches(name.upper(), used, n=1, cutoff=0.8):
+            warnings.warn(
+                f"gin: nothing reads {name}, which has no effect; did you mean {close[0]}?",
+                stacklevel=2,
+            )
+
+
 class _Unknown(NamedTuple):
     """A macro on the command line that nothing refers to, and those of a similar name."""
 

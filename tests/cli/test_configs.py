@@ -187,6 +187,32 @@ def test_a_mistyped_scope_of_a_file(text, bindings, said, tmp_path, recwarn):
     assert not said or re.search(said, actual[0])
 
 
+@pytest.mark.parametrize(
+    ("text", "bindings", "said"),
+    [
+        ("TRAIN_STEP = 33", (), ["TRAIN_STEP, .* did you mean TRAIN_STEPS"]),
+        ("train_steps = 33\nBatchSize=4", (), ["mean BATCH_SIZE", "train_steps, .*TRAIN_STEPS"]),
+        ("LEARNING_RATES = 0.1\nBATCHSIZE = 8", (), ["mean BATCH_SIZE", "mean LEARNING_RATE"]),
+        ("TRAIN_STEPS = 33", (), []),
+        ("STEPS_OF_MINE = 33\nTRAIN_STEPS = %STEPS_OF_MINE", (), []),
+        ("TRAIN_STEP = 33", ("TRAIN_STEPS = %TRAIN_STEP",), []),
+        ("COLOURS = 33", (), []),
+    ],
+)
+def test_a_mistyped_macro_of_a_file(text, bindings, said, tmp_path, recwarn):
+    (tmp_path / "mine.gin").write_text(text)
+    files = ["models/demo.gin", "runs/finetune.gin", "methods/prompt_tuning.gin"]
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        gin_parsing.parse(
+            train, [*files, str(tmp_path / "mine.gin")], bindings, gin_command.NOT_FOR_A_DRY_RUN
+        )
+    gin.clear_config()
+    actual = [str(warning.message) for warning in recwarn if "nothing reads" in str(warning)]
+    assert len(actual) == len(said)
+    assert all(map(re.search, said, actual))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_says_what_it_is_for(name):
     assert (CONFIGS / name).read_text().startswith("# ")
