@@ -72,6 +72,7 @@ def stages(size: str, table: str) -> None:
         "LATE": before,
         "optax.warmup_cosine_decay_schedule.decay_steps": before,
         "END_LEARNING_RATE": _RATE.value / 6,
+        "second/mixture.Phase.until": _STEPS.value,  # in each stage: they are one run
     }
     held_back = ("choices", "pairs", "cloze", "prefix_lm")
     settings |= {f"first/mixture.Phase.{kind}": 0.0 for kind in held_back}

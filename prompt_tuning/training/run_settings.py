@@ -130,7 +130,7 @@ def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
         elif name == FIRST_BATCH:
             listed.append("batches that begin with other examples")
         elif name != _EACH_STEP:
-            listed.append(f"{name} = {_shown(saved[name])}, now {_shown(value)}")
+            listed.append(f"{name} = {_shown(saved[name], value)}")
         elif not any(change.startswith(f"{_RATE} =") for change in listed):
             pairs = zip([0, *_ENDS], _ENDS, saved[name], value, strict=False)
             part = next((a + 1, b) for a, b, old, new in pairs if not _equal(old, new))
@@ -295,6 +295,10 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _shown(old: Any, new: Any) -> str:
+    """Two values, "OLD, now NEW"; of long ones the part where they begin to differ."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in (old, new)]
+    same = next((i for i, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), 0)
+    start = same - 20 if same > 60 else 0
+    parts = ("..." * (start > 0) + text[start:] for text in texts)
+    return ", now ".join(part if len(part) <= 80 else f"{part[:77]}..." for part in parts)

@@ -7,7 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import gin
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from prompt_tuning.cli import gin_parsing
+from prompt_tuning.pretraining.mixture import Mixture, Phase
+from prompt_tuning.runs.pretrain import pretrain
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_backbones.py"
 # In place of the two programs that it runs: notes what it was asked for, and writes the output.
@@ -49,6 +56,19 @@ def calls(tmp_path, monkeypatch):
     return run
 
 
+def phases_of(words: str) -> tuple[Phase, ...]:
+    """The phases that a command trains with."""
+    flagged = [flag for flag in gin_parsing.expand_gin_flags(words.split()) if "--gin_" in flag]
+    named = [flag.removeprefix("--").partition("=")[::2] for flag in flagged]
+    values = {name: [value for key, value in named if key == name] for name, _ in named}
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        gin_parsing.parse(pretrain, values["gin_file"], values["gin_bindings"])
+    phases = gin.get_bindings(Mixture)["phases"]
+    gin.clear_config()
+    return phases
+
+
 def test_the_table_then_each_size(calls, tmp_path):
     status, made = calls("--sizes=ladder_xs,demo", "--steps=300", "--held_out=E")
     assert status == 0 and len(made) == 5
@@ -87,6 +107,9 @@ def test_stages_differ_in_steps_alone(calls):
     }
     assert len(others) == 2  # one for each size
     assert all("--gin.first/mixture.Phase.choices=0.0" in words for words in trained)
+    phases = [phases_of(words) for words in trained]
+    assert phases == [phases[0]] * 8  # a run that resumes is refused other ones
+    assert [phase.until for phase in phases[0]] == [400, 600]
 
 
 @pytest.mark.slow
