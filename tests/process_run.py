@@ -50,6 +50,7 @@ class Rows:
     lengths = MappingProxyType({"inputs": 6, "targets": 2})
     target_prefix = ""
     text_fields = MappingProxyType({})
+    bare_inputs = ()
     labels_by_number = MappingProxyType({})
     vocabulary_fingerprint = ""
 

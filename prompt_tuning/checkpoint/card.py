@@ -24,7 +24,7 @@ _TRAINED_WITH = "trained_with"  # the field that cards of earlier versions lack
 _CHECKSUM = "checksum"  # likewise
 _TEXT_FIELDS = "text_fields"  # within `trained_with`; of runs on files alone
 # Those of `trained_with` that earlier versions do not write, and that are left out if empty.
-_OPTIONAL = (_TEXT_FIELDS, "vocabulary", "model")
+_OPTIONAL = (_TEXT_FIELDS, "vocabulary", "model", "bare_inputs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class TrainedWith:
       text_fields: fields that inputs are joined from, by task, of tasks of files.
       vocabulary: `transformer.vocabulary.fingerprint_of` its pieces; "" if unknown.
       model: `Config.of_model` of the backbone; empty if unknown.
+      bare_inputs: tasks whose inputs have no end token.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -50,6 +51,7 @@ class TrainedWith:
     text_fields: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     vocabulary: str = ""
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bare_inputs: Sequence[str] = ()
 
 
 _KINDS: dict[Any, str] = {
@@ -212,7 +214,8 @@ def parse(content: str | bytes, path: epath.PathLike) -> Card:
     _check_fields(path, fields, Card, {_TRAINED_WITH, _CHECKSUM} - fields.keys())
     if (trained_with := fields.get(_TRAINED_WITH)) is not None:
         _check_fields(path, trained_with, TrainedWith, {*_OPTIONAL} - trained_with.keys())
-        lists: dict[str, Any] = {name: tuple(trained_with[name]) for name in ("labels", "tasks")}
+        names = ("labels", "tasks", "bare_inputs")
+        lists: dict[str, Any] = {name: tuple(trained_with.get(name, ())) for name in names}
         fields_of_tasks = trained_with.get(_TEXT_FIELDS, {})
         lists[_TEXT_FIELDS] = {task: tuple(names) for task, names in fields_of_tasks.items()}
         fields[_TRAINED_WITH] = TrainedWith(**trained_with | lists)

@@ -27,6 +27,7 @@ def of_training(data: Any, settings: Mapping[str, Any], model: Mapping[str, Any]
         text_fields=dict(data.text_fields),
         vocabulary=data.vocabulary_fingerprint,
         model=model,
+        bare_inputs=data.bare_inputs,
     )
 
 
@@ -112,6 +113,29 @@ def check_text_fields(
             f"{where}: was trained on inputs of the fields {list(before)!r}, not of {list(now)!r}, "
             "whose names are part of the text",
             stacklevel=3,
+        )
+
+
+def check_inputs_end(bare: Sequence[str], trained: Sequence[str], where: str) -> None:
+    """Checks that inputs have an end token if those of the training had one, and none if not.
+
+    Args:
+      bare: Tasks that are answered on whose inputs have none; texts that are given alone have one.
+      trained: Those of the training.
+      where: What the message begins with.
+
+    Raises:
+      UserError: If they differ.
+    """
+    if trained and not bare:
+        raise UserError(
+            f"{where}: was trained on inputs without an end token ({', '.join(trained)}), but "
+            "these have one; evaluate it on tasks such as those"
+        )
+    if bare and not trained:
+        raise UserError(
+            f"{where}: was trained on inputs with an end token, but those of {', '.join(bare)} "
+            "have none; register it with add_eos=True"
         )
 
 

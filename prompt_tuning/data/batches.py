@@ -111,7 +111,7 @@ class TaskData:
         if self.eval_examples is not None:
             whole_number("EVAL_EXAMPLES", self.eval_examples, 1)
         if self.module:
-            _import(self.module)
+            import_tasks(self.module)
         object.__setattr__(self, "task", composed(self.task))
         if self.provider is None or self.provider.name != self.task:
             _check_name(self.task)
@@ -151,6 +151,12 @@ class TaskData:
         """Fields that the inputs of each task of files are joined from."""
         fields = {task.name: text_fields(task) for task in parts(self.provider)}
         return {name: names for name, names in fields.items() if names}
+
+    @property
+    def bare_inputs(self) -> tuple[str, ...]:
+        """Tasks whose inputs have no end token."""
+        features = {task.name: task.output_features["inputs"] for task in parts(self.provider)}
+        return tuple(name for name, feature in features.items() if not feature.add_eos)
 
     @property
     def labels_by_number(self) -> dict[str, tuple[str, ...]]:
@@ -517,7 +523,12 @@ def _sample_notes(where: str, taken: int, count: int) -> list[str]:
     return [f"{where}: EVAL_EXAMPLES takes {taken:,} of {count:,}"] if taken < count else []
 
 
-def _import(module: str) -> None:
+def import_tasks(module: str) -> None:
+    """Imports a module that registers tasks.
+
+    Raises:
+      UserError: If it cannot be imported.
+    """
     try:
         importlib.import_module(module)
     except ImportError as error:

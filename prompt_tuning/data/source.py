@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from prompt_tuning.data import metrics, tasks
-from prompt_tuning.data.batches import TaskData
+from prompt_tuning.data.batches import TaskData, import_tasks
 from prompt_tuning.data.batching.settings import Batching
 from prompt_tuning.data.catalogue import all_tasks, mixtures
 from prompt_tuning.data.catalogue.text_task import TFDS
@@ -20,6 +20,7 @@ from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB
 
 FILES_TASK = "files"
+_OF_FILES: dict[str, tasks.Task] = {}  # what FILE_TASKS has registered in this process
 
 
 def task_data(
@@ -83,18 +84,24 @@ def task_data(
     names = [composed(name) for name in ([task] if isinstance(task, str) else task or ()) if name]
     file_tasks = {composed(name): files_of for name, files_of in file_tasks.items()}
     named_files = {name: file_tasks[name]() for name in names if name in file_tasks}
-    for name, text_files in ({FILES_TASK: files} if files.splits else named_files).items():
-        text_files = dataclasses.replace(text_files, bad_rows=bad_rows)
+    named_files = {FILES_TASK: files} if files.splits else named_files
+    for name, text_files in named_files.items():
+        text_files = named_files[name] = dataclasses.replace(text_files, bad_rows=bad_rows)
         for split in text_files.splits:
             text_files.rows(split)  # raises every mistake before anything else is loaded
-        tasks.register_files(name, text_files, vocabulary)
     if not (names or files.splits):
         raise UserError(
             "no data: set MIXTURE_OR_TASK_NAME, or files of your own: TRAIN_FILE and "
             "VALIDATION_FILE to train, TEST_FILE to evaluate, INPUT_FILE to predict"
         )
+    if module:
+        import_tasks(module)
     tasks.register_demo_tasks(vocabulary)
     all_tasks.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
+    for name, text_files in named_files.items():
+        if name != FILES_TASK:
+            _check_is_free(name)
+        _OF_FILES[name] = tasks.register_files(name, text_files, vocabulary)
     if len(names) > 1:
         names = [mixtures.of_tasks(names)]
     data = TaskData(
@@ -120,6 +127,15 @@ def task_data(
     return dataclasses.replace(
         data, task=few_shot_tasks.register(data.task, chosen, lengths, use_cached)
     )
+
+
+def _check_is_free(name: str) -> None:
+    """Raises UserError for the name of a task that is not of FILE_TASKS."""
+    registered = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name in registered and seqio.get_mixture_or_task(name) is not _OF_FILES.get(name):
+        raise UserError(
+            f"FILE_TASKS has {name!r}: there is a registered task of this name; choose another name"
+        )
 
 
 def _check_vocabulary(data: TaskData, vocabulary: seqio.Vocabulary) -> None:

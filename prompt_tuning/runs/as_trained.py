@@ -66,10 +66,11 @@ def check_data(data: Data, training: TrainedWith, path: str) -> None:
     """Checks labels and inputs against those of a training, from the card of `path`.
 
     Raises:
-      UserError: As `trained_data.check_labels` and `trained_data.check_text_fields`.
+      UserError: As `trained_data.check_labels`, `check_text_fields` and `check_inputs_end`.
     """
     trained_data.check_labels(data.labels, training.labels, path, lambda: data.labels_by_number)
     trained_data.check_text_fields(data.text_fields, training.text_fields, path)
+    trained_data.check_inputs_end(data.bare_inputs, training.bare_inputs, path)
 
 
 def _of_training(method: Method, data: Data, training: TrainedWith, path: str) -> Method:

@@ -30,6 +30,9 @@ class Data(Protocol):
     def text_fields(self) -> Mapping[str, Sequence[str]]: ...
 
     @property
+    def bare_inputs(self) -> tuple[str, ...]: ...
+
+    @property
     def settings(self) -> Mapping[str, Any]: ...
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from prompt_tuning.errors import UserError, true_or_false
@@ -15,6 +16,7 @@ from prompt_tuning.runs.as_trained import check_data
 from prompt_tuning.runs.data_protocol import Data
 from prompt_tuning.serving import model as serving
 from prompt_tuning.serving import prompt_folder
+from prompt_tuning.serving.texts import encoded
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
 
@@ -101,6 +103,7 @@ def _as_trained(data: Data, prompt_files: Sequence[str]) -> Data:
 
 
 def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metrics:
+    _check_inputs(model, data)
     [kind] = predictors_for(data, ["auto"])
     if kind == "rank":
         texts = [answer.label for answer in model.classify(data.inputs, data.task)]
@@ -111,3 +114,16 @@ def _measured(model: serving.Model, data: EvalSet, folder: epath.Path) -> Metric
     metrics = predictions.write(folder, data, answers)
     predictions.show(data, f"{len(model.prompts(data.task))} prompts", metrics, answers)
     return metrics
+
+
+def _check_inputs(model: serving.Model, data: EvalSet) -> None:
+    """Raises UserError for inputs that are not the tokens of their texts, from which votes come."""
+    length = data.encoder_input_tokens.shape[1]
+    for i, text in enumerate(data.inputs):
+        ids = encoded(model.vocabulary, text, length).ids
+        if not np.array_equal(np.trim_zeros(data.encoder_input_tokens[i], "b"), ids):
+            raise UserError(
+                f"{data.task}: its input {i + 1}, {text[:50]!r}, is not the tokens of this text "
+                "and an end token, as prompts that vote read it (add_eos=False, or a preprocessor "
+                "after `tokenize`); evaluate each prompt by itself"
+            )

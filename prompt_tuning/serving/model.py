@@ -500,6 +500,7 @@ class Model:
             card.check_model(
                 training, f"task {task!r}", vocabulary=vocabulary, model=self.config.of_model
             )
+        trained_data.check_inputs_end((), training.bare_inputs, f"task {task!r}")
         check_target_prefix(self.config, training.target_prefix)
         self.check_input_length(training, f"task {task!r}")
         if target_prefix not in (None, training.target_prefix):

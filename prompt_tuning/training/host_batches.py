@@ -61,6 +61,8 @@ def checked(batch: HostBatch) -> HostBatch:
                 f"batches: {_WEIGHTS} {weights.shape}: must have the shape of the targets, "
                 f"{targets.shape}"
             )
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise UserError(f"batches: {_WEIGHTS}: must be finite numbers from 0 on")
         counts = weights != 0
     if not counts.any():
         raise UserError("batches: a batch has no target that counts; leave it out")
@@ -68,6 +70,40 @@ def checked(batch: HostBatch) -> HostBatch:
         raise UserError(
             "batches: decoder_input_tokens are decoder_target_tokens, which give each answer away; "
             "shift them by one: a 0 comes first, and the last token is left out"
+        )
+    return batch
+
+
+def check_packing(batch: HostBatch, places: int | None) -> HostBatch:
+    """Returns a batch whose packed examples have room for what a method puts in front of them.
+
+    Args:
+      batch: As `checked` returns it.
+      places: `Method.positions`.
+
+    Raises:
+      UserError: If a packed batch lacks what says where its examples begin, the method cannot be
+        packed, or a token is where the method writes.
+    """
+    segments, positions = (batch.get(f"encoder_{name}") for name in ("segment_ids", "positions"))
+    is_packed = segments is not None and np.max(segments, initial=0) > 1
+    if places == 0 or not (is_packed or positions is not None):
+        return batch
+    if places is None:
+        raise UserError(
+            "batches: have packed examples, in front of which this method has no places; give rows "
+            "of one example, without encoder_positions"
+        )
+    if segments is None or positions is None:
+        raise UserError(
+            "batches: packed examples need encoder_segment_ids and encoder_positions, which say "
+            "where the prompt is"
+        )
+    taken = (np.asarray(positions) < places) & (np.asarray(segments) > 0)
+    if np.asarray(batch["encoder_input_tokens"])[taken].any():
+        raise UserError(
+            f"batches: a packed example has tokens where the prompt is; leave its first {places} "
+            "places 0 (`packing.pack` with prompt_length does)"
         )
     return batch
 

@@ -38,6 +38,7 @@ from prompt_tuning.training.host_batches import (
     Batches,
     HostBatch,
     batches_from,
+    check_packing,
     check_tokens,
     examples_in,
     from_example,
@@ -351,10 +352,13 @@ class _Loop:
             jax.random.key(settings.seed) if tuned.model.config.dropout_rate else None
         )
         vocab_size = tuned.model.config.vocab_size
+        places = cast(Method, tuned.model.sites).positions
         # Batches are placed ahead of the step; the log counts the tokens of the host's copies.
         self._batches = prefetch(
             (batch, sharding.put_batch(batch, tuned.layout))
-            for batch in (check_tokens(each, vocab_size) for each in host_batches)
+            for batch in (
+                check_tokens(check_packing(each, places), vocab_size) for each in host_batches
+            )
         )
 
     def _batches_to_come(self, batches: Batches, of_data: Mapping[str, Any]) -> Iterator[HostBatch]:

@@ -133,6 +133,6 @@ class Loss:
                 real = jax.vmap(add_up)(weights, segments)
                 sequences = jnp.sum(real > 0, dtype=real.dtype)
                 own = jnp.take_along_axis(real, segments, axis=1)
-                return 1.0 / (jnp.maximum(own, 1.0) * sequences)
+                return 1.0 / (jnp.where(own > 0, own, 1.0) * sequences)
             case number:
                 return 1.0 / float(number)

@@ -38,6 +38,7 @@ CARD = Card(
         text_fields={"sst2": ("title", "text")},
         vocabulary="0f" * 8,
         model={"relative_max_distance": 128},
+        bare_inputs=("sst2",),
     ),
     checksum="fedcba9876543210",
 )

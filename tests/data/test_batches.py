@@ -1,5 +1,6 @@
 """Batches and evaluation sets."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -225,6 +226,15 @@ def test_texts_that_a_pipeline_dropped_come_from_its_tokens(vocabulary):
     foreign_task(vocabulary, preprocessors=[tokenize, seqio.preprocessors.append_eos])
     actual = data().eval_set("dev")
     assert (actual.inputs, actual.targets) == (["one", "two"], ["negative", "positive"])
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_whether_inputs_end(vocabulary, end):
+    features = tasks.features(vocabulary)
+    features["inputs"] = dataclasses.replace(features["inputs"], add_eos=end)
+    foreign_task(vocabulary, output_features=features)
+    assert data().bare_inputs == (() if end else (NAME,))
+    assert (1 in data().eval_set("dev").encoder_input_tokens) == end
 
 
 def test_cache_that_is_not_there(vocabulary):

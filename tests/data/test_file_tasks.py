@@ -1,5 +1,6 @@
 """Tasks of files by name: the folder of each, and mixtures by a list of names."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -104,3 +105,49 @@ def test_mistakes(data_dir, task, said):
     with pytest.raises(UserError) as actual:
         data_of(data_dir, task)
     assert said in str(actual.value)
+
+
+@pytest.mark.parametrize("name", ["demo_reviews", "xsum_v110_examples", "of_a_module"])
+def test_the_name_of_a_registered_task_is_not_free(data_dir, name, tmp_path, monkeypatch):
+    (tmp_path / f"my_tasks_beside_{name}.py").write_text(
+        "from prompt_tuning import embedded\n"
+        "from prompt_tuning.data import tasks\n"
+        "from prompt_tuning.data.files import Row\n"
+        "vocabulary = tasks.vocabulary(embedded.vocabulary())\n"
+        "tasks.register('of_a_module', {'train': lambda: [Row('a', 'b')]}, vocabulary)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    files = functools.partial(
+        of_folder, "news", str(data_dir), text_field="title", labels=("a", "b")
+    )
+    for _ in range(2):  # the first try changes nothing
+        with pytest.raises(UserError, match=f"^FILE_TASKS has '{name}': there is a registered"):
+            task_data(
+                task=name,
+                files=TextFiles(),
+                file_tasks={name: files},
+                vocabulary=VOCABULARY,
+                lengths=LENGTHS,
+                batch_size=8,
+                module=f"my_tasks_beside_{name}",
+            )
+
+
+def test_a_module_is_imported_before_a_list_of_its_tasks(data_dir, tmp_path, monkeypatch):
+    (tmp_path / "my_listed_tasks.py").write_text(
+        "from prompt_tuning import embedded\n"
+        "from prompt_tuning.data import tasks\n"
+        "from prompt_tuning.data.files import Row\n"
+        "vocabulary = tasks.vocabulary(embedded.vocabulary())\n"
+        "tasks.register('listed', {'train': lambda: [Row('a', 'b')]}, vocabulary)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data, _ = data_of(data_dir, ["listed", "news"], module="my_listed_tasks")
+    assert data.tasks == ("listed", "news")
+
+
+def test_tasks_of_files_follow_their_files(data_dir):
+    """The name of an earlier task of files is free: notebooks set it again."""
+    for _ in range(2):
+        data, _ = data_of(data_dir, "mail")
+        assert data.labels == ("ham", "spam")

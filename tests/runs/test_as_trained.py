@@ -68,6 +68,7 @@ class Numbers:
     )
     target_prefix: str = ""
     text_fields: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    bare_inputs: tuple[str, ...] = ()
     task: str = "mixture"
     labels_by_number: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     vocabulary_size: int = 0
@@ -101,6 +102,27 @@ def save(folder: Path, method: Method, data: Any = None, config: Any = None) -> 
 
 
 UNIFORM = methods.Uniform()
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "now", "message"),
+    [
+        ((), (), ""),
+        (("a",), ("a",), ""),
+        (("a", "b"), ("b",), ""),
+        (("a",), (), r"was trained on inputs without an end token \(a\), but these have one"),
+        ((), ("b",), "with an end token, but those of b have none"),
+    ],
+)
+def test_inputs_end_as_in_training(trained_on, now, message, tmp_path):
+    save(tmp_path, prompt_tuning(), Numbers(bare_inputs=trained_on))
+    file, data = str(tmp_path / "trained_best.safetensors"), Numbers(bare_inputs=now)
+    as_trained(prompt_tuning(), data, file, allow_other_settings=True)
+    if not message:
+        as_trained(prompt_tuning(), data, file)
+        return
+    with pytest.raises(UserError, match=message):
+        as_trained(prompt_tuning(), data, file)
 
 
 def prompt_tuning(**fields: Any) -> methods.PromptTuning:

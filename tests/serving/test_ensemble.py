@@ -131,3 +131,25 @@ def test_no_prompts(folder, layout, tmp_path):
     with pytest.raises(UserError, match="PROMPT_FILES is empty"):
         run(folder, layout, tmp_path / "out", Texts(LABELS), prompt_files=[])
     assert not (tmp_path / "out").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed(Texts):
+    """Rows whose tokens a preprocessor has changed after the text was kept."""
+
+    place: int = 0
+    token: int = 0
+
+    def eval_sets(self, split: str) -> list[EvalSet]:
+        [rows] = super().eval_sets(split)
+        ids = rows.encoder_input_tokens[5]
+        ids[np.flatnonzero(ids)[self.place]] = self.token
+        return [rows]
+
+
+@pytest.mark.parametrize(("place", "token"), [(-1, 0), (-1, 7), (0, 2)])
+def test_inputs_that_are_not_their_texts_are_refused(folder, layout, tmp_path, place, token):
+    data = Changed(LABELS, place=place, token=token)
+    with pytest.raises(UserError, match=r"^numbers: its input 6, .*evaluate each prompt by itself"):
+        run(folder, layout, tmp_path / "out", data)
+    assert not list(tmp_path.glob("out/*.jsonl"))

@@ -583,6 +583,15 @@ def test_an_array_votes_once(prompts_of_task):
         prompt_folder.trained_with(prompts_of_task, "task 't'")
 
 
+def test_a_prompt_of_inputs_without_an_end_is_refused(tmp_path):
+    """Texts have one here."""
+    model = empty()
+    path = saved(tmp_path, model.fingerprint, bare_inputs=["mine"])
+    with pytest.raises(UserError, match=r"^task 't': .* without an end token \(mine\)"):
+        model.add_task("t", path)
+    assert model.tasks == ()
+
+
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize(
     ("fields", "message"),

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from prompt_tuning.data.batching.packing import pack
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import PromptTuning
 from prompt_tuning.model.params import ParamSplit
@@ -131,6 +132,8 @@ _ONES = np.ones_like(BATCH[_TARGETS])
             r"decoder_loss_weights \(8, 1\): must have the sh",
         ),
         ({"decoder_loss_weights": 0 * _ONES}, "a batch has no target that counts"),
+        ({"decoder_loss_weights": -1 * _ONES}, "decoder_loss_weights: must be finite numbers from"),
+        ({"decoder_loss_weights": np.nan * _ONES}, "decoder_loss_weights: must be finite numbers"),
         ({_TARGETS: 0 * _ONES}, "a batch has no target that counts"),
         ({_INPUTS: BATCH[_TARGETS]}, "decoder_input_tokens are decoder_target_tokens, which give"),
         ({_INPUTS: jnp.asarray(BATCH[_TARGETS])}, "decoder_input_tokens are decoder_target_tokens"),
@@ -147,6 +150,46 @@ def test_batches_that_teach_nothing(change, message):
     with pytest.raises(UserError, match=f"^batches: .*{message}") as error:
         next(batches(0))
     assert "\n" not in str(error.value)
+
+
+ROWS = [[([5, 6, 1], [7, 1]), ([8, 1], [9, 1])], [([5, 1], [7, 8, 1])]]
+PACKED = {P: pack(ROWS, prompt_length=P, input_length=12, target_length=8) for P in (0, 2, 3)}
+NO_SEGMENTS, NO_POSITIONS = "encoder_segment_ids", "encoder_positions"
+
+
+@pytest.mark.parametrize(
+    ("places", "packed", "without", "message"),
+    [
+        (2, 0, (), "has tokens where the prompt is; leave its first 2 places 0"),
+        (3, 2, (), "has tokens where the prompt is; leave its first 3 places 0"),
+        (2, 2, (), ""),
+        (2, 3, (), ""),  # one place more is one of padding
+        (0, 0, (), ""),
+        (0, 0, (NO_POSITIONS,), ""),  # the backbone's positions are relative
+        (2, 2, (NO_POSITIONS,), "packed examples need encoder_segment_ids and encoder_positions"),
+        (2, 2, (NO_SEGMENTS,), "packed examples need encoder_segment_ids and encoder_positions"),
+        (2, 2, (NO_SEGMENTS, NO_POSITIONS), ""),
+        (None, 0, (), "in front of which this method has no places"),
+        (None, 0, (NO_POSITIONS,), "in front of which this method has no places"),
+    ],
+)
+def test_packed_batches_without_room_for_the_prompt(places, packed, without, message):
+    batch = {name: value for name, value in PACKED[packed].items() if name not in without}
+    if not message:
+        assert host_batches.check_packing(batch, places) is batch
+        return
+    with pytest.raises(UserError, match=f"^batches: .*{message}"):
+        host_batches.check_packing(batch, places)
+
+
+def test_training_looks_at_packed_batches(tmp_path):
+    with pytest.raises(UserError, match="leave its first 2 places 0"):
+        loop.fit(
+            tiny_model(PromptTuning(2)),
+            model_dir=tmp_path,
+            total_steps=1,
+            batches=lambda start: [PACKED[0]],
+        )
 
 
 @pytest.mark.parametrize(

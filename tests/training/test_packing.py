@@ -183,3 +183,19 @@ def test_an_average_per_sequence_takes_each_packed_example_as_one(lengths, rows,
     if parts == 1:
         whole = loss(jnp.asarray(logits), targets, weights, segments=segments)[0]
         np.testing.assert_allclose(whole, value, atol=10 * 5 * 2**-24)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.25, 1, 3])
+def test_an_average_per_sequence_is_one_of_any_weights(factor):
+    """As NumPy's mean over rows of the means over their targets, by weight."""
+    rng = np.random.default_rng(1)
+    targets, logits = rng.integers(3, 16, (3, 4)), rng.normal(size=(3, 4, 16)).astype(np.float32)
+    weights = np.array([[1, 1, 0, 0], [2, 0.5, 0, 0], [0, 0, 0, 0]], np.float32) * factor
+    loss = Loss(z_loss=0.0, normalizing_factor="AVERAGE_PER_SEQUENCE")
+    each = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(
+        logits, targets[..., None], -1
+    ).squeeze(-1)
+    expected = np.mean([np.average(each[i], weights=weights[i]) for i in range(2)])
+    np.testing.assert_allclose(
+        loss(jnp.asarray(logits), targets, weights)[0], expected, atol=10 * 5 * 2**-24
+    )

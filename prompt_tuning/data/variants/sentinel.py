@@ -25,6 +25,11 @@ def register(name: str) -> str:
     Raises:
       UserError: If `name` is not a registered task that SeqIO tokenises.
     """
+    if name in seqio.MixtureRegistry.names():
+        raise UserError(
+            f"SENTINEL_TARGETS = True: {name} is a mixture, and targets of a single task get "
+            "sentinels; set one task"
+        )
     if name not in seqio.TaskRegistry.names():
         raise UserError(f"{name}: no such task to put a sentinel before the targets of")
     task = seqio.TaskRegistry.get(name)
