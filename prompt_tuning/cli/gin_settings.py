@@ -93,6 +93,9 @@ def check(function: Callable, names: Sequence[str], unneeded: Collection[str] = 
             configurables.add(setting.value.configurable.wrapped.__name__)
     if unknown:
         raise UserError(str(unknown[0]))
+    warmup, steps = used.get("WARMUP_STEPS", 0), used.get("TRAIN_STEPS", 1)
+    if "warmup_cosine_decay_schedule" in configurables and warmup >= steps:  # optax names neither
+        raise UserError(f"WARMUP_STEPS = {warmup}: must be below TRAIN_STEPS = {steps}")
     for name in names:
         _check_is_read(name, used, configurables)
     for name in _ONLY_WITH.keys() & {*names} - used.keys():

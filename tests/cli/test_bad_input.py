@@ -419,7 +419,11 @@ CASES = {
     ),
     "pretrain: no corpus": (pretraining("--gin.CORPUS=absent"), "absent"),
     "pretrain: empty corpus": (pretraining(), "no_data"),
-    "pretrain: no steps": (pretraining("--gin.TRAIN_STEPS=0"), "positive decay_steps"),
+    "pretrain: no steps": (pretraining("--gin.TRAIN_STEPS=0"), "must be below TRAIN_STEPS = 0"),
+    "pretrain: all steps are warmup": (
+        pretraining("--gin.TRAIN_STEPS=200"),
+        "WARMUP_STEPS = 200: must be below TRAIN_STEPS = 200",
+    ),
 }
 
 
