@@ -6,6 +6,7 @@ prompts indicate tasks that transfer to each other. A prompt starts from one of 
 """
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -58,8 +59,10 @@ def main(
 ) -> None:
     if (top_k is None) != (output is None):
         raise UserError("--top_k and --output belong together; give both or neither")
-    target = prompts.load(prompt)
-    sources = _distinct({path: prompts.load(path) for path in source_files(patterns, prompt)})
+    target, paths = prompts.load(prompt), source_files(patterns, prompt)
+    if output and os.path.realpath(output) in map(os.path.realpath, paths):
+        raise UserError(f"--output={output}: is one of the sources; name another file")
+    sources = _distinct({path: prompts.load(path) for path in paths})
     sources = {
         path: source for path, source in sources.items() if not prompts.are_same(source, target)
     }

@@ -100,15 +100,17 @@ def read_curves(words: Sequence[str], metric: str) -> dict[str, Curve]:
     Raises:
       UserError: if a word matches no run, runs have no step in common, or as `of_run`.
     """
-    curves = {}
+    by_name: dict[str, list[str]] = {}
     for word in words:
         name, equals, pattern = word.partition("=")
         folders = sorted(glob.glob(pattern))
         if not equals or not folders:
             raise UserError(f"{word}: must be NAME=RUNS, with RUNS a run folder or a glob of some")
-        curves[name] = mean([of_run(folder, metric) for folder in folders])
-        if not curves[name].steps:
-            raise UserError(f"{name}: its runs have no step in common")
+        own = by_name.setdefault(name, [])
+        own += [folder for folder in folders if folder not in own]
+    curves = {name: mean([of_run(f, metric) for f in own]) for name, own in by_name.items()}
+    if apart := [name for name, curve in curves.items() if not curve.steps]:
+        raise UserError(f"{apart[0]}: its runs have no step in common")
     return curves
 
 

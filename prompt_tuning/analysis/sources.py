@@ -103,7 +103,10 @@ def selected(
     if experiment is not None and patterns is None:
         if malformed := [word for word in where if ":" not in word]:
             raise UserError(f"--where={malformed[0]}: must be AXIS:VALUE")
-        return prompts_of(experiment, dict(word.split(":", 1) for word in where))
+        chosen = [word.partition(":")[::2] for word in where]
+        if len(dict(chosen)) < len(chosen):
+            raise UserError(f"--where={','.join(where)}: names an axis twice; give one value")
+        return prompts_of(experiment, dict(chosen))
     if patterns is None or experiment is not None:
         raise UserError("give either --sources or --experiment")
     if where:

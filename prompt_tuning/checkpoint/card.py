@@ -255,7 +255,15 @@ def check(prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
 
 def check_backbone(card: Card | None, prompt: epath.PathLike, backbone: Callable[[], str]) -> None:
     """As `check`, for a card that has been read; `prompt` is what an error message begins with."""
-    if card is None or not card.fingerprint:
+    if card is None:
+        return
+    if not card.fingerprint:
+        if card.backbone:
+            warnings.warn(
+                f"{prompt}: its card names the backbone {card.backbone!r} by its path alone; "
+                "whether it is this one is not compared",
+                stacklevel=2,
+            )
         return
     if card.fingerprint != (fingerprint := backbone()):
         raise CheckpointError(
@@ -317,6 +325,12 @@ def check_alike(prompt: epath.PathLike, other: epath.PathLike) -> None:
                 f"{other}: was trained with the {what} {theirs!r}, {prompt} with {ours!r}; "
                 "their vectors cannot be compared"
             )
+    if not (card.fingerprint and other_card.fingerprint) and card.backbone != other_card.backbone:
+        warnings.warn(
+            f"{other} is of the backbone {other_card.backbone!r}, {prompt} of {card.backbone!r}, "
+            "and their cards do not say whether these are the same; if not, what follows is wrong",
+            stacklevel=2,
+        )
 
 
 def check_model(

@@ -20,6 +20,7 @@ from prompt_tuning.errors import UserError, true_or_false
 from prompt_tuning.evaluation.sets import RANK_MEMORY_GIB
 
 FILES_TASK = "files"
+_CATALOGUE: list[str] = []  # what the last call has registered of the package's tasks
 _OF_FILES: dict[str, tasks.Task] = {}  # what FILE_TASKS has registered in this process
 
 
@@ -97,7 +98,10 @@ def task_data(
     if module:
         import_tasks(module)
     tasks.register_demo_tasks(vocabulary)
-    all_tasks.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
+    for name in _CATALOGUE:  # of another folder, which may have other tasks
+        seqio.TaskRegistry.remove(name)
+        seqio.MixtureRegistry.remove(name)
+    _CATALOGUE[:] = all_tasks.register(vocabulary, benchmarks_dir or TFDS, bad_rows)
     for name, text_files in named_files.items():
         if name != FILES_TASK:
             _check_is_free(name)

@@ -82,6 +82,11 @@ def infer(
     unknown, pieces = sum(x.unknown for x in inputs), sum(len(x.ids) for x in inputs)
     for line in (*_cut_notes(model, rows, inputs), *unknown_notes("rows", unknown, pieces)):
         print(line, flush=True)
+    # Outputs may be longer than those of a task's training; they end by themselves.
+    longest = {
+        task: max(data.target_length, model.task_set.lengths(task).get("targets", 0))
+        for task in {row.task for row in rows}
+    }
     vectors = {f"{task}/{i}": x for task in tasks for i, x in enumerate(model.prompts(task))}
     key = resumable_lines.digest(
         rows,
@@ -98,7 +103,7 @@ def infer(
     def lines(start: int, stop: int) -> Iterator[dict[str, Any]]:
         part = rows[start:stop]
         texts, names = [row.text for row in part], [row.task for row in part]
-        answers = _answers(model, texts, names, mode, data.target_length)
+        answers = _answers(model, texts, names, mode, [longest[name] for name in names])
         for row, answer in zip(part, answers, strict=True):
             yield {**example(row.text, row.columns), "task": row.task, **answer}
 
@@ -129,14 +134,15 @@ def example(text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(
-    model: serving.Model, texts: list[str], names: list[str], mode: str, max_tokens: int
+    model: serving.Model, texts: list[str], names: list[str], mode: str, longest: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     labelled = [mode != "generate" and bool(model.labels(name)) for name in names]
     answer_of_row: dict[int, Any] = {}
     for ranked in (True, False):
         rows = [i for i, has_labels in enumerate(labelled) if has_labels == ranked]
         part = [texts[i] for i in rows], [names[i] for i in rows]
-        answers = model.classify(*part) if ranked else model.generate(*part, max_tokens=max_tokens)
+        limits = [longest[i] for i in rows]
+        answers = model.classify(*part) if ranked else model.generate(*part, max_tokens=limits)
         answer_of_row |= zip(rows, answers, strict=True)
     for i in range(len(texts)):
         answer = answer_of_row[i]

@@ -183,6 +183,8 @@ def test_all_rows_may_be_neighbours(planted):
 
 
 def test_no_prompts_in_an_experiment(planted):
+    with pytest.raises(UserError, match=r"--where=task:a,task:b: names an axis twice"):
+        sources.selected(None, str(planted), ["task:a", "task:b"])
     with pytest.raises(UserError, match=r"--where=task:none: no finished cell with a prompt"):
         sources.prompts_of(planted, {"task": "none"})
     with pytest.raises(UserError, match=r"--where: unknown axis 'tusk'; available: .*task"):
@@ -266,6 +268,14 @@ def test_a_mixtures_validation_is_the_mean_over_its_tasks(tmp_path):
     write_run(tmp_path, "inference_eval/cb", "rank/accuracy", {50: 0.8, 0: 0.1})
     actual = curves.of_run(tmp_path, "validation/rank/accuracy")
     assert actual == pytest.approx({0: 0.3, 50: 0.7})
+
+
+def test_a_name_that_is_given_twice_is_of_all_its_runs(tmp_path):
+    for name, value in {"a": 1.0, "b": 9.0}.items():
+        write_run(tmp_path / name, "train", "loss", {0: value})
+    words = [f"pt={tmp_path / name}" for name in ("a", "b", "a")]
+    curve = curves.read_curves(words, "train/loss")["pt"]
+    assert (curve.mean, curve.runs) == ((5.0,), 2)
 
 
 def test_no_curve(tmp_path):

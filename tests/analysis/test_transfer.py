@@ -11,7 +11,7 @@ from prompt_tuning.analysis.sources import source_files
 from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import Backbone, FromFile
-from prompt_tuning.testing import run_command
+from prompt_tuning.testing import assert_mistake, run_command
 
 BOTH = pytest.mark.parametrize("measure", similarity.MEASURES.values())
 # The mean of X is (1, 1), of UP (0, 2): half a right angle. Of the pairs, (2, 0) is at a right
@@ -218,3 +218,11 @@ def saved_with_prefixes(folder, cards) -> list[str]:
         )
         card.save(folder / f"{name}.npy", None if prefix is None else of_prompt)
     return [str(folder / f"{name}.npy") for name in cards]
+
+
+def test_the_output_is_no_source(folder):
+    flags = ("--sources=library", "--top_k=1", "--output=library/../library/a.npy")
+    before = (folder / "library" / "a.npy").read_bytes()
+    done = run_command("prompt_tuning.transfer", "--prompt=target.npy", *flags)
+    assert_mistake(done, "is one of the sources; name another file")
+    assert (folder / "library" / "a.npy").read_bytes() == before

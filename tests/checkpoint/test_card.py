@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -245,3 +246,19 @@ def test_lora_is_not_written_for_peft_under_the_names_of_a_t5(tmp_path):
     with pytest.raises(UserError, match="trained on another family; use --format=trained"):
         adapters.write(str(tmp_path / "adapter"), "peft", adaptation)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_backbone_that_is_known_by_its_path_alone_is_told(tmp_path):
+    """As that of a recycled prompt."""
+    by_path = dataclasses.replace(CARD, fingerprint="", checksum="")
+    for name, saved in {"a": by_path, "b": CARD, "c": by_path}.items():
+        card.save(tmp_path / f"{name}.npy", saved)
+    card.save(tmp_path / "d.npy", dataclasses.replace(by_path, backbone="other.safetensors"))
+    with pytest.warns(UserWarning, match=f"names the backbone '{CARD.backbone}' by its path alone"):
+        card.check(tmp_path / "a.npy", lambda: "0" * 16)
+    with pytest.warns(UserWarning, match="do not say whether these are the same"):
+        card.check_alike(tmp_path / "b.npy", tmp_path / "d.npy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("c", "b"):
+            card.check_alike(tmp_path / "a.npy", tmp_path / f"{name}.npy")

@@ -234,3 +234,11 @@ def test_with_a_sentinel_the_same_examples_are_chosen(task, k):
 def test_a_streamed_task_with_a_sentinel(plain):
     rows = chosen(plain)
     assert chosen(sentinel.register(plain)) == rows and rows
+
+
+@pytest.mark.parametrize("targets", [["a", "b", "A"], ["a ", "b", "a"]])
+def test_targets_that_are_no_label_words_are_told(targets):
+    """Though a postprocessor may equate them: examples would be drawn from the others alone."""
+    with pytest.raises(UserError, match=r"of 1 training examples is none of the label words 'a'"):
+        few_shot.by_class(targets, ["a", "b"], 0)
+    assert len(few_shot.by_class(targets, [], 0)[0]) == 3

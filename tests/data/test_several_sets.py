@@ -147,3 +147,18 @@ def test_a_file_that_is_edited_meanwhile_is_an_error(kind, vocabulary, tmp_path)
         ):
             data.eval_sets("validation")
         opened(vocabulary, **options(kind, tmp_path, "one")).eval_sets("validation")
+
+
+def test_a_folder_without_the_task_of_an_earlier_one(vocabulary, tmp_path):
+    """Its rows are not those of the earlier folder."""
+    sst2 = "sentence\tlabel\nfine film\t1\n"
+    for folder, name, text in (("one", "SST-2", sst2), ("two", "CoLA", "x\t1\t*\tA cat\n")):
+        (tmp_path / folder / name).mkdir(parents=True)
+        (tmp_path / folder / name / "dev.tsv").write_text(text)
+    own = {"files": TextFiles(), "task": "taskless_glue_sst2_v200_examples"}
+    own |= {"vocabulary": vocabulary, "lengths": {"inputs": 16, "targets": 4}, "batch_size": 2}
+    with clean_registries():
+        first = task_data(benchmarks_dir=str(tmp_path / "one"), **own)
+        with pytest.raises(UserError, match="taskless_glue_sst2_v200_examples"):
+            task_data(benchmarks_dir=str(tmp_path / "two"), **own)
+        assert len(first.eval_set("validation").inputs) == 1

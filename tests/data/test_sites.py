@@ -379,6 +379,16 @@ MISTAKES = {
         "rte_v102",
         r"validation\.jsonl and val\.jsonl: two files for one split",
     ),
+    "a split twice, once compressed": (
+        {"RTE/train.jsonl": lines(NLI), "RTE/train.jsonl.gz": ""},
+        "rte_v102",
+        r"train\.jsonl and train\.jsonl\.gz: two files for one split",
+    ),
+    "two sites' files of one task": (
+        {"RTE/train.tsv": "", "RTE/train.jsonl": lines(NLI)},
+        "rte_v102",
+        r"train\.tsv and \S*train\.jsonl: both are of taskless_glue_rte_v200_examples; keep one",
+    ),
     "two folders for one task": (
         {"CB/val.jsonl": lines(NLI), "cb/val.jsonl": lines(NLI)},
         "rte_v102",

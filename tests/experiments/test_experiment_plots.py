@@ -361,6 +361,8 @@ def test_natural_order():
         "span",
     ]
     assert sorted(["150", "5", "20"], key=scores.natural) == ["5", "20", "150"]
+    rates = ["0.3", "3", "0.03", "1.0", "0.25"]
+    assert sorted(rates, key=scores.natural) == ["0.03", "0.25", "0.3", "1.0", "3"]
 
 
 def test_a_task_measured_twice_has_no_mean():

@@ -129,6 +129,38 @@ def test_a_cut_to_the_length_of_the_training_says_so(folder, tmp_path, capsys):
     )
 
 
+def test_answers_are_as_long_as_in_training(folder, tmp_path, monkeypatch):
+    """Above TARGET_LENGTH, which is 4, for the task whose card says so."""
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(0, 3, (4, 16)) for name in ("letters", "free")}
+    for name, array in arrays.items():
+        prompts.save(tmp_path / "prompts" / f"{name}.npy", array)
+    texts = ("backbone", "fingerprint", "method", "initialisation", "optimizer", "version")
+    of_letters = card.Card(
+        task="letters",
+        placement="prefix",
+        metric={},
+        config="",
+        trained_with=card.TrainedWith(lengths={"inputs": 12, "targets": 9}),
+        **dict.fromkeys(texts, ""),
+        d_model=16,
+        length=4,
+        learning_rate=0.3,
+        steps=1,
+    )
+    card.save(tmp_path / "prompts" / "letters.npy", of_letters)
+    settings = {"prompts": str(tmp_path / "prompts"), "allow_other_backbone": True}
+    limits, generate = {}, serving.Model.generate
+
+    def recorded(model, texts, task, *, max_tokens):
+        limits.update(zip(task, max_tokens, strict=True))
+        return generate(model, texts, task, max_tokens=max_tokens)
+
+    monkeypatch.setattr(serving.Model, "generate", recorded)
+    run(folder, tmp_path / "out", mode="generate", **settings)
+    assert limits == {"letters": 9, "free": 4}
+
+
 @pytest.mark.parametrize(
     ("texts", "share"),
     [(["2 4 5", "5 6"], "14.3"), (["4 5", "6 7"], "")],

@@ -184,11 +184,16 @@ def _source(
         source = seqio.TfdsDataSource(text_task.tfds_name, splits=text_task.splits)
         return source, text_task.hidden
     of_labels = text_task.labels, text_task.scores
-    if saved := saved_source(folder, text_task.tfds_name, text_task.splits, *of_labels):
+    saved = saved_source(folder, text_task.tfds_name, text_task.splits, *of_labels)
+    local = [local.source(folder, text_task.splits) for local in _local(text_task)]
+    found = [source for source in (saved, *local) if source]
+    folders = [source for source in found if isinstance(source, FolderSource)]
+    if len(folders) > 1:
+        one, other = (next(iter(source.paths.values())) for source in folders[:2])
+        raise UserError(f"{one} and {other}: both are of {text_task.task}; keep one")
+    if saved:
         return saved, text_task.hidden
-    sources = (local.source(folder, text_task.splits) for local in _local(text_task))
-    source = next(filter(None, sources), None)
-    return source, source.hidden_splits if isinstance(source, FolderSource) else ()
+    return next(iter(found), None), folders[0].hidden_splits if folders else ()
 
 
 def _local(text_task: TextTask) -> Sequence[Local]:

@@ -199,15 +199,15 @@ class FolderSource(MemorySource):
         hidden_splits: Sequence[str] = (),
     ) -> None:
         super().__init__(paths)
-        self._rows, self._paths, self._bad_rows = rows, dict(paths), bad_rows
+        self._rows, self.paths, self._bad_rows = rows, dict(paths), bad_rows
         self.hidden_splits = tuple(hidden_splits)
 
     @property
     def folder(self) -> Path:
-        return next(iter(self._paths.values())).parent
+        return next(iter(self.paths.values())).parent
 
     def columns(self, split: str) -> dict[str, Any]:
-        rows = self._rows(split, self._paths[split], self._bad_rows)
+        rows = self._rows(split, self.paths[split], self._bad_rows)
         return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -301,14 +301,13 @@ def subfolder(root: Path, name: str) -> Path:
 
 
 def file_of(folder: Path, stems: Sequence[str], endings: Sequence[str] = JSON_LINES) -> Path | None:
-    """The file of the first ending that exists.
+    """The file of one of the stems and endings, if there is one.
 
     Raises:
-      UserError: If several stems have one.
+      UserError: If there are several.
     """
-    by_stem = ([folder / f"{stem}{ending}" for ending in endings] for stem in stems)
-    first = (next((path for path in paths if path.is_file()), None) for paths in by_stem)
-    existing = [path for path in first if path]
+    paths = (folder / f"{stem}{ending}" for stem in stems for ending in endings)
+    existing = [path for path in paths if path.is_file()]
     if len(existing) > 1:
         raise UserError(f"{existing[0]} and {existing[1].name}: two files for one split")
     return existing[0] if existing else None

@@ -96,9 +96,17 @@ def by_class(targets: Sequence[str], labels: Sequence[str], seed: int) -> list[l
 
     Args:
       targets: N texts.
-      labels: K words; targets that are none of them are left out.
+      labels: K words.
       seed: Seed of the orders.
+
+    Raises:
+      UserError: If there are labels, and a target is none of them.
     """
+    if labels and (others := [target for target in targets if target not in labels]):
+        raise UserError(
+            f"the target {others[0]!r} of {len(others)} training examples is none of the label "
+            f"words {', '.join(map(repr, labels))}, among which examples are drawn; write it as one"
+        )
     words = np.asarray(targets, object)
     groups = [np.flatnonzero(words == label) for label in labels] or [np.arange(len(words))]
     return [

@@ -1,5 +1,6 @@
 """Chooses and draws the figures of an experiment, by what varies in its grid."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def drawn(records: Sequence[Record]) -> dict[str, Any]:
         return {"": figures.tasks(done)}
     curves = figures.scaling(done) if "size" in axes else {}
     for axis in figures.lines_of(done, "size"):
-        if all(value.isdecimal() for value in axes[axis]):
+        if all(re.fullmatch(r"\d+(\.\d+)?", value) for value in axes[axis]):
             made = figures.against(done, axis)
             curves |= {"_".join(filter(None, (axis, name))): made[name] for name in made}
     return curves or {"": figures.tasks(done)}

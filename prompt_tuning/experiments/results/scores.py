@@ -287,12 +287,9 @@ def varying(records: Iterable[Record]) -> dict[str, list[str]]:
 
 
 def natural(text: str) -> tuple:
-    """Returns a sort key that puts "lm10" before "lm100", and "5" before "20"."""
-    return tuple(
-        (part.isdecimal(), int(part) if part.isdecimal() else part)
-        for part in re.split(r"(\d+)", text)
-        if part
-    )
+    """Returns a sort key that puts "lm10" before "lm100", and "5" before "20.5"."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return tuple((i % 2, float(part) if i % 2 else part) for i, part in enumerate(parts) if part)
 
 
 def _without(axes: Mapping[str, str], *names: str) -> tuple[tuple[str, str], ...]:
