@@ -4,10 +4,12 @@ Lester et al. 2021, section 7: the tokens nearest to a prompt vector by cosine f
 similar words, and class labels that a prompt was initialised from stay near.
 """
 
+import ast
 import collections
 import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +28,7 @@ from prompt_tuning.transformer.vocabulary import SentencePiece, check_size
 COUNT = 5  # the paper's
 _STEM_LETTERS, _STEM_SHARE = 3, 0.6  # least length of a common stem, and share of the longer word
 _PAIRS, _QUANTILE = 20_000, 0.999
-_HAS_WORDS = re.compile(r"ClassLabels\(labels=[(\[][^)\]]")  # other than those of the task
+_WORDS = re.compile(r"ClassLabels\(labels=([(\[].+?[)\]])(, \w+=|\)$)")  # of an initialiser
 
 
 def nearest(
@@ -313,17 +315,27 @@ def check_backbone(
 def check_order(labels: Sequence[str], prompt_card: card.Card | None, path: str) -> None:
     """Checks that labels are at the places of the training, whose order initialised vectors.
 
+    Warns of labels that the training did not have.
+
     Raises:
       UserError: names the order of the training.
     """
     trained = prompt_card.trained_with if prompt_card else None
-    if prompt_card is None or trained is None or _HAS_WORDS.match(prompt_card.initialisation):
+    if prompt_card is None or trained is None:
         return
-    places = {label: place for place, label in enumerate(trained.labels)}
+    own = _WORDS.match(prompt_card.initialisation)  # () if they are the task's
+    words = (own and ast.literal_eval(own[1])) or trained.labels
+    places = {word: place for place, word in enumerate(words)}
     if any(places.get(label, place) != place for place, label in enumerate(labels)):
         raise UserError(
-            f"--labels={','.join(labels)}: {path} was trained on {','.join(trained.labels)}; "
+            f"--labels={','.join(labels)}: {path} was trained on {','.join(words)}; "
             "label n initialised vector n: give them in this order"
+        )
+    if words and (others := [label for label in labels if label not in places]):
+        warnings.warn(
+            f"--labels has {', '.join(others)}, which initialised no vector of {path}; those that "
+            f"did are {', '.join(words)}",
+            stacklevel=2,
         )
 
 

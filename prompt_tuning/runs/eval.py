@@ -6,6 +6,7 @@ from etils import epath
 
 from prompt_tuning import sharding
 from prompt_tuning.evaluation import predictions
+from prompt_tuning.evaluation.predict import PREDICTORS
 from prompt_tuning.evaluation.scores import majority, predict
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.evaluation.validation import Metrics
@@ -92,4 +93,7 @@ def _measured(
     answers = predict(tuned, data, methods, batch_size)
     metrics = predictions.write(folder, data, answers)
     predictions.show(data, "this model", metrics, answers)
+    for method in PREDICTORS.keys() - answers.keys():
+        if (left := folder / f"{data.task}-{data.split}-{method}.jsonl").exists():
+            print(f"{left}: is of an earlier evaluation")
     return metrics

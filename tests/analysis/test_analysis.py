@@ -361,13 +361,17 @@ def with_card(planted, tmp_path):
     [
         (("bad", "good"), {}, False),
         (("bad",), {}, False),
-        (("dull", "fine"), {}, False),
         (("good", "bad"), {"labels": ()}, False),
         (("good", "bad"), {"initialisation": "ClassLabels(labels=('good', 'bad'))"}, False),
         (("good", "bad"), {}, True),
         (("good",), {}, True),
         (("bad", "fine", "good"), {}, True),
         (("good", "bad"), {"initialisation": "Uniform()"}, True),
+        (
+            ("good", "bad"),
+            {"initialisation": "ClassLabels(labels=['bad', 'good'], seed=1)", "labels": ("x",)},
+            True,
+        ),
     ],
 )
 def test_labels_are_at_the_places_of_the_training(labels, fields, refused, with_card):
@@ -376,6 +380,13 @@ def test_labels_are_at_the_places_of_the_training(labels, fields, refused, with_
         return neighbours.check_order(labels, card.read(path), path)
     with pytest.raises(UserError, match=r"^--labels=.*was trained on bad,good; label n init"):
         neighbours.analyse({"a": path}, SentencePiece(embedded.vocabulary()), labels)
+
+
+@pytest.mark.parametrize("labels", [("dull", "fine"), ("bad", "Good")])
+def test_labels_that_the_training_did_not_have_are_told(labels, with_card):
+    path = with_card()
+    with pytest.warns(UserWarning, match=f"{labels[1]}, which initialised no vector of .* bad, go"):
+        neighbours.check_order(labels, card.read(path), path)
 
 
 @pytest.mark.parametrize("command", ["analysis.neighbours", "inspect"])
