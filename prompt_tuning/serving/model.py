@@ -252,7 +252,7 @@ class Model:
         texts: Sequence[str],
         task: Tasks,
         *,
-        max_tokens: int | Sequence[int] = MAX_TOKENS,
+        max_tokens: int | Sequence[int] | None = None,
         stop: Sequence[int] = (),
         sampling: Sampling | Sequence[Sampling | None] | None = None,
         seed: int | Sequence[int] = 0,
@@ -263,7 +263,8 @@ class Model:
 
         Args:
           texts, task: As in a call.
-          max_tokens: Maximum number of tokens, one for all texts or one for each.
+          max_tokens: Maximum number of tokens, one for all texts or one for each. None for the
+            target length that the task's prompts were trained with; `MAX_TOKENS` without a card.
           stop: Ids of tokens that end a text, besides the end token.
           sampling: Settings of sampling, one for all texts or one for each; None for the most
             likely token at each step.
@@ -347,13 +348,15 @@ class Model:
         task_set: TaskSet,
         texts: Sequence[str],
         names: Sequence[str],
-        max_tokens: int | Sequence[int] = MAX_TOKENS,
+        max_tokens: int | Sequence[int] | None = None,
         stop: Sequence[int] = (),
         samplings: Sequence[Sampling | None] | None = None,
         seed: int | Sequence[int] = 0,
         beams: int = 1,
         alpha: float = 0.6,
     ) -> list[Generation]:
+        if max_tokens is None:
+            max_tokens = [task_set.output_length(name, MAX_TOKENS) for name in names]
         limits = [
             whole_number("max_tokens", limit, 1, MOST_TOKENS)
             for limit in arguments.for_each("max_tokens", max_tokens, len(texts))

@@ -131,6 +131,10 @@ class TaskSet:
         """Number of tokens to which the inputs of a task are cut."""
         return self.lengths(task).get("inputs", without_card)
 
+    def output_length(self, task: str, without_card: int) -> int:
+        """Number of tokens that a task's generated texts may have, unless a call says."""
+        return self.lengths(task).get("targets", without_card)
+
     def lengths(self, task: str) -> Mapping[str, int]:
         """Lengths with which a task's prompts were trained; empty if no card says them."""
         return self.trained_with.get(task, TrainedWith()).lengths

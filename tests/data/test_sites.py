@@ -452,6 +452,14 @@ def test_scores_outside_the_scale(form, split, score, right, tmp_path):
         rows(split, path, BadRows())
 
 
+def test_targets_under_another_name_are_not_taken_for_hidden_ones(tmp_path):
+    stsb = next(each for each in BENCHMARKS if each.name == "stsb")
+    path = tmp_path / "test.jsonl"
+    path.write_text(lines([{"sentence1": "A man sings.", "sentence2": "A man hums.", "label": 3}]))
+    with pytest.raises(UserError, match=r"line 1: has a column 'label'.* 'score' in its place"):
+        stsb.local.rows("test", path, BadRows())
+
+
 def test_a_test_split_with_some_labels(tmp_path, vocabulary):
     (tmp_path / "RTE").mkdir()
     rows = [*without_targets(NLI), *NLI, NLI[0] | {"label": -1}]

@@ -464,6 +464,15 @@ def test_a_prefix_of_targets_is_not_part_of_answers(tmp_path):
         model.add_task("card", tmp_path / "p.npy", target_prefix="9", replace=True)
 
 
+@pytest.mark.parametrize(("trained_with", "length"), [({"lengths": {"targets": 3}}, 3), ({}, 32)])
+def test_texts_are_as_long_as_the_targets_of_training(tmp_path, trained_with, length):
+    model = empty()
+    model.add_task("t", saved(tmp_path, model.fingerprint, **trained_with))
+    assert model.generate(["4 5"], "t") == model.generate(["4 5"], "t", max_tokens=length)
+    assert model.generate(["4 5"], "t") != model.generate(["4 5"], "t", max_tokens=length - 1)
+    assert model(["4 5"], "t") == [str(model.generate(["4 5"], "t", max_tokens=length)[0])]
+
+
 def test_a_folder_holds_tasks_and_ensembles(tmp_path):
     for seed, name in enumerate(("one.npy", "two.safetensors", "many/x.npy", "many/y.npy")):
         prompts.save(tmp_path / name, prompt(2, seed))

@@ -164,7 +164,13 @@ class LocalFiles:
         columns |= {k: kind for k, kind in self.optional.items() if self._file_name(k) in fields}
         hidden: Fields = {}
         if self.target:
-            value = fields.get(self._file_name(self.target), self.hidden)
+            name = self._file_name(self.target)
+            if self.target in fields and name not in fields:
+                raise UserError(
+                    f"{where}: has a column {self.target!r}; files of {self.folder} have {name!r} "
+                    "in its place: rename it"
+                )
+            value = fields.get(name, self.hidden)
             number = label_words.number(value) if isinstance(value, str) else None
             if _may_be_hidden(split) and self.hidden in (value, number):
                 hidden = {self.target: self.hidden}
