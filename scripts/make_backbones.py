@@ -64,14 +64,14 @@ def weights(size: str, table: str) -> None:
 def stages(size: str, table: str) -> None:
     """Trains a size on span corruption and steered tasks, then adapts it by the rest.
 
-    The rate falls until the adaptation begins and stays there, so that stages differ in steps
-    alone.
+    The rate falls to a third until the adaptation begins and stays there, so that stages differ in
+    steps alone.
     """
-    before = _STEPS.value * 2 // 3
+    before = _STEPS.value // 3  # a thousand steps of adaptation are too few for prompts
     settings = {
         "LATE": before,
         "optax.warmup_cosine_decay_schedule.decay_steps": before,
-        "END_LEARNING_RATE": _RATE.value / 6,
+        "END_LEARNING_RATE": _RATE.value / 3,
         "second/mixture.Phase.until": _STEPS.value,  # in each stage: they are one run
     }
     held_back = ("choices", "pairs", "cloze", "prefix_lm")
