@@ -324,7 +324,13 @@ def check_order(labels: Sequence[str], prompt_card: card.Card | None, path: str)
     if prompt_card is None or trained is None:
         return
     own = _WORDS.match(prompt_card.initialisation)  # () if they are the task's
-    words = (own and ast.literal_eval(own[1])) or trained.labels
+    try:
+        words = (own and ast.literal_eval(own[1])) or trained.labels
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{path}: its card has an initialisation whose labels are no list: "
+            f"{prompt_card.initialisation!r}; mend or remove the card"
+        ) from error
     places = {word: place for place, word in enumerate(words)}
     if any(places.get(label, place) != place for place, label in enumerate(labels)):
         raise UserError(

@@ -382,6 +382,13 @@ def test_labels_are_at_the_places_of_the_training(labels, fields, refused, with_
         neighbours.analyse({"a": path}, SentencePiece(embedded.vocabulary()), labels)
 
 
+@pytest.mark.parametrize("words", ["(bad, good)", "['bad', 'good')"])
+def test_a_card_whose_labels_are_no_list(words, with_card):
+    path = with_card(f"ClassLabels(labels={words})")
+    with pytest.raises(UserError, match=rf"^{path}: its card has an initialisation whose labels"):
+        neighbours.check_order(("bad",), card.read(path), path)
+
+
 @pytest.mark.parametrize("labels", [("dull", "fine"), ("bad", "Good")])
 def test_labels_that_the_training_did_not_have_are_told(labels, with_card):
     path = with_card()
