@@ -28,6 +28,11 @@ def whole_number(name: str, value: Any, least: int, most: int = MOST) -> int:
     return int(value)
 
 
+def plain_text(text: str) -> str:
+    """A string itself; `str()` of a member of an enumeration of strings is its name."""
+    return str.__str__(text)
+
+
 def real_number(name: str, value: Any) -> float:
     """Returns a setting, which may be NumPy's, as a float.
 

@@ -63,9 +63,9 @@ def main(
     if output and os.path.realpath(output) in map(os.path.realpath, paths):
         raise UserError(f"--output={output}: is one of the sources; name another file")
     sources = _distinct({path: prompts.load(path) for path in paths})
-    sources = {
-        path: source for path, source in sources.items() if not prompts.are_same(source, target)
-    }
+    for path in [path for path, source in sources.items() if prompts.are_same(source, target)]:
+        print(f"{path}: is the prompt itself, and is left out")
+        del sources[path]
     if not sources:
         raise UserError(f"--sources={','.join(patterns)}: only the prompt itself; add others")
     for path in sources:

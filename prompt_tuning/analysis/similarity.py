@@ -22,6 +22,8 @@ Measure = Callable[[np.ndarray, np.ndarray], float]
 
 def units(vectors: np.ndarray) -> np.ndarray:
     """Scales vectors [..., D] to length 1; zero vectors stay zero."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0)  # squares stay in range
+    vectors = vectors / np.where(largest > 0, largest, 1)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 

@@ -69,7 +69,8 @@ def load(path: epath.PathLike, shape: tuple[int, int] | None = None) -> np.ndarr
 def fault_of(prompt: np.ndarray, width: int | None = None) -> str | None:
     """Why an array is not a prompt [P, D] for a backbone of this width; None if it is one.
 
-    Its values must be finite as float32. P may be 0.
+    Its values must be finite as float32, and so must the sum of a vector's squares, which the
+    backbone's first layer takes. P may be 0.
     """
     if prompt.ndim != 2 or not jnp.issubdtype(prompt.dtype, jnp.floating):
         return (
@@ -82,8 +83,13 @@ def fault_of(prompt: np.ndarray, width: int | None = None) -> str | None:
             "trained on a backbone of this size"
         )
     with np.errstate(over="ignore"):
-        finite = np.isfinite(prompt.astype(np.float32)).all()
-    return None if finite else "the prompt contains values that are not finite"
+        values = prompt.astype(np.float32)
+        squares = np.square(values).sum(axis=1)
+    if not np.isfinite(values).all():
+        return "the prompt contains values that are not finite"
+    if not np.isfinite(squares).all():
+        return f"the prompt has values of up to {np.abs(values).max():.3g}, which overflow float32"
+    return None
 
 
 def from_bytes(content: bytes, name: str) -> tuple[list[np.ndarray], dict[str, str]]:

@@ -11,7 +11,7 @@ from prompt_tuning.data import label_words, metrics
 from prompt_tuning.data.readers import records, saved_datasets
 from prompt_tuning.data.readers.records import BadRows, shortened, shown
 from prompt_tuning.data.unicode_form import composed, is_blank, shown_beside
-from prompt_tuning.errors import UserError, true_or_false
+from prompt_tuning.errors import UserError, plain_text, true_or_false
 
 # The macro that names the file of each split.
 MACROS = {"train": "TRAIN_FILE", "validation": "VALIDATION_FILE", "test": "TEST_FILE"}
@@ -83,6 +83,9 @@ class TextFiles:
                 f"TEXT_FIELD = {self.text_field!r}: must be the name of the text's field, or a "
                 "list of such names"
             )
+        names = tuple(map(plain_text, names))
+        text_field = names[0] if isinstance(self.text_field, str) else names
+        object.__setattr__(self, "text_field", text_field)
         if len(set(map(composed, names))) < len(names):
             raise UserError(f"TEXT_FIELD = {self.text_field!r}: names a field twice")
         if self.quoted_cells is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning.data.unicode_form import is_blank
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, plain_text
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # digits of any script
 # Pairs in an order in which the index 1 would say the opposite: always, or in most files.
@@ -49,14 +49,14 @@ def checked(words: Any, setting: str) -> tuple[str, ...]:
         if is_blank(word):
             raise UserError(f"{setting} = {words!r}: {word!a} is empty; write a word")
     normal: dict[str, str] = {}
-    for word in map(str, words):
+    for word in map(plain_text, words):
         if other := normal.get(_normal(word)):
             raise UserError(
                 f"{setting} = {words!r}: must be distinct words, but {_both(other, word)} are the "
                 "same"
             )
         normal[_normal(word)] = word
-    return tuple(map(str, words))
+    return tuple(map(plain_text, words))
 
 
 def check_ids(

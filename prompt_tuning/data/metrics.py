@@ -14,6 +14,7 @@ from prompt_tuning.data.unicode_form import composed
 from prompt_tuning.errors import UserError
 
 Metric = Callable[..., Mapping[str, float]]  # a `MetricFn`, whose module imports JAX
+MOST_EXACT = 2**53  # whole number that a float holds
 NO_CLASS = -1  # number of an answer that is no label word
 _OF_A_CLASS = "f1:"
 
@@ -195,6 +196,11 @@ def _values(targets: Sequence[str], predictions: Sequence[str]) -> tuple[list[fl
         if (value := _finite(text)) is None:
             raise UserError(
                 f"METRICS needs numbers, but the vocabulary writes a target as {text!r}"
+            )
+        if abs(value) > MOST_EXACT:
+            raise UserError(
+                f"METRICS: a target is {text!r}, and numbers above 2^53 are rounded; subtract or "
+                "divide by a number"
             )
         expected.append(value)
     predicted = [_finite(text) for text in predictions]

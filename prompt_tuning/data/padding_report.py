@@ -140,12 +140,16 @@ def define_flags() -> plain_command.Flags:
             "vocabulary", embedded.vocabulary(), "SentencePiece model."
         ),
         "json": flags.DEFINE_string("json", None, "File to write the numbers to."),
-        "prompt_length": flags.DEFINE_integer("prompt_length", 100, "Length of the prompt."),
-        "packed_length": flags.DEFINE_integer("packed_length", 1024, "Positions of a packed row."),
-        "target_length": flags.DEFINE_integer(
-            "target_length", 64, "Target positions of a packed row."
+        "prompt_length": flags.DEFINE_integer(
+            "prompt_length", 100, "Length of the prompt.", lower_bound=0
         ),
-        "batch_size": flags.DEFINE_integer("batch_size", 32, "Rows per batch."),
+        "packed_length": flags.DEFINE_integer(
+            "packed_length", 1024, "Positions of a packed row.", lower_bound=1
+        ),
+        "target_length": flags.DEFINE_integer(
+            "target_length", 64, "Target positions of a packed row.", lower_bound=1
+        ),
+        "batch_size": flags.DEFINE_integer("batch_size", 32, "Rows per batch.", lower_bound=1),
     }
 
 

@@ -16,9 +16,12 @@ def composed(name: Any) -> Any:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text has nothing to see: spaces, zero-width characters, marks without a letter."""
+    """Whether a text has nothing to see: spaces, zero-width characters, marks without a letter.
+
+    Nor have the two signs that vocabularies read as spaces: U+FFFD and U+2581.
+    """
     invisible = ("Cc", "Cf", "Mn", "Zl", "Zp", "Zs")
-    return all(unicodedata.category(letter) in invisible for letter in text)
+    return all(unicodedata.category(c) in invisible or c in "\ufffd\u2581" for c in text)
 
 
 def shown_beside(value: Any, known: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from prompt_tuning.checkpoint import card, prompts
 from prompt_tuning.checkpoint.card import Card, TrainedWith
 from prompt_tuning.checkpoint.formats import peft, safetensors_file
 from prompt_tuning.checkpoint.trained import save as save_trained
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, real_number
 from prompt_tuning.exchange import peft_layers
 from prompt_tuning.methods import IA3, LoRA
 from prompt_tuning.methods.prompt import PROMPT_PATH
@@ -84,6 +84,8 @@ def read(path: str, task: int | None = None, lora_alpha: float | None = None) ->
             f"--lora_alpha={lora_alpha}: belongs to trained leaves of LoRA, which do not contain "
             "it; " + (f"give the LORA_ALPHA of {path}" if lora else "leave it out")
         )
+    if lora and not real_number("--lora_alpha", lora_alpha):
+        raise UserError("--lora_alpha=0: LoRA would add nothing; give the LORA_ALPHA of training")
     saved = None if task is not None else card.read(location)
     if not adapter:
         _check_card(location, saved, lora_alpha)

@@ -5,6 +5,7 @@ generator.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +33,13 @@ class Uniform:
 
     low: float = -0.5
     high: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(
+                f"Uniform.low = {self.low}, Uniform.high = {self.high}: must be two numbers, low "
+                "below high"
+            )
 
     def __call__(self, length: int, backbone: Backbone, rng: np.random.Generator) -> np.ndarray:
         shape = (length, backbone.embedding.shape[1])

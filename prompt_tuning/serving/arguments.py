@@ -13,7 +13,8 @@ from prompt_tuning.transformer.vocabulary import EOS
 
 def is_sequence(setting: Any) -> bool:
     """Whether a setting is a list, an array, a `pandas.Series` or the like: a value per text."""
-    return getattr(setting, "ndim", int(isinstance(setting, Sequence))) == 1
+    is_one = isinstance(setting, Sequence) and not isinstance(setting, bytes)
+    return getattr(setting, "ndim", int(is_one)) == 1
 
 
 def for_each(name: str, setting: Any, count: int) -> list[Any]:

@@ -39,6 +39,7 @@ from prompt_tuning.transformer.vocabulary import EOS, Vocabulary, check_ids, che
 from prompt_tuning.transformer.vocabulary import read as read_vocabulary
 
 MAX_TOKENS = 32
+MOST_ALPHA = 4  # the search stops too early below 0, and scores overflow far above
 INPUT_LENGTH = 512
 
 
@@ -83,6 +84,11 @@ class Model:
           sums: Checksums of leaves whose stored values are not in memory, see `TunedModel`.
         """
         vocabulary = with_pieces(vocabulary)
+        if [*vocabulary.encode("")] == [EOS]:
+            raise UserError(
+                "vocabulary: its encode ends with the end token, which is added to texts here; "
+                "give one that encodes text alone"
+            )
         check_size(getattr(vocabulary, "size", 0), config.vocab_size)
         self.config, self.input_length = config, INPUT_LENGTH
         self._width, self._longest_input = config.stack("encoder").width, None
@@ -272,7 +278,7 @@ class Model:
             depends on the seed and i. One for each: the sample of a text is that of a call with
             this text and seed alone. Neither depends on the other texts.
           beams: Number of beams; 1 for no beam search.
-          alpha: Exponent of beam search's length penalty.
+          alpha: Exponent of beam search's length penalty, from 0 to 4.
 
         Raises:
           UserError: if a task is unknown or a setting is out of its range.
@@ -285,7 +291,8 @@ class Model:
         beams = whole_number("beams", beams, 1, self.config.vocab_size)
         if beams > 1 and any(each is not None for each in samplings):
             raise UserError(f"beams = {beams}: must be 1 with sampling")
-        alpha = real_number("alpha", alpha)
+        if not 0 <= (alpha := real_number("alpha", alpha)) <= MOST_ALPHA:
+            raise UserError(f"alpha = {alpha:g}: must be a number from 0 to {MOST_ALPHA}")
         return self._generate(
             task_set, texts, names, max_tokens, stop, samplings, seed, beams, alpha
         )
@@ -457,6 +464,8 @@ class Model:
                     f"a prompt of the shape {prompt.shape}: must have a vector; give None for the "
                     "backbone alone"
                 )
+            if np.ma.isMaskedArray(prompt):
+                raise UserError("a prompt that is a masked array: give its filled() values")
             return np.asarray(prompt)
         if not isinstance(prompt, str | os.PathLike):
             raise UserError(

@@ -128,11 +128,14 @@ def agreed(
 def _check_distinct(names: Sequence[str], arrays: Sequence[np.ndarray], setting: str) -> None:
     """Raises UserError if two are one prompt, such as a run's .npy and its .safetensors."""
     for i, array in enumerate(arrays):
-        for other, name in zip(arrays[:i], names, strict=False):
+        for j, other in enumerate(arrays[:i]):
             if prompts.are_same(array, other):
+                both = f"{names[j]} and {names[i]}"
+                if names[j] == names[i]:
+                    both = f"numbers {j + 1} and {i + 1}"
                 raise UserError(
-                    f"{setting}: {name} and {names[i]} are the same prompt, whose vote would count "
-                    "twice; leave one out"
+                    f"{setting}: {both} are the same prompt, whose vote would count twice, or "
+                    "differ by no more than rounding; leave one out"
                 )
 
 

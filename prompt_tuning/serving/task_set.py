@@ -13,7 +13,7 @@ from prompt_tuning import families
 from prompt_tuning.checkpoint.card import TrainedWith
 from prompt_tuning.data import label_words
 from prompt_tuning.data.unicode_form import composed, shown_beside
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, plain_text
 from prompt_tuning.serving.bank import PromptBank
 from prompt_tuning.transformer.config import Config
 from prompt_tuning.transformer.network import EncoderDecoder
@@ -164,7 +164,7 @@ def checked_texts(texts: Any, name: str = "texts") -> list[str]:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{name}[{i}] contains half a surrogate pair") from None
-    return [str(text) for text in values]
+    return [plain_text(text) for text in values]
 
 
 def checked_labels(task: str, labels: Any, vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Texts as token ids: with what begins and ends an input, and cut to its length."""
 
 import dataclasses
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -43,9 +44,10 @@ def encoded(vocabulary: Vocabulary, text: str, length: int) -> Encoded:
     ids = [*begin_of(vocabulary), *pieces]
     cut = [*ids[: length - 1], EOS]
     is_readable = True
-    if unknown in pieces:  # one such piece stands for all characters of a word that are unknown
+    # An unknown piece stands for all characters of a word; others are dropped, such as U+FFFD.
+    if unknown in pieces or not text.isascii():
         known = vocabulary.decode([i for i in pieces if i != unknown])
-        is_readable = 2 * _characters(known) >= _characters(text)
+        is_readable = 2 * _characters(known) >= _characters(unicodedata.normalize("NFKC", text))
     return Encoded(cut, len(ids) + 1, cut.count(unknown), is_readable)
 
 

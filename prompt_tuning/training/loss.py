@@ -43,8 +43,8 @@ class Loss:
                 f"LOSS_NORMALIZING_FACTOR = {factor!r}: must be None, a number, or one of "
                 f"{', '.join(NORMALIZERS)}"
             )
-        if isinstance(factor, (int, float)) and not factor > 0:
-            raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: must be above 0")
+        if isinstance(factor, (int, float)) and not 0 < factor < math.inf:
+            raise ValueError(f"LOSS_NORMALIZING_FACTOR = {factor}: must be a number above 0")
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ FACTORS = (
     "cosine_decay",
 )
 _NEEDS_WARMUP = FACTORS[1:5]
+_NEEDS_STEPS = {"decay_every": "steps_per_decay", "cosine_decay": "steps_per_cycle"}
 
 
 def schedule(
@@ -47,8 +48,8 @@ def schedule(
       base_learning_rate: The value b.
       warmup_steps: The value w; at least 1 if a factor other than cosine_decay uses it.
       decay_factor: Factor of decay_every, or slope of linear_decay.
-      steps_per_decay: Number of steps between two decays of decay_every.
-      steps_per_cycle: Number of steps of a cycle of cosine_decay.
+      steps_per_decay: Number of steps between two decays of decay_every, at least 1.
+      steps_per_cycle: Number of steps of a cycle of cosine_decay, at least 1.
       step_offset: Number subtracted from the step; the difference is at least 0.
       min_learning_rate: Lower bound of the product.
 
@@ -57,6 +58,7 @@ def schedule(
     """
     if not 0 < base_learning_rate < math.inf:
         raise ValueError(f"LEARNING_RATE = {base_learning_rate}: must be a number above 0")
+    steps = {"steps_per_decay": steps_per_decay, "steps_per_cycle": steps_per_cycle}
     names = [name.strip() for name in factors.split("*")]
     for name in names:
         if name not in FACTORS:
@@ -69,6 +71,8 @@ def schedule(
                 f"warmup_steps = {warmup_steps}: {name} needs at least 1; for no warmup omit "
                 "linear_warmup"
             )
+        if name in _NEEDS_STEPS and not 1 <= steps[setting := _NEEDS_STEPS[name]] < math.inf:
+            raise ValueError(f"{setting} = {steps[setting]}: {name} needs at least 1")
 
     def factor(name: str, step: Array) -> ArrayLike:
         match name:

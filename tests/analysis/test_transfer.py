@@ -36,6 +36,14 @@ def test_similarities_by_hand():
     assert similarity.per_token_average(X, X) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1.0, 1e20, 1e30])
+def test_cosines_do_not_depend_on_the_scale(scale):
+    a, b = random_prompt(0), random_prompt(1)
+    cosines = similarity.units(np.float32(scale) * a) @ similarity.units(b).T
+    expected = [[cosine(x, y) for y in b] for x in a]
+    np.testing.assert_allclose(cosines, expected, rtol=0, atol=1e-6)
+
+
 def test_similarities_by_loops():
     a, b = random_prompt(0, 4), random_prompt(1, 7)
     pairs = [cosine(x, y) for x in a for y in b]
@@ -146,6 +154,14 @@ def test_source_files(folder, patterns, names):
 def test_nothing_to_compare_with(folder, pattern, message):
     with pytest.raises(UserError, match=message):
         source_files([pattern], "target.npy")
+
+
+def test_a_source_that_is_the_prompt_is_named(folder):
+    nearly = prompts.load("target.npy") * np.float32(1 + 2**-10)
+    prompts.save("library/nearly.npy", nearly)
+    done = run_command("prompt_tuning.transfer", "--prompt=target.npy", "--sources=library")
+    assert done.status == 0, done.err
+    assert "library/nearly.npy: is the prompt itself, and is left out" in done.out
 
 
 def test_command(folder):

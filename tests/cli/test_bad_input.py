@@ -352,6 +352,8 @@ CASES = {
     "adapter without JSON": (adapters("no_json"), "adapter_config.json: not valid JSON"),
     "pickled adapter": (adapters("bin_adapter"), "adapter_model.bin: a pickle"),
     "LoRA without alpha": (adapters("lora_half.safetensors"), "--lora_alpha=None"),
+    "LoRA of no alpha": (adapters("lora_half.safetensors", "--lora_alpha=0"), "--lora_alpha=0"),
+    "LoRA of NaN": (adapters("lora_half.safetensors", "--lora_alpha=nan"), "must be a finite num"),
     "half a LoRA": (
         adapters("lora_half.safetensors", "--lora_alpha=2"),
         "leaves other than LoRA's",

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import enum
 import gzip
 import json
 import lzma
@@ -404,7 +405,7 @@ def test_a_column_in_quotes_that_are_text(cells, column, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["\u200b", "\ufeff", " \u200d\u200c ", "\u00ad", "\u2028", "\u0301"]
+    "text", ["\u200b", "\ufeff", " \u200d\u200c ", "\u00ad", "\u2028", "\u0301", "\ufffd", "\u2581"]
 )
 def test_texts_and_words_without_a_visible_character(text, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -444,3 +445,35 @@ def test_a_column_of_the_name_that_predictions_give_the_text(names, text_field, 
         [row] = files.rows("test")
         assert row.columns == dict.fromkeys({*names} - {text_field}, "x")
         assert len(several.rows(["x"])) == 1
+
+
+class Words(str, enum.Enum):  # noqa: UP042 (str of a StrEnum's is the text)
+    """Whose members are strings, though `str` of one is its name."""
+
+    TITLE = "title"
+    BODY = "body"
+    NO = "no"
+    YES = "yes"
+
+
+def test_settings_that_are_members_of_an_enumeration(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl({"title": "A", "body": "B", "label": "yes"}))
+    files = TextFiles(
+        train=path, text_field=[Words.TITLE, Words.BODY], labels=[Words.NO, Words.YES]
+    )
+    assert files == TextFiles(train=path, text_field=("title", "body"), labels=("no", "yes"))
+    [row] = files.rows("train")
+    assert (row.inputs, row.targets) == ("title: A body: B", "yes")
+    assert f"{TextFiles(train=path, text_field=Words.BODY).text_field}" == "body"
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_texts_that_were_decoded_wrongly(tmp_path, ending):
+    def read(text: str) -> str:
+        path = tmp_path / f"a.{ending}"
+        write(path, jsonl({"text": text}) if ending == "jsonl" else f"text\n{text}\n")
+        [row] = TextFiles(train=str(path), label_field="").rows("train")
+        return row.inputs
+
+    with pytest.warns(UserWarning, match=r"texts of 'text' contain U\+FFFD"):
+        assert read("a caf\ufffd") == "a caf\ufffd"

@@ -64,6 +64,13 @@ def test_of_numbers():
     assert values(names, ["1", "2", "3"], ["a", "b", "nan"]) == dict.fromkeys(names, 0.0)
 
 
+@pytest.mark.parametrize("text", [str(2**53 + 2), str(-(10**30)), "1e17"])
+def test_numbers_that_would_be_rounded(text):
+    with pytest.raises(UserError, match=r"numbers above 2\^53 are rounded"):
+        values(["pearson_corrcoef"], ["1", text], ["1", "2"])
+    assert values(["pearson_corrcoef"], ["1", str(2**53)], ["1", text])
+
+
 def test_of_texts():
     actual = values(
         ["exact_match", "token_f1"], ["The red house", "a cat"], ["red house!", "black cat"]

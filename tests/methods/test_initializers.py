@@ -59,6 +59,12 @@ def test_sampled_vocabulary(top, last):
     assert ids != sorted(ids)
 
 
+@pytest.mark.parametrize("bounds", [(0, np.inf), (-np.inf, 0), (np.nan, 1), (1, 1), (2, 1)])
+def test_uniform_between_what_is_no_interval(bounds):
+    with pytest.raises(ValueError, match=r"^Uniform\.low = .*: must be two numbers, low below"):
+        Uniform(*bounds)
+
+
 def test_sampled_vocabulary_takes_the_most_common_five_thousand():
     embedding = np.arange(9_000, dtype=np.float32)[:, None]
     ids = start(SampledVocabulary(), 5_000, Backbone(embedding))[:, 0]

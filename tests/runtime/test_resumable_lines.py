@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.runtime import resumable_lines
 
 COUNT, STEP = 11, 4
@@ -27,6 +28,20 @@ def whole(tmp_path) -> bytes:
 
 def test_lines_are_written_in_order(whole):
     assert [json.loads(line)["line"] for line in whole.splitlines()] == list(range(COUNT))
+
+
+def test_a_second_run_of_the_same_lines_is_refused(tmp_path, whole):
+    path = tmp_path / "out.jsonl"
+
+    def other(start: int, stop: int) -> list[dict]:
+        with pytest.raises(UserError, match=r"out\.jsonl\.k\.part: another run is writing it"):
+            write(path)
+        return lines(start, stop)
+
+    write(path, other)
+    assert path.read_bytes() == whole
+    write(path, key="other")
+    assert path.read_bytes() == whole
 
 
 def test_resumes_from_any_interruption(tmp_path, whole):

@@ -141,6 +141,7 @@ def nan() -> np.ndarray:
             [np.full((2, D), 1e300)],
             "task 'new': the prompt contains values that are not finite",
         ),
+        ("new", [np.full((2, D), 1e19)], r"has values of up to 1e\+19, which overflow float32"),
         (3, [prompt(2)], "task 3: a name must be a text"),
         ("new", [prompt(2), nan()], "task 'new': the prompt contains values that are not finite"),
         ("new", [np.ones((2, D + 1), np.float32)], "is 17 wide, the backbone 16"),

@@ -373,6 +373,11 @@ def test_what_is_no_prompt_is_one_line(wrong):
             model.add_task("t", [prompt(2), empty_prompt])
     with pytest.raises(UserError, match=r"a prompt of type .*: must be a NumPy or JAX array"):
         model.add_task("t", [wrong, prompt(2)])
+    with pytest.raises(UserError, match=r"a masked array: give its filled\(\) values"):
+        model.add_task("t", np.ma.masked_less(prompt(2), 0))
+    nearly = prompt(2) * np.float32(1 + 2**-12)
+    with pytest.raises(UserError, match=r"numbers 2 and 3 are the same prompt"):
+        model.add_task("t", [prompt(2, 1), prompt(2), nearly])
     assert model.tasks == ()
 
 

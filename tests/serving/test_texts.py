@@ -1,6 +1,7 @@
 """Texts and settings that are given to a model as something other than what it expects."""
 
 import copy
+import enum
 import os
 import pickle
 import warnings
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import seqio
 
-from prompt_tuning import serving, sharding
+from prompt_tuning import embedded, serving, sharding
 from prompt_tuning.data import tasks as data_tasks
 from prompt_tuning.data.batching.settings import check_lengths
 from prompt_tuning.errors import UserError
@@ -22,9 +23,10 @@ from prompt_tuning.methods import ModelTuning
 from prompt_tuning.model.tuned import TunedModel, initialize
 from prompt_tuning.runs import checks
 from prompt_tuning.serving.task_rows import TaskRows
+from prompt_tuning.serving.texts import encoded
 from prompt_tuning.testing import Numbers, tiny_config, tiny_model
 from prompt_tuning.training.loop import Fit
-from prompt_tuning.transformer.vocabulary import begin_of
+from prompt_tuning.transformer.vocabulary import EOS, SentencePiece, begin_of
 
 TEXTS = ["4 5 6", "7 8", "9 10 11"]
 CALLS = {
@@ -52,6 +54,7 @@ SEQUENCES = {
     "objects": lambda: np.array(TEXTS, object),
     "tuple": lambda: tuple(TEXTS),
     "Dataset": lambda: datasets.Dataset.from_dict({"t": TEXTS})["t"],
+    "enumeration": lambda: list(enum.Enum("Text", dict(zip("abc", TEXTS, strict=True)), type=str)),
 }
 
 
@@ -92,6 +95,36 @@ def test_a_vocabulary_of_seqio_s_is_taken_as_ours(monkeypatch, name):
     ours = serving.Model(tuned.model.config, tuned.params, theirs, tuned.layout).vocabulary
     assert begin_of(ours) == tuple(data_tasks.begin_of(theirs))
     assert ours.fingerprint == data_tasks.fingerprint(theirs)
+
+
+def test_a_vocabulary_that_ends_texts_itself_is_refused():
+    class Ending(Numbers):
+        def encode(self, text: str) -> list[int]:
+            return [*super().encode(text), EOS]
+
+    tuned = tiny_model()
+    with pytest.raises(UserError, match=r"^vocabulary: its encode ends with the end token"):
+        serving.Model(tuned.model.config, tuned.params, Ending(), tuned.layout)
+
+
+@pytest.mark.parametrize(
+    ("text", "readable"),
+    [
+        ("\ufffd" * 9, False),
+        ("\u2581\u2581", False),
+        ("a \ufffd\ufffd\ufffd\ufffd", False),
+        ("\u6f22\u5b57", False),
+        ("na\u00efve cafe\u0301", True),
+        ("e\u0301" * 8, True),
+        ("\u200bgood\u200b", True),
+        ("\ufb01ne \u2460 \u2122", True),
+        ("a film, caf\ufffd", True),
+        ("", True),
+    ],
+)
+def test_characters_that_a_vocabulary_drops(text, readable):
+    vocabulary = SentencePiece(embedded.vocabulary())
+    assert encoded(vocabulary, text, 32).is_readable == readable
 
 
 def test_settings_of_each_text_are_taken_by_position(model):
@@ -159,6 +192,9 @@ def test_names_of_tasks_that_are_no_strings(model, task, message):
         ({"alpha": float("nan")}, "alpha = nan: must be a finite number"),
         ({"alpha": "x"}, "alpha = 'x': must be a finite number"),
         ({"alpha": 10**400}, "must be a finite number"),
+        ({"alpha": 60, "beams": 3}, "alpha = 60: must be a number from 0 to 4"),
+        ({"alpha": -0.5, "beams": 3}, "alpha = -0.5: must be a number from 0 to 4"),
+        ({"stop": b"\x05"}, r"stop = b'\\x05': must be a list of ids of tokens"),
         ({"sampling": 1}, "sampling = 1: must be a Sampling or None"),
     ],
 )

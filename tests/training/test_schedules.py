@@ -111,6 +111,16 @@ def test_an_unknown_factor_is_an_error_that_lists_the_known(factors):
         schedule(factors)
 
 
+@pytest.mark.parametrize("steps", [0, -3, float("nan")])
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("decay_every", "steps_per_decay"), ("cosine_decay", "steps_per_cycle")],
+)
+def test_periods_of_no_steps_are_errors(name, setting, steps):
+    with pytest.raises(ValueError, match=f"{setting} = {steps}: {name} needs at least 1"):
+        schedule(f"constant * {name}", **{setting: steps})
+
+
 @pytest.mark.parametrize("name", ["linear_warmup", "linear_decay", "rsqrt_decay"])
 def test_warmup_of_no_steps_is_an_error(name):
     with pytest.raises(ValueError, match="warmup_steps = 0"):

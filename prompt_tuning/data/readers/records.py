@@ -148,6 +148,12 @@ def check_text(value: str, name: str, where: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise UserError(f"{where}: {name!r} contains half a surrogate pair") from None
+    if "\ufffd" in value:
+        warnings.warn(
+            f"texts of {name!r} contain U+FFFD, which replaces what was decoded wrongly, and the "
+            "vocabulary drops it; save the file as UTF-8 from its source",
+            stacklevel=1,  # one place, so that a column is named once
+        )
     return value
 
 
