@@ -6,6 +6,7 @@ their mean, with the standard deviation.
 
 import dataclasses
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,15 +101,18 @@ def read_curves(words: Sequence[str], metric: str) -> dict[str, Curve]:
     Raises:
       UserError: if a word matches no run, runs have no step in common, or as `of_run`.
     """
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, dict[str, str]] = {}  # folders by what they are, so that each counts once
     for word in words:
         name, equals, pattern = word.partition("=")
         folders = sorted(glob.glob(pattern))
         if not equals or not folders:
             raise UserError(f"{word}: must be NAME=RUNS, with RUNS a run folder or a glob of some")
-        own = by_name.setdefault(name, [])
-        own += [folder for folder in folders if folder not in own]
-    curves = {name: mean([of_run(f, metric) for f in own]) for name, own in by_name.items()}
+        own = by_name.setdefault(name, {})
+        for folder in folders:
+            own.setdefault(os.path.realpath(folder), folder)
+    curves = {
+        name: mean([of_run(f, metric) for f in own.values()]) for name, own in by_name.items()
+    }
     if apart := [name for name, curve in curves.items() if not curve.steps]:
         raise UserError(f"{apart[0]}: its runs have no step in common")
     return curves

@@ -26,6 +26,7 @@ from prompt_tuning.data.batching.tokens import (
     mixed,
     readable,
 )
+from prompt_tuning.data.catalogue.postprocess import group_of
 from prompt_tuning.data.comparison import Comparison
 from prompt_tuning.data.notes import shared_notes
 from prompt_tuning.data.quiet import seqio
@@ -471,7 +472,16 @@ class TaskData:
             raise _empty(task.name, split)
         if self.eval_examples is None or len(examples) <= self.eval_examples:
             return examples, len(examples)
-        drawn = np.random.default_rng(0).permutation(len(examples))[: self.eval_examples]
+        # Whole questions, so that metrics of them see all of their answers.
+        groups: dict[object, list[int]] = {}
+        group_of_each = [group_of(example) or i for i, example in enumerate(examples)]
+        for i, group in enumerate(group_of_each):
+            groups.setdefault(group, []).append(i)
+        drawn = set[int]()
+        for i in np.random.default_rng(0).permutation(len(examples)):
+            if len(drawn) >= self.eval_examples:
+                break
+            drawn.update(groups[group_of_each[i]])
         return [examples[i] for i in sorted(drawn)], len(examples)
 
     def _eval_notes(

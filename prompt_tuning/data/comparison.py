@@ -44,6 +44,11 @@ class Comparison:
 
         @functools.wraps(metric)
         def scored(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+            if self._task.postprocessor is not None and [*targets] != [*self._targets]:
+                raise UserError(
+                    f"{self._task.name}: its metrics read further fields of the rows that the set "
+                    "was made of, and these targets are others or in another order"
+                )
             words = [
                 self._words.get(
                     text.strip(), target if text.strip() == self.written(target) else text

@@ -182,7 +182,7 @@ def vocabulary(path: str | Path, extra_ids: int | None = None) -> seqio.Sentence
     Raises:
       UserError: If the file does not exist or is not a SentencePiece model.
     """
-    path = os.path.expanduser(path)
+    path = folder = os.path.expanduser(path)
     if os.path.isdir(path) or path.endswith(".json"):
         path = os.fspath(vocabularies.file_of(path))
     try:
@@ -199,6 +199,8 @@ def vocabulary(path: str | Path, extra_ids: int | None = None) -> seqio.Sentence
         loaded.load_model()
     except Exception as error:  # protobuf, SentencePiece and SeqIO each raise their own
         raise UserError(f"VOCABULARY = {path}: not a SentencePiece model") from error
+    vocabularies.check_special(loaded.tokenizer, f"VOCABULARY = {path}")
+    vocabularies.warn_of_added(folder, loaded.tokenizer)
     return loaded
 
 

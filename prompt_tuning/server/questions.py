@@ -243,7 +243,7 @@ class Questions:
         chosen = list(zip(texts, scores.tolist(), strict=True)).index((best.text, best.score))
         ids, ended = best.tokens, best.tokens[-1:] == (EOS,)
         kept = len(ids) - ended
-        if len(best.text) < len(text_of(ids)):  # cut at a stop text
+        if is_cut := len(best.text) < len(text_of(ids)):  # at a stop text
             while kept and len(text_of(ids[: kept - 1])) >= len(best.text):
                 kept -= 1
 
@@ -267,8 +267,7 @@ class Questions:
                         top.setdefault(text, value)
             offset = len(before.rstrip("\ufffd"))  # the bytes of an unfinished character
             listed.append(Token(name, best.token_scores[i], top, offset))
-        stopped = ended or kept < len(ids)
-        reason = "stop" if stopped else "length"
+        reason = "stop" if ended or is_cut else "length"
         return Completion(best.text, best.score, tuple(listed), len(ids), reason)
 
     def _question(

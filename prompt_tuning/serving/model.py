@@ -466,7 +466,7 @@ class Model:
                 )
             if np.ma.isMaskedArray(prompt):
                 raise UserError("a prompt that is a masked array: give its filled() values")
-            return np.asarray(prompt)
+            return np.array(prompt)  # a copy: the caller may fill it anew
         if not isinstance(prompt, str | os.PathLike):
             raise UserError(
                 f"a prompt of type {type(prompt).__name__}: must be a NumPy or JAX array [P, D], a "

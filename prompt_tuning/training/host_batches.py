@@ -1,5 +1,6 @@
 """Batches as a user's function gives them, checked before they reach a device."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -12,7 +13,8 @@ HostBatch = Mapping[str, np.ndarray]
 Batches = Callable[[int], Iterator[HostBatch]]
 _TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 _WEIGHTS = "decoder_loss_weights"
-_READ = {*_TOKENS, *OPTIONAL_FEATURES, _WEIGHTS, "loss_scale"}
+_READ = {*_TOKENS, *OPTIONAL_FEATURES, _WEIGHTS}
+_SCALE = "loss_scale"  # of `step`, which adds it to the parts of a batch
 
 
 def batches_from(batches: Batches, start: int) -> Iterator[HostBatch]:
@@ -30,8 +32,29 @@ def batches_from(batches: Batches, start: int) -> Iterator[HostBatch]:
     return map(checked, given)
 
 
+def check_start(batches: Callable[[int], Iterator[HostBatch]]) -> None:
+    """Checks that batches begin at the step that is asked for, as a run that resumes needs.
+
+    Raises:
+      UserError: If those from step 1 on begin with the first of step 0, though others follow it.
+    """
+    first, second = itertools.islice(itertools.chain(batches(0), (None, None)), 2)
+    of_step_1 = next(batches(1), None)
+    if _are_same(first, of_step_1) and not _are_same(first, second):
+        raise UserError(
+            "batches: those from step 1 on begin with the batch of step 0, so a run that resumes "
+            "would train on the first ones again; begin at the step of the argument"
+        )
+
+
+def _are_same(one: HostBatch | None, other: HostBatch | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
 def checked(batch: HostBatch) -> HostBatch:
-    """Returns a batch.
+    """Returns a copy of a batch, whose arrays the iterator may fill anew while they are in use.
 
     Raises:
       UserError: If it lacks an array, an array has another shape or type than the others ask for,
@@ -42,6 +65,8 @@ def checked(batch: HostBatch) -> HostBatch:
     if missing := [name for name in _TOKENS if name not in batch]:
         raise UserError(f"batches: a batch lacks {', '.join(missing)}")
     prefixes = ("encoder_", "decoder_")
+    if _SCALE in batch:
+        raise UserError(f"batches: {_SCALE} follows from the loss; give {_WEIGHTS} instead")
     if unknown := [name for name in batch if name not in _READ and name.startswith(prefixes)]:
         raise UserError(
             f"batches: a batch has {unknown[0]!r}, which is not read; the arrays that are: "
@@ -71,7 +96,7 @@ def checked(batch: HostBatch) -> HostBatch:
             "batches: decoder_input_tokens are decoder_target_tokens, which give each answer away; "
             "shift them by one: a 0 comes first, and the last token is left out"
         )
-    return batch
+    return {name: np.array(rows) for name, rows in batch.items()}
 
 
 def check_packing(batch: HostBatch, places: int | None) -> HostBatch:

@@ -39,6 +39,7 @@ from prompt_tuning.training.host_batches import (
     HostBatch,
     batches_from,
     check_packing,
+    check_start,
     check_tokens,
     examples_in,
     from_example,
@@ -50,6 +51,7 @@ from prompt_tuning.training.optim import PRETRAINED_STEPS, adafactor, only_train
 from prompt_tuning.training.prefetch import prefetch
 from prompt_tuning.training.progress import Progress
 from prompt_tuning.training.step import TrainState, make_train_step
+from prompt_tuning.transformer.paths import flatten
 
 
 class Evaluator(Protocol):
@@ -324,6 +326,11 @@ class _Loop:
         identity: Identity,
         further: Mapping[str, Any],
     ) -> None:
+        if any(leaf.is_deleted() for leaf in flatten(tuned.trained).values()):
+            raise UserError(
+                "this model was given to fit before, which took its trained leaves: go on with the "
+                "model that fit returned, or initialize another one"
+            )
         self._settings, self._initial, self._evaluators = settings, tuned, evaluators
         optimizer = settings.transformation(tuned.split)
         self._state = create_state(tuned, optimizer)
@@ -379,6 +386,8 @@ class _Loop:
         # Where nothing is known of the data, the examples that they begin with are compared.
         is_stream = of_data.get(run_settings.EXAMPLES) == run_settings.STREAM
         is_unknown = not of_data or (is_stream and not self._start)
+        if self._start and not of_data:
+            check_start(batches)
         if is_unknown or run_settings.FIRST_BATCH in saved:
             first = next(batches(0) if self._start else host_batches, None)
             if first is not None:

@@ -52,7 +52,7 @@ class SentencePiece:
     """
 
     def __init__(self, path: epath.PathLike, extra_ids: int | None = None) -> None:
-        path = file_of(path)
+        folder, path = path, file_of(path)
         if not path.is_file():
             raise UserError(f"vocabulary {path}: no such file")
         try:
@@ -65,6 +65,8 @@ class SentencePiece:
                 self._pieces.LoadFromSerializedProto(_with_sentinels(content, extra_ids))
         except Exception as error:  # protobuf and SentencePiece each raise their own
             raise UserError(f"vocabulary {path}: not a SentencePiece model") from error
+        check_special(self._pieces, f"vocabulary {path}")
+        warn_of_added(folder, self._pieces)
         self._path, self._extra_ids = path, extra_ids
         self.begin, self.unknown = begin, self._pieces.unk_id()
 
@@ -218,6 +220,37 @@ def file_of(path: epath.PathLike) -> epath.Path:
         with renamed_when_done(converted) as temporary:
             temporary.write_bytes(model)
     return converted
+
+
+def warn_of_added(folder: epath.PathLike, pieces: sentencepiece.SentencePieceProcessor) -> None:
+    """Warns of tokens that a Hugging Face folder adds to its SentencePiece model; others pass."""
+    folder, added = epath.Path(folder).expanduser(), set[str]()
+    if (path := folder / "added_tokens.json").is_file():
+        added |= json.loads(path.read_text()).keys()
+    if (path := folder / "tokenizer_config.json").is_file():
+        tokens = json.loads(path.read_text()).get("added_tokens_decoder", {})
+        added |= {token["content"] for token in tokens.values()}
+    known = {pieces.IdToPiece(i).removeprefix("▁") for i in range(pieces.GetPieceSize())}
+    known |= {f"<extra_id_{i}>" for i in range(SENTINELS)}
+    if unread := sorted(added - known):
+        warnings.warn(
+            f"vocabulary {folder}: the tokens that it adds ({', '.join(unread[:3])}"
+            f"{', ...' if unread[3:] else ''}) are not read: in a text they are other pieces",
+            stacklevel=2,
+        )
+
+
+def check_special(pieces: sentencepiece.SentencePieceProcessor, name: str) -> None:
+    """Checks that a model pads with 0 and ends texts with 1, as the families of backbones do.
+
+    Raises:
+      UserError: if it does not; the message begins with `name`.
+    """
+    if (pieces.pad_id(), pieces.eos_id()) != (0, EOS):
+        raise UserError(
+            f"{name}: pads with the id {pieces.pad_id()} and ends texts with {pieces.eos_id()}; "
+            "must be 0 and 1, as in T5 (SentencePiece's trainer: --pad_id=0 --eos_id=1 --unk_id=2)"
+        )
 
 
 def check_size(pieces: int, rows: int) -> None:

@@ -273,7 +273,8 @@ def test_a_mixtures_validation_is_the_mean_over_its_tasks(tmp_path):
 def test_a_name_that_is_given_twice_is_of_all_its_runs(tmp_path):
     for name, value in {"a": 1.0, "b": 9.0}.items():
         write_run(tmp_path / name, "train", "loss", {0: value})
-    words = [f"pt={tmp_path / name}" for name in ("a", "b", "a")]
+    (tmp_path / "latest").symlink_to("b")
+    words = [f"pt={tmp_path / name}" for name in ("a", "b", "a", "a/../b", "latest", "b/")]
     curve = curves.read_curves(words, "train/loss")["pt"]
     assert (curve.mean, curve.runs) == ((5.0,), 2)
 

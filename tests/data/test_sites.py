@@ -468,3 +468,30 @@ def test_a_test_split_with_some_labels(tmp_path, vocabulary):
     data = TaskData("taskless_super_glue_rte_v102_examples", LENGTHS, 2)
     with pytest.raises(UserError, match=r"test\.jsonl: 3 of 5 rows have no 'label'"):
         data.eval_set("test")
+
+
+def test_some_examples_are_of_whole_questions(folders, vocabulary):
+    """Two answers to one question of MultiRC, one to the other."""
+    register_benchmarks(vocabulary, folders["super_glue"])
+    name = "taskless_super_glue_multirc_v102_examples"
+    whole = TaskData(name, LENGTHS, 2).eval_set("validation")
+    sizes = {1: {1, 2}, 2: {2, 3}, 3: {3}}
+    for count, wanted in sizes.items():
+        some = TaskData(name, LENGTHS, 2, eval_examples=count).eval_set("validation")
+        assert len(some.inputs) in wanted
+        for question in ("How many", "Whose"):
+            inputs = [text for text in whole.inputs if question in text]
+            assert [text for text in some.inputs if question in text] in ([], inputs)
+
+
+def test_metrics_that_read_further_fields_are_of_these_rows(folders, vocabulary):
+    register_benchmarks(vocabulary, folders["super_glue"])
+    data = TaskData("taskless_super_glue_multirc_v102_examples", LENGTHS, 2)
+    eval_set = data.eval_set("validation")
+    targets = eval_set.targets
+    for other in (targets[:2], targets[::-1]):
+        if other == targets:
+            continue
+        for metric in eval_set.metric_fns:
+            with pytest.raises(UserError, match="these targets are others or in another order"):
+                metric(other, other)

@@ -1,6 +1,11 @@
 """Vocabularies without TensorFlow give SeqIO's ids and texts."""
 
+import json
+import warnings
+from pathlib import Path
+
 import pytest
+import sentencepiece
 import seqio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +56,31 @@ def test_ids_of_any_text(pair, text):
 def test_texts_of_any_ids(pair, ids):
     ours, theirs = pair
     assert ours.decode(ids) == theirs.decode(ids)
+
+
+def test_a_model_with_other_special_ids_is_refused(tmp_path):
+    """The defaults of SentencePiece's trainer: 0 is unknown, 1 begins and 2 ends texts."""
+    path, lines = tmp_path / "own.model", (f"a film number {i}, and a cook" for i in range(300))
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=file, vocab_size=40, minloglevel=2
+        )
+    for read in (vocabulary.read, tasks.vocabulary):
+        with pytest.raises(UserError, match=r"own\.model: pads with the id -1 and ends .* with 2;"):
+            read(str(path))
+
+
+@pytest.mark.parametrize("read", [vocabulary.read, tasks.vocabulary])
+def test_tokens_that_a_folder_adds_are_told(read, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(Path(embedded.vocabulary()).read_bytes())
+    known = {"added_tokens_decoder": {"1": {"content": "</s>"}, "8": {"content": "<extra_id_9>"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(known))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(str(tmp_path))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<sep>": 8100, "<extra_id_0>": 8099}))
+    with pytest.warns(UserWarning, match=r"the tokens that it adds \(<sep>\) are not read"):
+        read(str(tmp_path))
 
 
 def test_sentinels_have_the_highest_ids():

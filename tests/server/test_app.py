@@ -87,6 +87,13 @@ def test_completions(service):
     assert answer["usage"]["completion_tokens"] == 2 and answer["object"] == "text_completion"
 
 
+def test_a_stop_text_inside_the_last_token_is_a_stop(service):
+    text = str(10 + slot_of(service, "free"))
+    body = {"model": "free", "prompt": "3 4", "max_tokens": 1, "stop": text[1]}
+    [choice] = ask(service, "POST", "/v1/completions", json=body).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (text[0], "stop")
+
+
 def test_streamed_completions(service):
     body = {"model": "free", "prompt": ["3", "4"], "stream": True}
     body["stream_options"] = {"include_usage": True}

@@ -3,6 +3,7 @@
 import contextvars
 import dataclasses
 import functools
+import itertools
 import re
 import threading
 import warnings
@@ -540,3 +541,52 @@ def test_a_lambda_around_the_batches(tmp_path):
     told = "".join(str(warning.message) for warning in warned)
     assert "RANDOM_SEED (data), which this run does not name" in told
     assert "OPTIMIZER is a function of your own" in told
+
+
+@pytest.mark.parametrize("again", [itertools.cycle, iter])
+def test_batches_that_do_not_begin_at_their_step_are_refused(again, tmp_path):
+    data = [random_batch(seed, batch=4) for seed in range(6)]
+    fit(tmp_path, 2, batches=lambda start: again(data))
+    with pytest.raises(UserError, match="would train on the first ones again; begin at the step"):
+        fit(tmp_path, 4, batches=lambda start: again(data))
+    fit(tmp_path, 4, batches=lambda start: iter(data[start:]))
+
+
+def test_batches_whose_arrays_are_filled_anew(tmp_path):
+    """At addresses that JAX shares on CPUs: multiples of 64."""
+    data = [random_batch(seed, batch=64, inputs=32) for seed in range(8)]
+
+    def aligned(rows: np.ndarray) -> np.ndarray:
+        raw = np.empty(rows.size + 16, rows.dtype)
+        first = -raw.ctypes.data // raw.itemsize % 16
+        return raw[first : first + rows.size].reshape(rows.shape)
+
+    def refilled(start: int) -> Iterator[dict[str, np.ndarray]]:
+        arrays = {name: aligned(rows) for name, rows in data[0].items()}
+        for batch in data[start:]:
+            for name, rows in batch.items():
+                arrays[name][...] = rows
+            yield arrays
+
+    leaves = [
+        flatten(fit(tmp_path / name, 6, batches=batches).trained)
+        for name, batches in {"own": lambda start: iter(data[start:]), "one": refilled}.items()
+    ]
+    for name, leaf in leaves[0].items():
+        np.testing.assert_array_equal(leaf, leaves[1][name])
+
+
+def test_a_loss_scale_is_no_array_of_a_batch(tmp_path):
+    batch = random_batch(0, batch=4)
+    batch["loss_scale"] = np.ones_like(batch["decoder_target_tokens"], np.float32)
+    with pytest.raises(UserError, match="loss_scale follows from the loss; give decoder_loss_weig"):
+        fit(tmp_path, batches=lambda start: iter([batch]))
+
+
+def test_a_model_is_trained_once(tmp_path):
+    tuned = tiny_model(METHOD)
+    options = {"total_steps": 1, "batches": batches_of(4)}
+    loop.fit(tuned, model_dir=tmp_path / "a", **options)
+    with pytest.raises(UserError, match="was given to fit before, which took its trained leaves"):
+        loop.fit(tuned, model_dir=tmp_path / "b", **options)
+    assert not (tmp_path / "b").exists() or not list((tmp_path / "b").glob("checkpoint_*"))

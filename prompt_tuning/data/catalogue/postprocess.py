@@ -41,14 +41,20 @@ def label_index(text: str, labels: Sequence[str], *, is_target: bool = False, **
     return labels.index(text) if text in labels else INVALID
 
 
+def group_of(example: Mapping[str, Any]) -> tuple[int, ...]:
+    """The question or query that an example is a part of; () if it stands alone."""
+    keys = ("idx/paragraph", "idx/question"), ("idx/passage", "idx/query")
+    found = [pair for pair in keys if set(pair) <= example.keys()]
+    return tuple(int(example[key]) for key in found[0]) if found else ()
+
+
 def multirc(text: str, *, example: Mapping[str, Any], is_target: bool = False) -> Grouped:
     """The number of the truth label of an answer, grouped by question.
 
     Raises:
       UserError: For a hidden target.
     """
-    question = (int(example["idx/paragraph"]), int(example["idx/question"]))
-    return Grouped(question, label_index(text, TRUTH, is_target=is_target))
+    return Grouped(group_of(example), label_index(text, TRUTH, is_target=is_target))
 
 
 def record(text: str, *, example: Mapping[str, Any], is_target: bool = False) -> Grouped:
@@ -57,7 +63,7 @@ def record(text: str, *, example: Mapping[str, Any], is_target: bool = False) ->
     Raises:
       UserError: For a hidden target.
     """
-    query = (int(example["idx/passage"]), int(example["idx/query"]))
+    query = group_of(example)
     if not is_target:
         return Grouped(query, text)
     answers = [answer.decode() for answer in example["answers"]]
