@@ -8,10 +8,9 @@ import ast
 import collections
 import dataclasses
 import functools
-import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from absl import flags
@@ -28,7 +27,6 @@ from prompt_tuning.transformer.vocabulary import SentencePiece, check_size
 COUNT = 5  # the paper's
 _STEM_LETTERS, _STEM_SHARE = 3, 0.6  # least length of a common stem, and share of the longer word
 _PAIRS, _QUANTILE = 20_000, 0.999
-_WORDS = re.compile(r"ClassLabels\(labels=([(\[].+?[)\]])(, \w+=|\)$)")  # of an initialiser
 
 
 def nearest(
@@ -312,6 +310,21 @@ def check_backbone(
         check_size(vocabulary.size, rows)
 
 
+def _words_of(initialisation: str, path: str) -> Sequence[str]:
+    """Label words that a `ClassLabels` was given; () for those of its task, and for others."""
+    if not initialisation.startswith("ClassLabels("):
+        return ()
+    try:
+        call = cast(ast.Call, ast.parse(initialisation, mode="eval").body)
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        return ast.literal_eval(given["labels"])
+    except (SyntaxError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(
+            f"{path}: its card has an initialisation whose labels cannot be read: "
+            f"{initialisation!r}; mend or remove the card"
+        ) from error
+
+
 def check_order(labels: Sequence[str], prompt_card: card.Card | None, path: str) -> None:
     """Checks that labels are at the places of the training, whose order initialised vectors.
 
@@ -323,14 +336,7 @@ def check_order(labels: Sequence[str], prompt_card: card.Card | None, path: str)
     trained = prompt_card.trained_with if prompt_card else None
     if prompt_card is None or trained is None:
         return
-    own = _WORDS.match(prompt_card.initialisation)  # () if they are the task's
-    try:
-        words = (own and ast.literal_eval(own[1])) or trained.labels
-    except (SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path}: its card has an initialisation whose labels are no list: "
-            f"{prompt_card.initialisation!r}; mend or remove the card"
-        ) from error
+    words = _words_of(prompt_card.initialisation, path) or trained.labels
     places = {word: place for place, word in enumerate(words)}
     if any(places.get(label, place) != place for place, label in enumerate(labels)):
         raise UserError(

@@ -12,6 +12,7 @@ from prompt_tuning import embedded
 from prompt_tuning.analysis import curves, neighbours, similarity, sources, style
 from prompt_tuning.checkpoint import backbone, card, prompts
 from prompt_tuning.errors import UserError
+from prompt_tuning.methods import ClassLabels
 from prompt_tuning.testing import run_command
 from prompt_tuning.transformer.vocabulary import SentencePiece
 
@@ -368,6 +369,9 @@ def with_card(planted, tmp_path):
         (("good",), {}, True),
         (("bad", "fine", "good"), {}, True),
         (("good", "bad"), {"initialisation": "Uniform()"}, True),
+        (("bad",), {"initialisation": repr(ClassLabels())}, False),
+        (("good", "bad"), {"initialisation": repr(ClassLabels())}, True),
+        (("bad)", "good"), {"initialisation": repr(ClassLabels(("bad)", "good")))}, False),
         (
             ("good", "bad"),
             {"initialisation": "ClassLabels(labels=['bad', 'good'], seed=1)", "labels": ("x",)},
@@ -383,10 +387,12 @@ def test_labels_are_at_the_places_of_the_training(labels, fields, refused, with_
         neighbours.analyse({"a": path}, SentencePiece(embedded.vocabulary()), labels)
 
 
-@pytest.mark.parametrize("words", ["(bad, good)", "['bad', 'good')"])
+@pytest.mark.parametrize("words", ["(bad, good)", "('bad'", "['bad', 'good')"])
 def test_a_card_whose_labels_are_no_list(words, with_card):
     path = with_card(f"ClassLabels(labels={words})")
-    with pytest.raises(UserError, match=rf"^{path}: its card has an initialisation whose labels"):
+    with pytest.raises(
+        UserError, match=rf"^{path}: its card has an initialisation whose labels can"
+    ):
         neighbours.check_order(("bad",), card.read(path), path)
 
 
