@@ -230,6 +230,8 @@ def warn_of_added(folder: epath.PathLike, pieces: sentencepiece.SentencePiecePro
     if (path := folder / "tokenizer_config.json").is_file():
         tokens = json.loads(path.read_text()).get("added_tokens_decoder", {})
         added |= {token["content"] for token in tokens.values()}
+    if not added:
+        return
     known = {pieces.IdToPiece(i).removeprefix("▁") for i in range(pieces.GetPieceSize())}
     known |= {f"<extra_id_{i}>" for i in range(SENTINELS)}
     if unread := sorted(added - known):
