@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.data.catalogue.postprocess import Grouped
+from prompt_tuning.data.catalogue.postprocess import Grouped, group_of
 from prompt_tuning.data.quiet import seqio
 from prompt_tuning.data.readers.records import shortened
 from prompt_tuning.data.tasks import decode, words_of
@@ -44,11 +44,7 @@ class Comparison:
 
         @functools.wraps(metric)
         def scored(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
-            if self._task.postprocessor is not None and [*targets] != [*self._targets]:
-                raise UserError(
-                    f"{self._task.name}: its metrics read further fields of the rows that the set "
-                    "was made of, and these targets are others or in another order"
-                )
+            self._check_rows(targets)
             words = [
                 self._words.get(
                     text.strip(), target if text.strip() == self.written(target) else text
@@ -66,6 +62,20 @@ class Comparison:
             return metric(values, answers)
 
         return scored
+
+    def _check_rows(self, targets: Sequence[str]) -> None:
+        """Checks that targets are those of the examples, if a metric reads more of the examples.
+
+        Raises:
+          UserError: If they are others, or in another order.
+        """
+        if self._task.postprocessor is None or [*targets] == [*self._targets]:
+            return
+        if len(targets) != len(self._targets) or group_of(self._examples[0]):
+            raise UserError(
+                f"{self._task.name}: its metrics read further fields of the rows that the set was "
+                "made of, and these targets are others or in another order"
+            )
 
     def check_ranked(self, where: str) -> None:
         """Checks that each target is a label word, if there are any; no ranking is right otherwise.
