@@ -6,6 +6,7 @@ import fcntl
 import os
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 from etils import epath
 
@@ -55,20 +56,30 @@ def only_process(folder: epath.Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / NAME, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not take(file, folder):
             file.seek(0)
             raise UserError(
                 f"MODEL_DIR = {str(folder)!r}: another run is using it (process "
                 f"{file.read(100).strip()}); wait for it, or set another MODEL_DIR"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            warnings.warn(
-                f"{folder}: cannot be locked ({error.strerror}); do not start a second run in it",
-                stacklevel=2,
             )
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def take(file: IO, name: epath.PathLike) -> bool:
+    """Locks an open file until it is closed; returns False if another process holds it.
+
+    Some network file systems have no locks; a warning then begins with `name`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        warnings.warn(
+            f"{name}: cannot be locked ({error.strerror}); do not start a second run in it",
+            stacklevel=3,
+        )
+    return True

@@ -1,9 +1,7 @@
 """Writes JSON lines such that a killed run can resume."""
 
-import fcntl
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +9,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.runtime import distributed
+from prompt_tuning.runtime import distributed, lock
 from prompt_tuning.runtime.files import json_line
 
 Line = Mapping[str, Any]
@@ -55,42 +53,30 @@ def write(
         done = distributed.of_main(_whole_lines(part) if main else 0)
         if done:
             print(f"resuming at line {done + 1} of {count}", flush=True)
-        bar = tqdm(
+        with tqdm(
             initial=done,
             total=count,
             unit="text",
             disable=None if main else True,
             dynamic_ncols=True,
-        )
-        for start in range(done // step * step, count, step):
-            missing = list(lines(start, min(start + step, count)))[max(done - start, 0) :]
-            file.write(b"".join(map(json_line, missing)))
-            file.flush()
-            bar.update(len(missing))
-        bar.close()
+        ) as bar:
+            for start in range(done // step * step, count, step):
+                missing = list(lines(start, min(start + step, count)))[max(done - start, 0) :]
+                file.write(b"".join(map(json_line, missing)))
+                file.flush()
+                bar.update(len(missing))
         if main:
             part.replace(path)  # before another run can lock it
 
 
 def _lock(file: BinaryIO, part: Path) -> None:
-    """Locks an open file until it is closed; warns where a file system has no locks.
+    """Locks the open file of a part until it is closed.
 
     Raises:
       UserError: if another run writes it, or has just renamed it.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        in_use = not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno()))
-    except BlockingIOError:
-        in_use = True
-    except OSError as error:
-        warnings.warn(
-            f"{part}: cannot be locked ({error.strerror}); do not start a second run that writes "
-            "it",
-            stacklevel=1,
-        )
-        return
-    if in_use:
+    taken = lock.take(file, part) and part.exists()
+    if not (taken and os.path.samestat(part.stat(), os.fstat(file.fileno()))):
         raise UserError(f"{part}: another run is writing it; wait for that, or set another folder")
 
 
