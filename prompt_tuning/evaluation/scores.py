@@ -36,7 +36,8 @@ def measure(data: EvalSet, predictions: Predictions) -> dict[str, float]:
             raise UserError(f"{data.task}: prediction {row + 1} is {_shown(text)}; must be a text")
     metrics: dict[str, float] = {}
     for metric_fn in data.metric_fns:
-        values = metric_fn(data.targets, predictions.texts)
+        # Lists of its own, which it may sort.
+        values = metric_fn(list(data.targets), list(predictions.texts))
         function = getattr(metric_fn, "__name__", "")
         if not isinstance(values, Mapping):
             raise UserError(

@@ -71,6 +71,18 @@ def test_a_metric_that_is_no_number(values, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_metric_that_sorts_its_arguments_changes_no_other_metric():
+    def overlap(targets, predictions):
+        targets.sort()
+        predictions.sort()
+        return {"overlap": len(set(targets) & set(predictions))}
+
+    data = dataclasses.replace(of_metrics(overlap, accuracy), targets=["y", "x"])
+    predictions = Predictions(["x", "y"])
+    assert measure(data, predictions) == {"overlap": 2, "accuracy": 0}
+    assert (data.targets, predictions.texts) == (["y", "x"], ["x", "y"])
+
+
 @pytest.mark.parametrize("texts", [[], ["x"], ["x", "y", "z"]])
 def test_one_prediction_for_each_target(texts):
     message = f"mine: {len(texts)} predictions for 2 targets; must be one for each"

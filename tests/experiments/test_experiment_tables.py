@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.experiments.results import export, notes, scores, tables
 from prompt_tuning.experiments.results.paper_numbers import PRINTED
 
@@ -400,6 +401,13 @@ def test_ensembles_as_json():
         *(("prompt_tuning", value, value / 10) for value in range(3)),
         ("ensemble", None, 0.5),
     ]
+
+
+@pytest.mark.parametrize("axis", ["split", "parameters", "accuracy", "frozen", "constant"])
+def test_an_axis_named_like_a_score_is_refused(axis):
+    own = record({"size": "s", axis: "5"}, [result("rte", accuracy=0.5)])
+    with pytest.raises(UserError, match=f"axis '{axis}': has the name of.*rename the axis"):
+        export.runs([own])
 
 
 def test_json_has_one_object_per_line(tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.experiments.results import scores
 from prompt_tuning.experiments.results.scores import ENSEMBLE, Columns, Record
 from prompt_tuning.runs.result_file import FROZEN, MAJORITY, TRAINED
@@ -37,6 +38,9 @@ def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
     Args:
       records: Records of one experiment.
       row: Scores to show, "trained" or "validation".
+
+    Raises:
+      UserError: If an axis has the name of another key.
     """
     done = [record for record in records if record["status"] == "done"]
     sizes, columns = scores.backbones(done), Columns(done, row)
@@ -49,19 +53,24 @@ def runs(records: Sequence[Record], row: str = TRAINED) -> list[dict[str, Any]]:
                 continue
             vote = result["row"] == ENSEMBLE
             seed = "" if vote else axes.get("seed", result["run"])
-            objects.append(
-                {
-                    **axes,
-                    "parameters": sizes.get(axes.get("size", ""), record["total_parameters"]),
-                    "task": columns.name(record, result),
-                    "method": ENSEMBLE if vote else axes.get("method"),
-                    "seed": int(seed) if seed.isdecimal() else None,
-                    **result["metrics"],
-                    **{name: baseline.of(record, result) for name, baseline in baselines.items()},
-                    "split": result["split"],
-                    "constant": result.get("constant"),
-                }
-            )
+            measured = {
+                "parameters": sizes.get(axes.get("size", ""), record["total_parameters"]),
+                **result["metrics"],
+                **{name: baseline.of(record, result) for name, baseline in baselines.items()},
+                "split": result["split"],
+                "constant": result.get("constant"),
+            }
+            if taken := axes.keys() & measured.keys():
+                raise UserError(
+                    f"axis {min(taken)!r}: has the name of what each run's object says of its "
+                    "score; rename the axis, which keeps the cells that are done"
+                )
+            named = {
+                "task": columns.name(record, result),
+                "method": ENSEMBLE if vote else axes.get("method"),
+                "seed": int(seed) if seed.isdecimal() else None,
+            }
+            objects.append(axes | named | measured)
     return objects
 
 
