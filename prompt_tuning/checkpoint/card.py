@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from prompt_tuning.checkpoint import prompts
+from prompt_tuning.checkpoint.formats import safetensors_file
 from prompt_tuning.errors import MOST, MOST_TOKENS, CheckpointError, UserError
 from prompt_tuning.runtime.files import write_json
 
@@ -159,11 +160,13 @@ def read(prompt: epath.PathLike) -> Card | None:
 
     Raises:
       CheckpointError: if the card is larger than 1 MiB, or not a JSON object with exactly the
-        fields of `Card`, of which `trained_with` and `checksum` may be missing, or as
-        `check_values`, if the file is that of a prompt.
+        fields of `Card`, of which `trained_with` and `checksum` may be missing, as
+        `check_values`, if the file is that of a prompt, or if there is none and that of another
+        file in the folder was written for these values.
     """
     path = path_of(prompt)
     if not path.is_file():
+        _check_is_no_copy(epath.Path(prompt).expanduser())
         return None
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -171,6 +174,29 @@ def read(prompt: epath.PathLike) -> Card | None:
     if card.length and epath.Path(prompt).expanduser().exists():
         check_values(card, prompt, prompts.load(prompt))
     return card
+
+
+def _check_is_no_copy(file: epath.Path) -> None:
+    """Checks that a file without a card has not been copied or renamed without it."""
+    if file.suffix not in prompts.SUFFIXES or not file.is_file():
+        return
+    others = {each.name: each.read_text() for each in sorted(file.parent.glob(f"*{SUFFIX}"))}
+    if not others:
+        return
+    values: Values
+    if file.suffix == safetensors_file.SUFFIX and prompts.TENSOR not in (
+        stored := safetensors_file.stored(file)
+    ):
+        values = {name: np.asarray(leaf) for name, leaf in stored.items()}
+    else:
+        values = prompts.load(file)
+    checksum = checksum_of(values)
+    for name, content in others.items():
+        if checksum in content:
+            raise CheckpointError(
+                f"{file}: has no card, and {name} in its folder was written for these values; "
+                f"copy or rename it to {path_of(file).name}"
+            )
 
 
 def check_values(card: Card | None, path: epath.PathLike, values: Values) -> None:

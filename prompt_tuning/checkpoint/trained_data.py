@@ -72,14 +72,20 @@ def warn_of_untrained(words: Sequence[str], trained: Sequence[str], where: str) 
       trained: Label words of the training; empty if no card says them.
       where: What the warning begins with.
     """
+    if reason := untrained(words, trained):
+        warnings.warn(f"{where}: {reason}", stacklevel=3)
+
+
+def untrained(words: Sequence[str], trained: Sequence[str]) -> str:
+    """What `warn_of_untrained` says of the words; "" if there is nothing to say."""
     known = set(map(_normal, trained))
     others = [word for word in words if _normal(word) not in known]
-    if trained and others:
-        warnings.warn(
-            f"{where}: was trained on the label words {', '.join(map(repr, trained))}, not on "
-            f"{', '.join(map(repr, others))}, which it is asked for",
-            stacklevel=3,
-        )
+    if not trained or not others:
+        return ""
+    return (
+        f"was trained on the label words {', '.join(map(repr, trained))}, not on "
+        f"{', '.join(map(repr, others))}, which it is asked for"
+    )
 
 
 def check_text_fields(

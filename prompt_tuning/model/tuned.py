@@ -15,7 +15,7 @@ from etils import epath
 from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
 from prompt_tuning.checkpoint.card import Card, TrainedWith
-from prompt_tuning.errors import CheckpointError, whole_number
+from prompt_tuning.errors import CheckpointError, UserError, whole_number
 from prompt_tuning.families import init_shapes
 from prompt_tuning.methods import choices
 from prompt_tuning.methods.base import Backbone, Method
@@ -68,6 +68,18 @@ class TunedModel:
         """The present leaves of the backbone, by path."""
         leaves = flatten(self.params).items()
         return {path: leaf for path, leaf in leaves if path in self.split.backbone}
+
+    def check_is_here(self) -> None:
+        """Checks that no training has taken the trained leaves.
+
+        Raises:
+          UserError: If the model was given to `fit`.
+        """
+        if any(leaf.is_deleted() for leaf in flatten(self.trained).values()):
+            raise UserError(
+                "this model was given to fit before, which took its trained leaves: go on with the "
+                "model that fit returned, or initialize another one"
+            )
 
     def without_method(self) -> "TunedModel":
         """Returns the backbone alone, with its present leaves."""

@@ -145,6 +145,13 @@ def train(
         finished = _card_of_finished(folder) if start == fit.total_steps else None
         if finished:
             print(f"{folder}: finished, all {start} steps; measuring again", flush=True)
+            before = Result.read(folder).examples
+            if others := [task for task, known in before.items() if known != examples.get(task)]:
+                print(
+                    f"warning: {', '.join(others)}: other test examples than before; result.json "
+                    "will be theirs, and config.gin still names those of the training",
+                    flush=True,
+                )
         settings = finished.config if finished else _with_changes(on_start(folder) or "", changes)
         print(summary.parameters(tuned.split), flush=True)
         _announce(data, validation_sets, measured_sets)

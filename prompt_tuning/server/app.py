@@ -118,6 +118,15 @@ def _needs(service: Service, role: Role) -> Any:
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
         service.keys.check(request.headers, role)
+        taken = {each.alias for each in request.scope["route"].dependant.query_params}
+        if unknown := [name for name in request.query_params if name not in taken]:
+            given = f"; it takes {', '.join(sorted(taken))}" if taken else ""
+            raise Refused(
+                400,
+                f"{unknown[0]!r} in the address: is no parameter of this request{given}",
+                "unsupported_field",
+                param=unknown[0],
+            )
 
     return Depends(check)
 

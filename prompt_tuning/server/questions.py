@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.checkpoint import trained_data
 from prompt_tuning.data import label_words
 from prompt_tuning.errors import UserError
 from prompt_tuning.server.device import Device, Input, Kind, generation_arrays, label_sizes
@@ -43,7 +44,7 @@ class Warned:
     """What may make an answer another one than its caller expects.
 
     Attributes:
-      code: "truncated", "unknown_characters" or "stop_not_written".
+      code: "truncated", "empty", "unknown_characters", "untrained_labels" or "stop_not_written".
       message: One line.
       index: Number of the text; None if it is about all of them.
     """
@@ -181,7 +182,11 @@ class Questions:
 
         sizes = label_sizes(*targets.shape)
         arrays = [(targets,)] * len(texts)
-        return self._question(served, texts, truncate, "classify", sizes, arrays, answers)
+        question = self._question(served, texts, truncate, "classify", sizes, arrays, answers)
+        if reason := trained_data.untrained(words, served.trained_labels):
+            warned = Warned("untrained_labels", f"model {served.name!r}: {reason}")
+            return dataclasses.replace(question, warnings=(*question.warnings, warned))
+        return question
 
     def embed(self, served: Served, texts: Sequence[str], truncate: bool) -> Question:
         """The mean state [D] of each text, over the prompts of the task."""
@@ -322,6 +327,8 @@ def _warned(inputs: Sequence[Encoded]) -> Iterator[Warned]:
     for i, each in enumerate(inputs):
         if each.is_cut:
             yield Warned("truncated", f"{each.whole} tokens were cut to {len(each.ids)}", i)
+        if each.is_empty:
+            yield Warned("empty", "the text is empty, so the answer says nothing of it", i)
         if not each.is_readable:
             yield Warned(
                 "unknown_characters",

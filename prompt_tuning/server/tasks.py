@@ -54,6 +54,7 @@ class Served:
       input_length: Number of tokens to which its inputs are cut.
       prefix: Text before every target, such as a sentinel.
       created: Seconds since 1970.
+      trained_labels: Label words of its training; empty if no card says them.
       leases: Number of requests that hold its slots.
     """
 
@@ -67,6 +68,7 @@ class Served:
     input_length: int
     prefix: str
     created: int
+    trained_labels: tuple[str, ...] = ()
     leases: int = 0
     retired: bool = False
 
@@ -310,6 +312,7 @@ class Tasks:
             min(task_set.input_length(key, model.input_length), model.input_length),
             prefix,
             int(self._clock()),
+            tuple(parsed.trained_with.labels),
         )
 
     def _replace(self, name: str, served: Served | None) -> None:

@@ -11,6 +11,7 @@ CUT = (
     "texts of more tokens than the input length are cut; it is that of the training if the "
     "prompt's card says so, else the model's input_length"
 )
+EMPTY = "some texts are empty; what is said of them says nothing"
 UNREADABLE = (
     "the vocabulary does not know most characters of some texts, so the model cannot tell them "
     "apart; use a backbone of the texts' language"
@@ -26,12 +27,14 @@ class Encoded:
       whole: Number of ids before it was cut.
       unknown: Number of `ids` that are the unknown piece.
       is_readable: Whether the vocabulary knows at least half of the text's characters.
+      is_empty: Whether the text has no characters but spaces.
     """
 
     ids: list[int]
     whole: int
     unknown: int
     is_readable: bool
+    is_empty: bool
 
     @property
     def is_cut(self) -> bool:
@@ -48,13 +51,15 @@ def encoded(vocabulary: Vocabulary, text: str, length: int) -> Encoded:
     if unknown in pieces or not text.isascii():
         known = vocabulary.decode([i for i in pieces if i != unknown])
         is_readable = 2 * _characters(known) >= _characters(unicodedata.normalize("NFKC", text))
-    return Encoded(cut, len(ids) + 1, cut.count(unknown), is_readable)
+    return Encoded(cut, len(ids) + 1, cut.count(unknown), is_readable, not text.strip())
 
 
 def warn(texts: Sequence[Encoded]) -> None:
-    """Warns, once in a process, of texts that are cut, and of those that the model cannot read."""
+    """Warns, once in a process, of texts that are cut, are empty or cannot be read."""
     if any(text.is_cut for text in texts):
         warnings.warn(CUT, stacklevel=1)
+    if any(text.is_empty for text in texts):
+        warnings.warn(EMPTY, stacklevel=1)
     if not all(text.is_readable for text in texts):
         warnings.warn(UNREADABLE, stacklevel=1)
 

@@ -51,7 +51,6 @@ from prompt_tuning.training.optim import PRETRAINED_STEPS, adafactor, only_train
 from prompt_tuning.training.prefetch import prefetch
 from prompt_tuning.training.progress import Progress
 from prompt_tuning.training.step import TrainState, make_train_step
-from prompt_tuning.transformer.paths import flatten
 
 
 class Evaluator(Protocol):
@@ -326,11 +325,7 @@ class _Loop:
         identity: Identity,
         further: Mapping[str, Any],
     ) -> None:
-        if any(leaf.is_deleted() for leaf in flatten(tuned.trained).values()):
-            raise UserError(
-                "this model was given to fit before, which took its trained leaves: go on with the "
-                "model that fit returned, or initialize another one"
-            )
+        tuned.check_is_here()
         self._settings, self._initial, self._evaluators = settings, tuned, evaluators
         optimizer = settings.transformation(tuned.split)
         self._state = create_state(tuned, optimizer)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from prompt_tuning.checkpoint import card, fingerprint, prompts
 from prompt_tuning.checkpoint.card import Card, TrainedWith
+from prompt_tuning.checkpoint.formats import safetensors_file
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.exchange import adapters
 from prompt_tuning.families import preset
@@ -53,6 +55,36 @@ def test_what_is_saved_is_read(tmp_path):
         assert card.read(tmp_path / name) == CARD
     written = json.loads((tmp_path / "prompt_best.card.json").read_text())
     assert written == json.loads(json.dumps(FIELDS))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_a_copy_without_its_card_is_refused(suffix, is_renamed, tmp_path):
+    """Beside the card, which another file may still have; elsewhere nothing is known of it."""
+    prompt = np.arange(64, dtype=np.float32).reshape(4, 16)
+    original, copy = tmp_path / f"prompt_best{suffix}", tmp_path / f"reviews{suffix}"
+    prompts.save(original, prompt)
+    card.save(original, CARD, prompt)
+    (shutil.move if is_renamed else shutil.copy)(original, copy)
+    message = "no card, and prompt_best.card.json in its folder was written for these values; copy"
+    with pytest.raises(CheckpointError, match=message):
+        card.read(copy)
+    prompts.save(tmp_path / "other.npy", prompt + 1)
+    assert card.read(tmp_path / "other.npy") is None
+    assert card.read(tmp_path / "missing.npy") is None
+    elsewhere = tmp_path / "elsewhere" / copy.name
+    elsewhere.parent.mkdir()
+    copy.rename(elsewhere)
+    assert card.read(elsewhere) is None
+
+
+def test_a_copy_of_trained_leaves_without_their_card_is_refused(tmp_path):
+    leaves = {"encoder/a/lora_a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+    safetensors_file.write(tmp_path / "trained_best.safetensors", leaves, np.dtype("float32"))
+    card.save(tmp_path / "trained_best.safetensors", CARD, leaves)
+    (tmp_path / "trained_best.safetensors").rename(tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"copy or rename it to lora\.card\.json"):
+        card.read(tmp_path / "lora.safetensors")
 
 
 def test_a_card_of_an_earlier_version_is_read(tmp_path):

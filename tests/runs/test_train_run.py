@@ -274,8 +274,19 @@ def test_a_finished_run_keeps_its_card_and_says_that_it_is_finished(
         raise AssertionError("config.gin would be written")
 
     run(data, finished[0], 4, backbone=backbone_file, on_start=never)
-    assert "finished, all 4 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "finished, all 4 steps" in said and "other test examples" not in said
     assert card.read(finished[0] / "prompt_last.npy").config == "PROMPT_LENGTH = 4"
+
+
+def test_a_finished_run_says_that_it_measures_other_examples(data, backbone_file, finished, capsys):
+    path = finished[0] / "result.json"
+    of_before = json.loads(path.read_text())
+    of_before["examples"] = dict.fromkeys(of_before["examples"], "0" * 16)
+    path.write_text(json.dumps(of_before))
+    run(data, finished[0], 4, backbone=backbone_file)
+    said = "warning: demo_reviews: other test examples than before; result.json will be theirs"
+    assert said in capsys.readouterr().out
 
 
 def test_a_result_without_a_checkpoint_is_not_trained_again_for_other_examples(

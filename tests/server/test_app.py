@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import json
 import re
@@ -339,6 +340,46 @@ def test_cards_and_prompts_of_a_file_are_checked_as_those_of_files(
         return
     assert answer.status_code == 201, answer.text
     ask(service, "DELETE", "/v1/models/new")
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "others"),
+    [
+        (["7", "9"], None, ""),
+        (["7", "9"], ["9", "7"], ""),
+        (["7", "9"], ["7"], ""),
+        (["7", "9"], ["8", "9"], "not on '8', which"),
+        (["7", "8"], None, "not on '8', which"),
+    ],
+)
+def test_label_words_that_a_prompt_was_not_trained_on(service, own, asked, others):
+    card = card_of(service, ONE, labels=["7", "9"])
+    content = prompts.to_bytes([ONE], {"card": card, "labels": json.dumps(own)})
+    with pytest.warns() if own != ["7", "9"] else contextlib.nullcontext():
+        assert ask(service, "PUT", "/v1/models/new", content=content).status_code == 201
+    body = {"model": "new", "input": "3"} | ({"labels": asked} if asked else {})
+    warned = ask(service, "POST", "/v1/classify", json=body).json().get("warnings", [])
+    assert [(each["code"], each["index"]) for each in warned] == (
+        [("untrained_labels", None)] if others else []
+    )
+    assert all(others in each["message"] for each in warned)
+    ask(service, "DELETE", "/v1/models/new")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "given"),
+    [
+        ("PUT", "/v1/models/new?labels=5&labels=6", "'labels' in the address.*; it takes label"),
+        ("PUT", "/v1/models/new?label=5&name=x", "'name' in the address"),
+        ("POST", "/v1/classify?truncate=true", "'truncate' in the address: is no parameter"),
+        ("GET", "/v1/models?limit=3", "'limit' in the address"),
+    ],
+)
+def test_a_parameter_that_no_request_has_is_refused(service, method, path, given):
+    body = {"content": file_of(ONE)} if method == "PUT" else {"json": BODIES["classify"]}
+    answer = ask(service, method, path, **{} if method == "GET" else body)
+    assert answer.status_code == 400 and re.search(given, answer.json()["error"]["message"])
+    assert "new" not in service.device.model.tasks
 
 
 @pytest.mark.parametrize("is_allowed", [True, False])

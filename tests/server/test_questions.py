@@ -45,7 +45,8 @@ def test_ids_are_those_of_python_and_of_training(vocabulary, text, length):
     asked = questions(vocabulary).embed(served(length), [text], truncate=True)
     assert asked.rows[0][1].ids == expected and asked.tokens == len(expected)
     is_long = len(whole) + 1 > length
-    assert [each.code for each in asked.warnings] == ["truncated"] * is_long
+    said = ["truncated"] * is_long + ["empty"] * (not text)
+    assert [each.code for each in asked.warnings] == said
     if is_long:
         with pytest.raises(TooLong, match=f"a text of {len(whole) + 1} tokens: model 'a' takes"):
             questions(vocabulary).embed(served(length), [text], truncate=False)
@@ -85,7 +86,8 @@ def test_texts_that_the_vocabulary_does_not_know(text, is_readable):
     assert texts.encoded(BYTES, text, 64).is_readable
     asked = questions(OURS).embed(served(64), ["great", text], truncate=False)
     found = [(each.code, each.index) for each in asked.warnings]
-    assert found == [] if is_readable else [("unknown_characters", 1)]
+    said = [("unknown_characters", 1)] * (not is_readable) + [("empty", 1)] * (not text.strip())
+    assert found == said
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from etils import epath
 from prompt_tuning import methods
 from prompt_tuning.checkpoint import prompts
 from prompt_tuning.errors import CheckpointError, UserError
+from prompt_tuning.evaluation.predict import generate, rank_labels
+from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.methods.base import Backbone
 from prompt_tuning.methods.prompt import PROMPT_PATH
 from prompt_tuning.model.params import ParamSplit
@@ -590,3 +592,13 @@ def test_a_model_is_trained_once(tmp_path):
     with pytest.raises(UserError, match="was given to fit before, which took its trained leaves"):
         loop.fit(tuned, model_dir=tmp_path / "b", **options)
     assert not (tmp_path / "b").exists() or not list((tmp_path / "b").glob("checkpoint_*"))
+
+
+@pytest.mark.parametrize("answer", [rank_labels, generate])
+def test_a_model_that_fit_took_does_not_answer(answer, tmp_path):
+    tuned = tiny_model(METHOD)
+    loop.fit(tuned, model_dir=tmp_path, total_steps=1, batches=batches_of(4))
+    ids = np.full((1, 3), 5, np.int32)
+    data = EvalSet("t", "test", ["a"], ["b"], ids, ("b",), ids, 3, (), str)
+    with pytest.raises(UserError, match="was given to fit before, which took its trained leaves"):
+        answer(tuned, data, 8)
