@@ -76,6 +76,7 @@ def alone(vectors: np.ndarray, line: str, labels: Sequence[str]) -> np.ndarray:
 ROWS = st.tuples(st.sampled_from("abc"), st.integers(0, 20), st.integers(0, 3))
 
 
+@pytest.mark.filterwarnings("ignore:some texts are empty")
 @given(st.lists(ROWS, min_size=6, max_size=6) | st.lists(ROWS, min_size=14, max_size=14))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_mixed_batch_answers_as_each_task_alone(rows):
@@ -263,6 +264,7 @@ def test_tasks_of_a_bank_are_served():
     assert model.tasks == ("a",) and model.labels("a") == ()
 
 
+@pytest.mark.filterwarnings("ignore:some texts are empty")
 @pytest.mark.parametrize("rows", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_answers_while_tasks_are_added_replaced_and_removed(rows):
     model, kept, labels = empty(), [f"kept{i}" for i in range(4)], LABELS["a"]
