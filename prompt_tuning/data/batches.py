@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.data import label_words
+from prompt_tuning.data import balanced, label_words
 from prompt_tuning.data.batching.bucketing import pad_ids
 from prompt_tuning.data.batching.packing import Example
 from prompt_tuning.data.batching.settings import FEATURES, Batching, check_lengths
@@ -342,26 +342,8 @@ class TaskData:
 
     @functools.cached_property
     def _balanced(self) -> tuple[list[Tokens], list[float], list[int]]:
-        """The tokens of each class of each task, their rates, and the numbers of their tasks."""
-        tasks = self.tasks_with("train")
-        for task in tasks:
-            if not self._training_tokens or not labels_of(task):
-                reason = "has no label words" if self._training_tokens else "is streamed"
-                instead = "use tasks with label words that fit in memory"
-                if target_prefix(task) and not self._training_tokens:
-                    reason = "is streamed, since SENTINEL_TARGETS changes its tokens"
-                    instead = "SENTINEL_TARGETS to False"
-                raise UserError(
-                    f"BALANCED_CLASSES = True: {task.name} {reason}; set it to False, or {instead}"
-                )
-        classes, rates, numbers = [], [], []
-        for number, (task, rate) in enumerate(zip(tasks, self._rates(), strict=True)):
-            of_task = self._training_tokens[number].by_target()
-            _check_has_rows(task, of_task)
-            classes += of_task
-            rates += [rate / len(of_task)] * len(of_task)
-            numbers += [number] * len(of_task)
-        return classes, rates, numbers
+        """As `balanced.classes`."""
+        return balanced.classes(self.tasks_with("train"), self._training_tokens, self._rates())
 
     def _rates(self) -> list[float]:
         """Mixing rate of each training task of a mixture."""
@@ -554,34 +536,6 @@ def _check_name(task: str) -> None:
         known = f"did you mean {', '.join(close)}?" if close else f"available: {', '.join(names)}"
         shown = shown_beside(task, names)
         raise UserError(f"MIXTURE_OR_TASK_NAME = {shown}: no such task or mixture; {known}")
-
-
-def _check_has_rows(task: seqio.Task, classes: Sequence[Tokens]) -> None:
-    """Raises UserError for a label word that no training example of a task has as its target.
-
-    Likewise for more targets than label words: a postprocessor that takes several for one word
-    would let this word be drawn more often than others.
-    """
-    words = labels_of(task)
-    feature = task.output_features["targets"]
-    if len(classes) > len(words):
-        targets = [feature.vocabulary.decode(list(map(int, tokens[0][1]))) for tokens in classes]
-        others = ", ".join(repr(target) for target in targets if target not in words)
-        raise UserError(
-            f"BALANCED_CLASSES = True: {task.name} has {len(words)} label words, but "
-            f"{len(classes)} targets (also {others:.200}); write the label words alone, or set it "
-            "to False"
-        )
-    if len(classes) == len(words):
-        return
-    end = [feature.vocabulary.eos_id] if feature.add_eos else []
-    known = {tuple(np.asarray(tokens[0][1]).tolist()) for tokens in classes}
-    missing = [word for word in words if (*feature.vocabulary.encode(word), *end) not in known]
-    raise UserError(
-        f"BALANCED_CLASSES = True: no training example of {task.name} is "
-        f"{' or '.join(map(repr, missing))}; add some, take the word out of the label words, or "
-        "set it to False"
-    )
 
 
 def _empty(task: str, split: str) -> UserError:
