@@ -400,12 +400,14 @@ class TaskData:
             [*feature.vocabulary.encode(self._whole(label)), feature.vocabulary.eos_id]
             for label in labels
         ]
+        inputs = [text_of(task, example, "inputs") for example in examples]
+        tokens = pad_ids([example["inputs"] for example in examples], self.lengths["inputs"])
         eval_set = EvalSet(
             task=task.name,
             split=split,
-            inputs=[text_of(task, example, "inputs") for example in examples],
+            inputs=inputs,
             targets=targets,
-            encoder_input_tokens=pad_ids([e["inputs"] for e in examples], self.lengths["inputs"]),
+            encoder_input_tokens=tokens,
             labels=labels,
             label_tokens=pad_ids(label_ids, self.lengths["targets"]),
             target_length=self.lengths["targets"],
@@ -424,6 +426,7 @@ class TaskData:
             labels_by_number=functools.partial(_is_by_number, task, (split,)),
             text_fields=text_fields(task),
             vocabulary=fingerprint(feature.vocabulary),
+            tokenized=(inputs, tokens),
         )
         return self.transform(self, eval_set) if self.transform else eval_set
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.decoding.model import RANK_MEMORY_GIB, rank_bytes
+from prompt_tuning.errors import UserError
 
 # From parameters named `targets` and `predictions`, by which SeqIO tells kinds of metric apart, to
 # numbers by name.
@@ -36,10 +37,11 @@ class EvalSet:
         counts; a function, since it may read them.
       text_fields: Fields of a file that the inputs are joined from; empty for other tasks.
       vocabulary: `transformer.vocabulary.fingerprint_of` its pieces; "" if unknown.
+      tokenized: Inputs and the array of their tokens, as read; None if unknown.
       first_metric: Name of the first metric, by which steps are compared, once it was measured.
 
     Raises:
-      UserError: If `rank_memory_gib` is not positive.
+      UserError: If `rank_memory_gib` is not positive, or `inputs` are not those of the tokens.
     """
 
     task: str
@@ -59,10 +61,17 @@ class EvalSet:
     labels_by_number: Callable[[], bool] = lambda: False
     text_fields: Sequence[str] = ()
     vocabulary: str = ""
+    tokenized: tuple[Sequence[str], np.ndarray] | None = None
     first_metric: list[str] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         rank_bytes(self.rank_memory_gib)
+        inputs, tokens = self.tokenized or (self.inputs, None)
+        if tokens is self.encoder_input_tokens and list(inputs) != list(self.inputs):
+            raise UserError(
+                f"{self.task}: inputs were replaced, and encoder_input_tokens are still those of "
+                "the former ones; replace both"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

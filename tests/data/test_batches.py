@@ -138,6 +138,17 @@ def test_eval_set(register, vocabulary):
     ]
 
 
+def test_inputs_of_an_eval_set_are_replaced_with_their_tokens(register):
+    register()
+    found = data().eval_set("validation")
+    shouted = [text.upper() + "!" for text in found.inputs]
+    with pytest.raises(UserError, match="inputs were replaced, and encoder_input_tokens are still"):
+        dataclasses.replace(found, inputs=shouted)
+    tokens = found.encoder_input_tokens.copy()
+    other = dataclasses.replace(found, inputs=shouted, encoder_input_tokens=tokens)
+    assert other.inputs == shouted and dataclasses.replace(found, target_length=3).inputs
+
+
 def test_eval_set_of_some_examples(register):
     register()
     whole, some = data().eval_set("validation"), data(eval_examples=5).eval_set("validation")
