@@ -19,6 +19,7 @@ from prompt_tuning.serving import prompt_folder
 from prompt_tuning.serving.texts import encoded
 from prompt_tuning.sharding import Layout
 from prompt_tuning.transformer.config import Config
+from prompt_tuning.transformer.vocabulary import Vocabulary
 
 
 def evaluate(
@@ -121,9 +122,19 @@ def _check_inputs(model: serving.Model, data: EvalSet) -> None:
     length = data.encoder_input_tokens.shape[1]
     for i, text in enumerate(data.inputs):
         ids = encoded(model.vocabulary, text, length).ids
-        if not np.array_equal(np.trim_zeros(data.encoder_input_tokens[i], "b"), ids):
+        tokens = np.trim_zeros(data.encoder_input_tokens[i], "b").tolist()
+        if tokens != ids and not _are_tied(model.vocabulary, tokens, ids):
             raise UserError(
                 f"{data.task}: its input {i + 1}, {text[:50]!r}, is not the tokens of this text "
                 "and an end token, as prompts that vote read it (add_eos=False, or a preprocessor "
                 "after `tokenize`); evaluate each prompt by itself"
             )
+
+
+def _are_tied(vocabulary: Vocabulary, tokens: Sequence[int], ids: Sequence[int]) -> bool:
+    """Whether these are the same pieces of the same text in another order.
+
+    Five dots may be `..` and `...` or `...` and `..`, which are equally likely, and SentencePiece
+    in TensorFlow, by which SeqIO reads data, does not take the same as in Python.
+    """
+    return sorted(tokens) == sorted(ids) and vocabulary.decode(tokens) == vocabulary.decode(ids)

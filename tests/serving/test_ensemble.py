@@ -1,21 +1,25 @@
 """Prompts that vote: the majority of the answers that each gives alone."""
 
 import collections
+import contextlib
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from numpy_prompts import CONFIG, Alone
 
-from prompt_tuning import sharding
+from prompt_tuning import embedded, sharding
 from prompt_tuning.checkpoint import backbone, prompts
+from prompt_tuning.data import tasks as data_tasks
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluation.sets import EvalSet
 from prompt_tuning.runs import ensemble
 from prompt_tuning.testing import Numbers, tiny_model
 from prompt_tuning.transformer.paths import flatten, unflatten
+from prompt_tuning.transformer.vocabulary import SentencePiece
 
 LABELS = ("5", "6 7", "9")
 ROWS, LENGTH = 24, 12
@@ -153,3 +157,20 @@ def test_inputs_that_are_not_their_texts_are_refused(folder, layout, tmp_path, p
     with pytest.raises(UserError, match=r"^numbers: its input 6, .*evaluate each prompt by itself"):
         run(folder, layout, tmp_path / "out", data)
     assert not list(tmp_path.glob("out/*.jsonl"))
+
+
+@pytest.mark.parametrize("text", ["end..... so", "!!!!!", "Start again.....\\n#feels"])
+def test_pieces_that_tensorflow_orders_otherwise_are_the_same_text(text):
+    """Both orders of `..` and `...` are equally likely; SeqIO reads data with TensorFlow's."""
+    ours = SentencePiece(embedded.vocabulary())
+    theirs = data_tasks.vocabulary(embedded.vocabulary()).encode_tf(text).numpy().tolist()
+    ids = ours.encode(text)
+    assert theirs != ids
+    model = SimpleNamespace(vocabulary=ours)
+    for tokens, is_same in ((theirs, True), (ids, True), (ids[::-1], False), (ids[:-1], False)):
+        row = np.array([[*tokens, 1]], np.int32)
+        data = EvalSet(
+            "t", "test", [text], ["a"], np.pad(row, ((0, 0), (0, 9))), (), row, 4, (), str
+        )
+        with contextlib.nullcontext() if is_same else pytest.raises(UserError, match="its input 1"):
+            ensemble._check_inputs(model, data)
