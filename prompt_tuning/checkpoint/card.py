@@ -161,12 +161,12 @@ def read(prompt: epath.PathLike) -> Card | None:
     Raises:
       CheckpointError: if the card is larger than 1 MiB, or not a JSON object with exactly the
         fields of `Card`, of which `trained_with` and `checksum` may be missing, as
-        `check_values`, if the file is that of a prompt, or if there is none and that of another
-        file in the folder was written for these values.
+        `check_values`, if the file is that of a prompt, or if there is none and one in its folder,
+        whose own file is gone, was written for these values.
     """
     path = path_of(prompt)
     if not path.is_file():
-        _check_is_no_copy(epath.Path(prompt).expanduser())
+        _check_is_not_renamed(epath.Path(prompt).expanduser())
         return None
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -176,27 +176,35 @@ def read(prompt: epath.PathLike) -> Card | None:
     return card
 
 
-def _check_is_no_copy(file: epath.Path) -> None:
-    """Checks that a file without a card has not been copied or renamed without it."""
-    if file.suffix not in prompts.SUFFIXES or not file.is_file():
+def _check_is_not_renamed(file: epath.Path) -> None:
+    """Checks that no card of these values lies beside a file, or an adapter's folder, without one.
+
+    A card whose own file is there is that file's: a copy beside it is a prompt without a card.
+    """
+    if not file.exists():
         return
-    others = {each.name: each.read_text() for each in sorted(file.parent.glob(f"*{SUFFIX}"))}
-    if not others:
-        return
-    values: Values
-    if file.suffix == safetensors_file.SUFFIX and prompts.TENSOR not in (
-        stored := safetensors_file.stored(file)
-    ):
-        values = {name: np.asarray(leaf) for name, leaf in stored.items()}
-    else:
-        values = prompts.load(file)
-    checksum = checksum_of(values)
-    for name, content in others.items():
-        if checksum in content:
-            raise CheckpointError(
-                f"{file}: has no card, and {name} in its folder was written for these values; "
-                f"copy or rename it to {path_of(file).name}"
-            )
+    present = {each.name for each in file.parent.iterdir()}
+    for name in sorted(name for name in present if name.endswith(SUFFIX)):
+        own = name.removesuffix(SUFFIX)
+        if present.isdisjoint((own, *(own + suffix for suffix in prompts.SUFFIXES))):
+            path = file.parent / name
+            if path.is_file() and _checksum_in(file).encode() in path.read_bytes():
+                raise CheckpointError(
+                    f"{file}: has no card, and {name} in its folder was written for these values; "
+                    f"rename it to {path_of(file).name}"
+                )
+
+
+def _checksum_in(file: epath.Path) -> str:
+    """`checksum_of` what a file holds; the name of no card if its reader will refuse it."""
+    try:
+        if file.suffix == safetensors_file.SUFFIX:
+            stored = safetensors_file.stored(file)
+            if prompts.TENSOR not in stored:
+                return checksum_of({name: np.asarray(leaf) for name, leaf in stored.items()})
+        return checksum_of(prompts.load(file))
+    except CheckpointError:
+        return "\0"
 
 
 def check_values(card: Card | None, path: epath.PathLike, values: Values) -> None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax import Array
 
 from prompt_tuning import families, sharding
 from prompt_tuning.checkpoint import backbone, card, fingerprint
@@ -70,12 +71,13 @@ class TunedModel:
         return {path: leaf for path, leaf in leaves if path in self.split.backbone}
 
     def check_is_here(self) -> None:
-        """Checks that no training has taken the trained leaves.
+        """Checks that no training has taken the leaves.
 
         Raises:
           UserError: If the model was given to `fit`.
         """
-        if any(leaf.is_deleted() for leaf in flatten(self.trained).values()):
+        leaves = [*flatten(self.trained).values(), *flatten(self.frozen).values()]
+        if any(isinstance(leaf, Array) and leaf.is_deleted() for leaf in leaves):
             raise UserError(
                 "this model was given to fit before, which took its trained leaves: go on with the "
                 "model that fit returned, or initialize another one"

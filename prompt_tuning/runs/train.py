@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from etils import epath
@@ -145,13 +145,8 @@ def train(
         finished = _card_of_finished(folder) if start == fit.total_steps else None
         if finished:
             print(f"{folder}: finished, all {start} steps; measuring again", flush=True)
-            before = Result.read(folder).examples
-            if others := [task for task, known in before.items() if known != examples.get(task)]:
-                print(
-                    f"warning: {', '.join(others)}: other test examples than before; result.json "
-                    "will be theirs, and config.gin still names those of the training",
-                    flush=True,
-                )
+            for line in _other_examples(folder, measured_sets, examples):
+                print(line, flush=True)
         settings = finished.config if finished else _with_changes(on_start(folder) or "", changes)
         print(summary.parameters(tuned.split), flush=True)
         _announce(data, validation_sets, measured_sets)
@@ -191,6 +186,10 @@ def train(
             ("last", fit.total_steps, last.trained),
         ):
             card = describe(step, validation.metrics_at(step))
+            before = cards.read(folder / f"trained_{which}.safetensors") if finished else None
+            if before is not None and before.steps == step:  # no step was taken since
+                kept = ("optimizer", "learning_rate", "initialisation")
+                card = dataclasses.replace(card, **{name: getattr(before, name) for name in kept})
             saving.save_trained(folder, which, method, leaves, card)
         result = Result(
             task=data.task,
@@ -285,6 +284,22 @@ def _settings(data: Data, validation_sets: Sequence[EvalSet], seed: int) -> dict
 
 def _digest(data: EvalSet) -> str:
     return digest(data.split, data.inputs, data.targets)
+
+
+def _other_examples(
+    folder: epath.Path, measured_sets: Sequence[EvalSet], examples: Mapping[str, str]
+) -> Iterator[str]:
+    """A line for each task that a finished run is measured on by other examples than before."""
+    try:
+        before = Result.read(folder).examples
+    except UserError:  # a damaged file, which is written anew
+        return
+    for data in measured_sets:
+        if before.get(data.task, examples[data.task]) != examples[data.task]:
+            yield (
+                f"warning: {data.task}, {data.split} split: other examples than before; "
+                "result.json will be of these, and config.gin stays as it is"
+            )
 
 
 def _card_of_finished(folder: epath.Path) -> Card | None:

@@ -118,15 +118,6 @@ def _needs(service: Service, role: Role) -> Any:
         request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
         service.keys.check(request.headers, role)
-        taken = {each.alias for each in request.scope["route"].dependant.query_params}
-        if unknown := [name for name in request.query_params if name not in taken]:
-            given = f"; it takes {', '.join(sorted(taken))}" if taken else ""
-            raise Refused(
-                400,
-                f"{unknown[0]!r} in the address: is no parameter of this request{given}",
-                "unsupported_field",
-                param=unknown[0],
-            )
 
     return Depends(check)
 
@@ -336,6 +327,13 @@ def _add_tasks(app: FastAPI, service: Service) -> None:
         The answer comes when requests can use the task.
         """
         checked_name(name)
+        if unknown := [each for each in request.query_params if each != "label"]:
+            raise Refused(
+                400,
+                f"{unknown[0]!r} in the address: only label is taken there, once for each word",
+                "unsupported_field",
+                param=unknown[0],
+            )
         kind = request.headers.get("content-type", "application/octet-stream").split(";")[0]
         if kind.strip().lower() != "application/octet-stream":
             raise Refused(415, "the body must be application/octet-stream", "not_safetensors")
@@ -417,21 +415,31 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     for path, file in _FILES.items():
-
-        def page(file: str = file) -> Response:
-            return FileResponse(PAGE / file, headers=_POLICY)
-
-        app.add_api_route(f"/{path}", page, include_in_schema=False, name=file)
-
+        app.add_api_route(f"/{path}", _page(file), include_in_schema=False, name=file)
     for path, why in _NOT_OFFERED.items():
-
-        def refuse(why: str = why) -> Response:
-            raise Refused(404, why, "not_offered")
-
         dependencies = [_needs(service, "use")]
         app.add_api_route(
-            path, refuse, methods=["POST"], include_in_schema=False, dependencies=dependencies
+            path,
+            _refusing(why),
+            methods=["POST"],
+            include_in_schema=False,
+            dependencies=dependencies,
         )
+
+
+# Functions without arguments: FastAPI would take one from the address of a request.
+def _page(file: str) -> Callable[[], Response]:
+    def page() -> Response:
+        return FileResponse(PAGE / file, headers=_POLICY)
+
+    return page
+
+
+def _refusing(why: str) -> Callable[[], Response]:
+    def refuse() -> Response:
+        raise Refused(404, why, "not_offered")
+
+    return refuse
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import warnings
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from prompt_tuning.checkpoint import card, fingerprint, prompts
 from prompt_tuning.checkpoint.card import Card, TrainedWith
-from prompt_tuning.checkpoint.formats import safetensors_file
+from prompt_tuning.checkpoint.formats import peft, safetensors_file
 from prompt_tuning.errors import CheckpointError, UserError
 from prompt_tuning.exchange import adapters
 from prompt_tuning.families import preset
@@ -57,34 +56,52 @@ def test_what_is_saved_is_read(tmp_path):
     assert written == json.loads(json.dumps(FIELDS))
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-@pytest.mark.parametrize("is_renamed", [True, False])
-def test_a_copy_without_its_card_is_refused(suffix, is_renamed, tmp_path):
-    """Beside the card, which another file may still have; elsewhere nothing is known of it."""
-    prompt = np.arange(64, dtype=np.float32).reshape(4, 16)
-    original, copy = tmp_path / f"prompt_best{suffix}", tmp_path / f"reviews{suffix}"
-    prompts.save(original, prompt)
-    card.save(original, CARD, prompt)
-    (shutil.move if is_renamed else shutil.copy)(original, copy)
-    message = "no card, and prompt_best.card.json in its folder was written for these values; copy"
-    with pytest.raises(CheckpointError, match=message):
-        card.read(copy)
-    prompts.save(tmp_path / "other.npy", prompt + 1)
-    assert card.read(tmp_path / "other.npy") is None
-    assert card.read(tmp_path / "missing.npy") is None
-    elsewhere = tmp_path / "elsewhere" / copy.name
-    elsewhere.parent.mkdir()
-    copy.rename(elsewhere)
-    assert card.read(elsewhere) is None
+PROMPT = np.arange(64, dtype=np.float32).reshape(4, 16)
+RENAMED = "no card, and prompt_best.card.json in its folder was written for these values; rename"
 
 
-def test_a_copy_of_trained_leaves_without_their_card_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["reviews.npy", "reviews.safetensors", "reviews.bin", "reviews"])
+def test_a_prompt_that_was_renamed_without_its_card_is_refused(name, tmp_path):
+    written = tmp_path / f"prompt_best{'.safetensors' if 'safe' in name else '.npy'}"
+    prompts.save(written, PROMPT)
+    card.save(written, CARD, PROMPT)
+    written.rename(tmp_path / name)
+    with pytest.raises(CheckpointError, match=RENAMED):
+        card.read(tmp_path / name)
+
+
+def test_an_adapter_that_was_renamed_without_its_card_is_refused(tmp_path):
+    peft.save_prompt(tmp_path / "reviews", PROMPT)
+    card.save(tmp_path / "prompt_best", CARD, PROMPT)
+    with pytest.raises(CheckpointError, match=RENAMED):
+        card.read(tmp_path / "reviews")
+
+
+def test_leaves_that_were_renamed_without_their_card_are_refused(tmp_path):
     leaves = {"encoder/a/lora_a": np.ones((2, 3), np.float32), "b": np.zeros(2, np.float32)}
-    safetensors_file.write(tmp_path / "trained_best.safetensors", leaves, np.dtype("float32"))
-    card.save(tmp_path / "trained_best.safetensors", CARD, leaves)
-    (tmp_path / "trained_best.safetensors").rename(tmp_path / "lora.safetensors")
-    with pytest.raises(CheckpointError, match=r"copy or rename it to lora\.card\.json"):
+    written = tmp_path / "trained_best.safetensors"
+    safetensors_file.write(written, leaves, np.dtype("float32"))
+    card.save(written, CARD, leaves)
+    written.rename(tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"rename it to lora\.card\.json"):
         card.read(tmp_path / "lora.safetensors")
+
+
+def test_prompts_without_a_card_beside_cards_of_others(tmp_path):
+    """A card whose file is there is that file's, whatever else has the same values."""
+    original = tmp_path / "prompt_best.npy"
+    prompts.save(original, PROMPT)
+    card.save(original, CARD, PROMPT)
+    for name, prompt in (("copy.npy", PROMPT), ("other.npy", PROMPT + 1)):
+        prompts.save(tmp_path / name, prompt)
+        assert card.read(tmp_path / name) is None
+    original.unlink()
+    (tmp_path / "odd.card.json").write_bytes(b'{"task": "caf\xe9"}')
+    (tmp_path / "folder.card.json").mkdir()
+    (tmp_path / "gone.card.json").symlink_to(tmp_path / "nothing")
+    (tmp_path / "text.npy").write_text("no prompt")
+    for name in ("other.npy", "text.npy", "missing.npy"):
+        assert card.read(tmp_path / name) is None
 
 
 def test_a_card_of_an_earlier_version_is_read(tmp_path):

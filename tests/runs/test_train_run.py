@@ -275,7 +275,7 @@ def test_a_finished_run_keeps_its_card_and_says_that_it_is_finished(
 
     run(data, finished[0], 4, backbone=backbone_file, on_start=never)
     said = capsys.readouterr().out
-    assert "finished, all 4 steps" in said and "other test examples" not in said
+    assert "finished, all 4 steps" in said and "other examples" not in said
     assert card.read(finished[0] / "prompt_last.npy").config == "PROMPT_LENGTH = 4"
 
 
@@ -285,8 +285,16 @@ def test_a_finished_run_says_that_it_measures_other_examples(data, backbone_file
     of_before["examples"] = dict.fromkeys(of_before["examples"], "0" * 16)
     path.write_text(json.dumps(of_before))
     run(data, finished[0], 4, backbone=backbone_file)
-    said = "warning: demo_reviews: other test examples than before; result.json will be theirs"
+    said = "warning: demo_reviews, test split: other examples than before; result.json will be"
     assert said in capsys.readouterr().out
+
+
+def test_a_finished_run_keeps_the_rate_of_its_training(data, backbone_file, finished):
+    before = card.read(finished[0] / "trained_last.safetensors")
+    run(data, finished[0], 4, backbone=backbone_file, learning_rate=0.1, resume_with_changes=True)
+    after = card.read(finished[0] / "trained_last.safetensors")
+    assert after.learning_rate == before.learning_rate != 0.1
+    assert card.read(finished[0] / "prompt_best.npy").learning_rate == before.learning_rate
 
 
 def test_a_result_without_a_checkpoint_is_not_trained_again_for_other_examples(

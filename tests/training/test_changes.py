@@ -602,3 +602,6 @@ def test_a_model_that_fit_took_does_not_answer(answer, tmp_path):
     data = EvalSet("t", "test", ["a"], ["b"], ids, ("b",), ids, 3, (), str)
     with pytest.raises(UserError, match="was given to fit before, which took its trained leaves"):
         answer(tuned, data, 8)
+    of_arrays = tiny_model(METHOD)
+    of_arrays = dataclasses.replace(of_arrays, trained=jax.tree.map(np.asarray, of_arrays.trained))
+    assert len(answer(of_arrays, data, 8).texts) == 1
