@@ -184,19 +184,23 @@ def _check_is_not_renamed(file: epath.Path) -> None:
     if not file.exists():
         return
     present = {each.name for each in file.parent.iterdir()}
-    for name in sorted(name for name in present if name.endswith(SUFFIX)):
-        own = name.removesuffix(SUFFIX)
+    left = []
+    for card in (file.parent / name for name in sorted(present) if name.endswith(SUFFIX)):
+        own = card.name.removesuffix(SUFFIX)
         if present.isdisjoint((own, *(own + suffix for suffix in prompts.SUFFIXES))):
-            path = file.parent / name
-            if path.is_file() and _checksum_in(file).encode() in path.read_bytes():
-                raise CheckpointError(
-                    f"{file}: has no card, and {name} in its folder was written for these values; "
-                    f"rename it to {path_of(file).name}"
-                )
+            left.append(card)
+    if not left or (checksum := _checksum_in(file)) is None:
+        return
+    for card in left:
+        if card.is_file() and checksum.encode() in card.read_bytes():
+            raise CheckpointError(
+                f"{file}: has no card, and {card.name} in its folder was written for these values; "
+                f"rename it to {path_of(file).name}"
+            )
 
 
-def _checksum_in(file: epath.Path) -> str:
-    """`checksum_of` what a file holds; the name of no card if its reader will refuse it."""
+def _checksum_in(file: epath.Path) -> str | None:
+    """`checksum_of` what a file holds; None if it is no prompt, of which its reader will tell."""
     try:
         if file.suffix == safetensors_file.SUFFIX:
             stored = safetensors_file.stored(file)
@@ -204,7 +208,7 @@ def _checksum_in(file: epath.Path) -> str:
                 return checksum_of({name: np.asarray(leaf) for name, leaf in stored.items()})
         return checksum_of(prompts.load(file))
     except CheckpointError:
-        return "\0"
+        return None
 
 
 def check_values(card: Card | None, path: epath.PathLike, values: Values) -> None:

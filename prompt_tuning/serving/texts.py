@@ -11,7 +11,7 @@ CUT = (
     "texts of more tokens than the input length are cut; it is that of the training if the "
     "prompt's card says so, else the model's input_length"
 )
-EMPTY = "some texts are empty; what is said of them says nothing"
+EMPTY = "some texts are empty, so their answers say nothing of them"
 UNREADABLE = (
     "the vocabulary does not know most characters of some texts, so the model cannot tell them "
     "apart; use a backbone of the texts' language"
