@@ -137,10 +137,10 @@ def _map(
     """Applies a jitted function to all inputs, in batches of `batch_size` rows.
 
     Raises:
-      UserError: If its results are not finite numbers, or as `TunedModel.check_is_here` and
+      UserError: If its results are not finite numbers, or as `TunedModel.check_not_donated` and
         `check_as_trained`.
     """
-    tuned.check_is_here()
+    tuned.check_not_donated()
     check_as_trained(tuned, data)
     sharding.check_batch_size(batch_size, tuned.layout, "batch_size")
     for ids in (data.encoder_input_tokens, data.label_tokens):

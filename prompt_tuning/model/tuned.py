@@ -70,8 +70,8 @@ class TunedModel:
         leaves = flatten(self.params).items()
         return {path: leaf for path, leaf in leaves if path in self.split.backbone}
 
-    def check_is_here(self) -> None:
-        """Checks that no training has taken the leaves.
+    def check_not_donated(self) -> None:
+        """Checks that no training has taken the leaves, whose buffers it donates to its first step.
 
         Raises:
           UserError: If the model was given to `fit`.

@@ -325,7 +325,7 @@ class _Loop:
         identity: Identity,
         further: Mapping[str, Any],
     ) -> None:
-        tuned.check_is_here()
+        tuned.check_not_donated()
         self._settings, self._initial, self._evaluators = settings, tuned, evaluators
         optimizer = settings.transformation(tuned.split)
         self._state = create_state(tuned, optimizer)
