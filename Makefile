@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make venv    .venv with this package (editable) and its test tools"
-	@echo "make demo    trains three prompts, 5 to 6 minutes; prints their results"
+	@echo "make demo    trains three prompts, 3 to 4 minutes; prints their results"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make slow    the slow tests"
 	@echo "make t5x     the tests inside T5X, in .venv-t5x; T5X=, JESTIMATOR= and AIRIO= name checkouts"
