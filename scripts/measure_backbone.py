@@ -1,6 +1,7 @@
 """Measures what a backbone answers on fresh examples of pre-training's kinds (docs/backbone.md).
 
-Greedy answers, exact, beside the share that guessing among the options gives:
+Greedy answers, exact, beside the share that guessing among the options gives. An answer depends on
+how long an input may be: tokens beyond the length of training are of little use (`--length`).
 
   python scripts/measure_backbone.py --size=demo --weights=FILE --corpus=FOLDER \
     --labelled=FOLDER --table=FOLDER --json=FILE
@@ -27,13 +28,15 @@ from prompt_tuning.trainer import initialize
 from prompt_tuning.transformer.vocabulary import EOS
 
 BATCH = 100
-INPUTS, TARGETS = 128, 16
+TARGETS = 16  # tokens
+FIXED_LENGTHS = {"pairs": 64, "cloze": 128}  # input tokens
 
 _SIZE = flags.DEFINE_string("size", "demo", "Preset of the backbone.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file.", required=True)
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of the corpus.", required=True)
 _LABELLED = flags.DEFINE_string("labelled", None, "Folder of the labelled sets.", required=True)
 _TABLE = flags.DEFINE_string("table", None, "Folder of the teacher's table.", required=True)
+_LENGTH = flags.DEFINE_integer("length", 40, "Input tokens of a choice; what is longer is cut.")
 _EXAMPLES = flags.DEFINE_integer("examples", 500, "Examples of each kind.")
 _SEED = flags.DEFINE_integer("seed", 12_345, "Of the examples.")
 _JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
@@ -54,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         examples = drawn(mixture, kind, rng, _EXAMPLES.value)
         sources = mixture.encode([source for source, _, _ in examples])
         answers = mixture.encode([answer for _, answer, _ in examples])
-        length = INPUTS if kind == "cloze" else INPUTS // 2
+        length = FIXED_LENGTHS.get(kind, _LENGTH.value)
         rows = pad(list(zip(sources, answers, strict=True)), length, TARGETS)
         tokens = rows["encoder_input_tokens"]
         given = [
@@ -68,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
             {
                 "size": _SIZE.value,
                 "kind": kind,
+                "length": length,
                 "examples": len(examples),
                 "exact": round(float(np.mean(right)), 4),
                 "chance": round(float(chance), 4),

@@ -62,6 +62,7 @@ class Mixture:
       phases: Phases in order; the last one has no end.
       batch_size: Number of choices, or of steered tasks, in a batch.
       choice_length: Input tokens of a choice; a pair has 8/5 of them, and a batch 5/8 as many.
+      long_choices: Share of the batches of choices that are half as many of twice that length.
       answer_length: Target tokens of choices, pairs and steered tasks.
       input_length, target_length: Tokens of cloze questions and of T5's objectives.
       seed: Seed of all batches.
@@ -74,6 +75,7 @@ class Mixture:
     phases: Sequence[Phase]
     batch_size: int = 128
     choice_length: int = 40
+    long_choices: float = 0.5
     answer_length: int = 8
     input_length: int = 128
     target_length: int = 32
@@ -88,7 +90,10 @@ class Mixture:
         long = max(1, self.batch_size * self.choice_length // self.input_length)
         match kind:
             case "choices":
-                return self._short(self.choice_pairs(rng, self.batch_size), self.choice_length)
+                # What was never longer than a prompt's input in training fails there.
+                times = 2 if rng.random() < self.long_choices else 1
+                texts = self.choice_pairs(rng, max(1, self.batch_size // times))
+                return self._short(texts, self.choice_length * times)
             case "pairs":
                 length = self.choice_length * 8 // 5
                 size = max(1, self.batch_size * 5 // 8)

@@ -53,9 +53,17 @@ def test_each_kind_of_batch(mixture, kind):
     np.testing.assert_array_equal(batch["decoder_input_tokens"][:, 1:], targets[:, :-1])
 
 
+def test_some_batches_of_choices_are_half_as_many_of_twice_the_length(mixture):
+    choices = dataclasses.replace(mixture, phases=(Phase(1, choices=1.0),))
+    shapes = {choices(step)["encoder_input_tokens"].shape for step in range(12)}
+    assert shapes == {(16, 40), (8, 80)}
+    never = dataclasses.replace(choices, long_choices=0.0)
+    assert {never(step)["encoder_input_tokens"].shape for step in range(12)} == {(16, 40)}
+
+
 def test_phases_follow_one_another(mixture):
     phases = (Phase(2, cloze=1.0), Phase(4, choices=1.0))
-    changed = dataclasses.replace(mixture, phases=phases)
+    changed = dataclasses.replace(mixture, phases=phases, long_choices=0.0)
     lengths = [changed(step)["encoder_input_tokens"].shape[1] for step in (0, 1, 2, 3, 9)]
     assert lengths == [128, 128, 40, 40, 40]
 
