@@ -90,7 +90,7 @@ class Mixture:
         long = max(1, self.batch_size * self.choice_length // self.input_length)
         match kind:
             case "choices":
-                # What was never longer than a prompt's input in training fails there.
+                # Backbones answer badly inputs that are longer than all choices of training.
                 times = 2 if rng.random() < self.long_choices else 1
                 texts = self.choice_pairs(rng, max(1, self.batch_size // times))
                 return self._short(texts, self.choice_length * times)
