@@ -13,7 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+
+from prompt_tuning.cli import plain_command
 
 SIZES = ("demo", "ladder_l", "ladder_s", "ladder_xs")
 FINAL = "final"  # the stage of the weights by the whole recipe
@@ -39,8 +41,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of values and batches.")
 _STAGES = flags.DEFINE_bool("stages", False, f"Make the stages of {', '.join(STAGED)} too.")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     table = _TABLE.value or str(Path(_OUTPUT.value, "table"))
     if not _TABLE.value:
         command = [sys.executable, Path(__file__).with_name("make_table.py")]
@@ -122,4 +123,4 @@ def run(command: Sequence[str | Path]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    plain_command.main(main)

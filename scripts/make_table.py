@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
-from absl import app, flags
+from absl import flags
 
 from prompt_tuning import embedded
+from prompt_tuning.cli import plain_command
 from prompt_tuning.pretraining import sampling
 from prompt_tuning.pretraining.corpus import documents
 from prompt_tuning.pretraining.overlap import HeldOut, evaluation_texts
@@ -40,8 +41,7 @@ _PAIRS = flags.DEFINE_integer("pairs", sampling.PAIRS, "Pairs of sentences.")
 Encode = Callable[[Sequence[str]], np.ndarray]
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     folder = Path(_OUTPUT.value)
     if (folder / MANIFEST).exists():
         return
@@ -179,4 +179,4 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    plain_command.main(main)

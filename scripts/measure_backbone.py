@@ -11,14 +11,14 @@ The teacher's choices and the pairs are drawn from texts that training leaves ou
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from prompt_tuning import decoding, embedded, sharding
+from prompt_tuning.cli import plain_command
 from prompt_tuning.methods.base import Method
 from prompt_tuning.pretraining import cloze
 from prompt_tuning.pretraining.choices import KINDS
@@ -44,8 +44,7 @@ _JSON = flags.DEFINE_string("json", "", "File to write the figures to.")
 Example = tuple[str, str, float]  # input, answer, share right by guessing
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     mixture = Mixture(_CORPUS.value, _LABELLED.value, _TABLE.value, embedded.vocabulary(), ())
     tuned = initialize(
         preset(_SIZE.value), Method(), layout=sharding.layout(), checkpoint=_WEIGHTS.value
@@ -107,4 +106,4 @@ def until_end(row: np.ndarray) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    plain_command.main(main)

@@ -6,12 +6,12 @@ The 100 sentinels are not pieces: a T5 vocabulary puts them after the last piece
 """
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
-from absl import app, flags
+from absl import flags
 
+from prompt_tuning.cli import plain_command
 from prompt_tuning.pretraining.corpus import documents
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of .jsonl files.", required=True)
@@ -21,8 +21,7 @@ _LINES = flags.DEFINE_integer("lines", 200_000, "Paragraphs to sample.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample.")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     paragraphs = [
         paragraph
         for _, text in documents(_CORPUS.value)
@@ -47,4 +46,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    plain_command.main(main)
