@@ -1,7 +1,7 @@
 """Measures what a backbone answers on fresh examples of pre-training's kinds (docs/backbone.md).
 
-Greedy answers, exact, beside the share that guessing among the options gives. An answer depends on
-how long an input may be: tokens beyond the length of training are of little use (`--length`).
+Greedy answers, exact, beside the share that guessing among the options gives. Inputs are cut to
+`--length`: backbones answer those that are longer than any of their training worse than cut ones.
 
   python scripts/measure_backbone.py --size=demo --weights=FILE --corpus=FOLDER \
     --labelled=FOLDER --table=FOLDER --json=FILE
@@ -29,14 +29,16 @@ from prompt_tuning.transformer.vocabulary import EOS
 
 BATCH = 100
 TARGETS = 16  # tokens
-FIXED_LENGTHS = {"pairs": 64, "cloze": 128}  # input tokens
+FIXED_LENGTHS = {"pairs": Mixture.choice_length * 8 // 5, "cloze": Mixture.input_length}
 
 _SIZE = flags.DEFINE_string("size", "demo", "Preset of the backbone.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file.", required=True)
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of the corpus.", required=True)
 _LABELLED = flags.DEFINE_string("labelled", None, "Folder of the labelled sets.", required=True)
 _TABLE = flags.DEFINE_string("table", None, "Folder of the teacher's table.", required=True)
-_LENGTH = flags.DEFINE_integer("length", 40, "Input tokens of a choice; what is longer is cut.")
+_LENGTH = flags.DEFINE_integer(
+    "length", Mixture.choice_length, "Input tokens of a choice; what is longer is cut.", lower_bound=2
+)
 _EXAMPLES = flags.DEFINE_integer("examples", 500, "Examples of each kind.")
 _SEED = flags.DEFINE_integer("seed", 12_345, "Of the examples.")
 _JSON = flags.DEFINE_string("json", "", "File to write the figures to.")

@@ -60,9 +60,9 @@ class Mixture:
       table: Folder of the teacher's table.
       vocabulary: Path of the SentencePiece model.
       phases: Phases in order; the last one has no end.
-      batch_size: Number of choices, or of steered tasks, in a batch.
-      choice_length: Input tokens of a choice; a pair has 8/5 of them, and a batch 5/8 as many.
-      long_choices: Share of the batches of choices that are half as many of twice that length.
+      batch_size: Number of short choices, or of steered tasks, in a batch.
+      choice_length: Input tokens of a short choice; a pair has 8/5 of them, and a batch 5/8 as many.
+      long_choices: Share of the batches of choices with half the rows and twice the length.
       answer_length: Target tokens of choices, pairs and steered tasks.
       input_length, target_length: Tokens of cloze questions and of T5's objectives.
       seed: Seed of all batches.
@@ -87,11 +87,11 @@ class Mixture:
         phase = next((p for p in self.phases if step < p.until), self.phases[-1])
         shares = np.array([getattr(phase, kind) for kind in KINDS])
         kind = KINDS[int(rng.choice(len(KINDS), p=shares / shares.sum()))]
-        long = max(1, self.batch_size * self.choice_length // self.input_length)
+        rows = max(1, self.batch_size * self.choice_length // self.input_length)
         match kind:
             case "choices":
-                # Backbones answer badly inputs that are longer than all choices of training.
-                times = 2 if rng.random() < self.long_choices else 1
+                # A backbone that has seen short choices alone fails on longer ones.
+                times = 2 if self.long_choices and rng.random() < self.long_choices else 1
                 texts = self.choice_pairs(rng, max(1, self.batch_size // times))
                 return self._short(texts, self.choice_length * times)
             case "pairs":
@@ -102,11 +102,11 @@ class Mixture:
                 texts = [self._steered(rng) for _ in range(self.batch_size)]
                 return self._short(texts, self.choice_length)
             case "cloze":
-                examples = self._encoded([self._cloze(rng) for _ in range(long)])
+                examples = self._encoded([self._cloze(rng) for _ in range(rows)])
             case "span_corruption":
-                examples = [self._span_corruption(rng) for _ in range(long)]
+                examples = [self._span_corruption(rng) for _ in range(rows)]
             case _:
-                examples = [self._prefix_lm(rng) for _ in range(long)]
+                examples = [self._prefix_lm(rng) for _ in range(rows)]
         return pad(examples, self.input_length, self.target_length)
 
     @property
