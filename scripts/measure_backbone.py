@@ -37,7 +37,7 @@ _CORPUS = flags.DEFINE_string("corpus", None, "Folder of the corpus.", required=
 _LABELLED = flags.DEFINE_string("labelled", None, "Folder of the labelled sets.", required=True)
 _TABLE = flags.DEFINE_string("table", None, "Folder of the teacher's table.", required=True)
 _LENGTH = flags.DEFINE_integer(
-    "length", Mixture.choice_length, "Input tokens of a choice; what is longer is cut.", lower_bound=2
+    "length", Mixture.choice_length, "Input tokens of a choice; cuts longer ones.", lower_bound=2
 )
 _EXAMPLES = flags.DEFINE_integer("examples", 500, "Examples of each kind.")
 _SEED = flags.DEFINE_integer("seed", 12_345, "Of the examples.")

@@ -61,7 +61,7 @@ class Mixture:
       vocabulary: Path of the SentencePiece model.
       phases: Phases in order; the last one has no end.
       batch_size: Number of short choices, or of steered tasks, in a batch.
-      choice_length: Input tokens of a short choice; a pair has 8/5 of them, and a batch 5/8 as many.
+      choice_length: Input tokens of a short choice; pairs have 8/5 of them, in 5/8 as many rows.
       long_choices: Share of the batches of choices with half the rows and twice the length.
       answer_length: Target tokens of choices, pairs and steered tasks.
       input_length, target_length: Tokens of cloze questions and of T5's objectives.
