@@ -29,7 +29,6 @@ from prompt_tuning.transformer.vocabulary import EOS
 
 BATCH = 100
 TARGETS = 16  # tokens
-FIXED_LENGTHS = {"pairs": Mixture.choice_length * 8 // 5, "cloze": Mixture.input_length}
 
 _SIZE = flags.DEFINE_string("size", "demo", "Preset of the backbone.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "The .safetensors file.", required=True)
@@ -52,13 +51,14 @@ def main() -> None:
         preset(_SIZE.value), Method(), layout=sharding.layout(), checkpoint=_WEIGHTS.value
     )
     decode = jax.jit(functools.partial(decoding.greedy, tuned.model, length=TARGETS))
+    lengths = {"pairs": mixture.pair_length, "cloze": mixture.input_length}
     figures = []
     for kind in (*KINDS, "pairs", "cloze"):
         rng = np.random.default_rng(_SEED.value)
         examples = drawn(mixture, kind, rng, _EXAMPLES.value)
         sources = mixture.encode([source for source, _, _ in examples])
         answers = mixture.encode([answer for _, answer, _ in examples])
-        length = FIXED_LENGTHS.get(kind, _LENGTH.value)
+        length = lengths.get(kind, _LENGTH.value)
         rows = pad(list(zip(sources, answers, strict=True)), length, TARGETS)
         tokens = rows["encoder_input_tokens"]
         given = [

@@ -95,9 +95,8 @@ class Mixture:
                 texts = self.choice_pairs(rng, max(1, self.batch_size // times))
                 return self._short(texts, self.choice_length * times)
             case "pairs":
-                length = self.choice_length * 8 // 5
                 size = max(1, self.batch_size * 5 // 8)
-                return self._short(self._pairs.draw(rng, size), length)
+                return self._short(self._pairs.draw(rng, size), self.pair_length)
             case "steered":
                 texts = [self._steered(rng) for _ in range(self.batch_size)]
                 return self._short(texts, self.choice_length)
@@ -108,6 +107,11 @@ class Mixture:
             case _:
                 examples = [self._prefix_lm(rng) for _ in range(rows)]
         return pad(examples, self.input_length, self.target_length)
+
+    @property
+    def pair_length(self) -> int:
+        """Input tokens of a pair."""
+        return self.choice_length * 8 // 5
 
     @property
     def settings(self) -> dict[str, Any]:
